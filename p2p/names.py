@@ -1,0 +1,106 @@
+"""Wire strings, and the limits of streams, frames, gossip and the DHT.
+
+Hides: how a topic, a DHT key or a protocol id is spelled, and how much of anything a peer may hold.
+Guarantees: pure constants and functions; every limit ends in its unit (`_bytes_max`, `_ms`, `_max`).
+Implements docs/protocol.md, sections "Names" and "Limits".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- names -----------------------------------------------------------------------------------------------
+
+RR_PROTOCOL: Final = "/aw/rr/1"
+KAD_PROTOCOL: Final = "/aw/kad/1.0.0"
+GOSSIP_PROTOCOL: Final = "/meshsub/1.1.0"
+
+TOPIC_KINDS: Final = ("action", "batch", "block", "head", "event", "evidence")
+
+# blake3 is multihash code 0x1e; a digest is always 0x20 = 32 bytes here.
+MULTIHASH_BLAKE3_PREFIX: Final = b"\x1e\x20"
+
+
+def topic(world_id: str, kind: str) -> str:
+    """Gossip topic `aw.<world_id>.<kind>`; `kind` is one of TOPIC_KINDS."""
+    if kind not in TOPIC_KINDS:
+        raise ValueError(f"topic kind: {kind!r} is none of {', '.join(TOPIC_KINDS)}")
+    return f"aw.{world_id}.{kind}"
+
+
+def head_key(world_id: str) -> str:
+    """DHT record key of a world's newest head, 47 bytes for a 32-character world id."""
+    return f"/aw/world/{world_id}/head"
+
+
+def provider_key(content_id: bytes) -> bytes:
+    """DHT provider key of a 32-byte BLAKE3 content id: its multihash, 34 bytes."""
+    if len(content_id) != 32:
+        raise ValueError(f"content id: {len(content_id)} bytes, not 32")
+    return MULTIHASH_BLAKE3_PREFIX + content_id
+
+
+# --- frames and streams of /aw/rr/1 ------------------------------------------------------------------------
+
+FRAME_BYTES_MAX: Final = 1 << 20  # what the length prefix may say: head and body together
+FRAME_LENGTH_BYTES_MAX: Final = 3  # a minimal varint up to FRAME_BYTES_MAX takes three bytes
+METHOD_BYTES_MAX: Final = 64
+REQUEST_ID_MAX: Final = (1 << 32) - 1
+RETRY_AFTER_MS_MAX: Final = (1 << 32) - 1
+ERROR_MESSAGE_BYTES_MAX: Final = 1_024
+
+REQUEST_BYTES_MAX: Final = 64 * 1024  # a request frame, unless its route says more
+REQUEST_LARGE_BYTES_MAX: Final = FRAME_BYTES_MAX  # submit_actions, commit_batch, execute_batch
+PART_BYTES_MAX: Final = 256 * 1024  # what one part of a streamed answer carries
+ANSWER_BYTES_MAX: Final = FRAME_BYTES_MAX - 64  # body of one last answer
+ANSWER_PARTS_BYTES_MAX: Final = 64 << 20  # all parts of one streamed answer, unless the caller says less
+
+IN_FLIGHT_PER_SESSION_MAX: Final = 32
+IN_FLIGHT_PER_PEER_MAX: Final = 64
+IN_FLIGHT_TOTAL_MAX: Final = 1_024
+STREAMS_PER_PEER_MAX: Final = 64
+SESSION_QUEUE_FRAMES_MAX: Final = 64
+SESSION_WRITE_BATCH_BYTES_MAX: Final = 64 * 1024  # small frames are joined up to this much per write
+
+REQUESTS_PER_S_PER_PEER_MAX: Final = 2_000
+REQUEST_BYTES_PER_S_PER_PEER_MAX: Final = 64 << 20
+
+REQUEST_FIRST_BYTE_MS: Final = 10_000
+REQUEST_TOTAL_MS: Final = 30_000
+HANDLER_MS_MAX: Final = 30_000
+SESSION_IDLE_MS: Final = 60_000
+
+# --- gossip ------------------------------------------------------------------------------------------------
+
+GOSSIP_BYTES_MAX: Final = 64 * 1024
+GOSSIP_CHANNEL_MESSAGES_MAX: Final = 4_096
+GOSSIP_OUT_QUEUE_RPCS_MAX: Final = 2_048
+GOSSIP_MESSAGES_PER_RPC_MAX: Final = 256
+GOSSIP_IN_FLIGHT_PER_PEER_MAX: Final = 1_024
+TOPICS_MAX: Final = 256
+
+# --- DHT ---------------------------------------------------------------------------------------------------
+
+RECORD_KEY_BYTES_MAX: Final = 49  # py-libp2p resets a FIND_NODE of more than 50 bytes that is no multihash
+RECORD_BYTES_MAX: Final = 8 * 1024
+PROVIDERS_PER_KEY_MAX: Final = 20
+PROVIDER_CACHE_TTL_MS: Final = 600_000
+HEAD_CACHE_TTL_MS: Final = 300_000
+PROVIDERS_CACHED_PER_KEY_MAX: Final = 8
+PROVIDED_KEYS_MAX: Final = 65_536
+PROVIDER_REPUBLISH_MS: Final = 300_000
+DHT_LOOKUP_MS: Final = 15_000
+ADD_PROVIDER_PER_10_S_PER_PEER_MAX: Final = 500
+DHT_HANDLERS_MAX: Final = 64
+
+# --- connections -------------------------------------------------------------------------------------------
+
+DIAL_MS_MAX: Final = 5_000
+REDIAL_FIRST_MS: Final = 250
+REDIAL_LAST_MS: Final = 30_000
+LIVENESS_PERIOD_MS: Final = 5_000
+LIVENESS_TIMEOUT_MS: Final = 4_000
+NEGOTIATION_S: Final = 4
+CONNECTIONS_MAX: Final = 512
+ADDRS_PER_PEER_MAX: Final = 16
+KNOWN_PEERS_MAX: Final = 1_024
