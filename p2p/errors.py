@@ -34,12 +34,20 @@ class NetworkError(Exception):
 
 
 class FrameError(NetworkError):
-    """Bytes that are no frame: the stream cannot be read any further. `field` names what is wrong."""
+    """Bytes that are no frame: the stream cannot be read any further. `field` names what is wrong.
 
-    def __init__(self, field: str, why: str) -> None:
+    `request_id` is there when the frame still said whom to tell.
+    """
+
+    def __init__(self, field: str, why: str, *, request_id: int | None = None) -> None:
         super().__init__(f"frame {field}: {why}")
         self.field = field
         self.why = why
+        self.request_id = request_id
+
+
+class StreamBroken(NetworkError):
+    """A raw stream was reset, by either side, or its connection is gone."""
 
 
 class RequestFailed(NetworkError):

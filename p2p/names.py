@@ -40,6 +40,29 @@ def provider_key(content_id: bytes) -> bytes:
     return MULTIHASH_BLAKE3_PREFIX + content_id
 
 
+_BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+
+def peer_text(peer_id: bytes) -> str:
+    """A peer id as people and multiaddrs spell it: base58, `12D3Koo...`."""
+    number, text = int.from_bytes(peer_id, "big"), ""
+    while number:
+        number, digit = divmod(number, 58)
+        text = _BASE58[digit] + text
+    return "1" * (len(peer_id) - len(peer_id.lstrip(b"\0"))) + text
+
+
+def peer_from_text(text: str) -> bytes:
+    """The bytes of a base58 peer id of at most 64 characters. Raises ValueError."""
+    if not 1 <= len(text) <= 64 or any(character not in _BASE58 for character in text):
+        raise ValueError(f"peer id: {text[:80]!r} is not 1..64 characters of base58")
+    number = 0
+    for character in text:
+        number = number * 58 + _BASE58.index(character)
+    zeros = len(text) - len(text.lstrip("1"))
+    return b"\0" * zeros + number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
 # --- frames and streams of /aw/rr/1 ------------------------------------------------------------------------
 
 FRAME_BYTES_MAX: Final = 1 << 20  # what the length prefix may say: head and body together
