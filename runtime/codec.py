@@ -1,0 +1,261 @@
+"""Strict canonical CBOR, BLAKE3 content ids, Merkle roots: the only place where a record becomes bytes.
+
+Hides: the CBOR library and the hash library.
+Guarantees: `decode` accepts exactly the bytes that `encode` can produce (RFC 8949 core deterministic, text keys only,
+no floats, tags, undefined, indefinite lengths or duplicate keys, depth <= 32, integers of 64 bits signed).
+Implements docs/protocol.md, sections "Encoding", "Hashes" and "Merkle trees".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import cbor2
+from blake3 import blake3
+
+from runtime.errors import Invalid
+from runtime.limits import COUNT_MAX, DEPTH_MAX
+
+Value: TypeAlias = Any
+"""A CBOR value of the profile: dict[str, Value], list[Value], str, bytes, int, bool, None."""
+
+HASH_BYTES = 32
+INT_MIN, INT_MAX = -(1 << 63), (1 << 63) - 1
+ZERO_HASH = bytes(HASH_BYTES)
+
+
+# --- canonical CBOR ----------------------------------------------------------------------------------------
+
+
+def _ordered(value: Value, depth: int, field: str) -> Value:
+    """`value` with every map in canonical key order, after checking that the profile allows it."""
+    kind = type(value)
+    if kind is str or kind is bytes or kind is bool or value is None:
+        if kind is str:
+            _check_text(value, field)
+        return value
+    if kind is int:
+        if not INT_MIN <= value <= INT_MAX:
+            raise Invalid(field, "integer outside -2^63..2^63-1")
+        return value
+    if depth >= DEPTH_MAX:
+        raise Invalid(field, f"nested deeper than {DEPTH_MAX}")
+    if kind is list or kind is tuple:
+        return [_ordered(item, depth + 1, field) for item in value]
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                raise Invalid(field, "map key that is no text")
+            _check_text(key, field)
+        # Length of the encoded key first, then bytes: for text keys this is RFC 8949 core order.
+        keys = sorted(value, key=lambda key: (len(key.encode()), key.encode()))
+        return {key: _ordered(value[key], depth + 1, f"{field}.{key}") for key in keys}
+    raise Invalid(field, f"{kind.__name__} is not in the profile")
+
+
+def _check_text(text: str, field: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Invalid(field, "text that is no UTF-8") from None
+
+
+def encode(value: Value, field: str = "value") -> bytes:
+    """The one encoding of `value`. Raises Invalid for anything outside the profile."""
+    return cbor2.dumps(_ordered(value, 0, field))
+
+
+def decode(data: bytes, bytes_max: int, field: str = "value") -> Value:
+    """The value whose one encoding is `data`. Raises Invalid, naming `field`, for all other bytes.
+
+    Decode, walk the value, encode again, compare: re-encoding alone lets float and undefined through.
+    """
+    if len(data) > bytes_max:
+        raise Invalid(field, f"{len(data)} bytes, at most {bytes_max}")
+    try:
+        value = cbor2.loads(data, max_depth=DEPTH_MAX + 1, allow_indefinite=False, allow_duplicate_keys=False)
+    # The decoder raises many kinds (also MemoryError and OverflowError for forged lengths): all mean bad bytes.
+    except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+        raise Invalid(field, f"no canonical CBOR ({type(error).__name__})") from None
+    if cbor2.dumps(_ordered(value, 0, field)) != data:
+        raise Invalid(field, "CBOR that is not canonical")
+    return value
+
+
+def array_of(items: Sequence[bytes]) -> bytes:
+    """The canonical array whose items' canonical encodings are given."""
+    count = len(items)
+    width = next(width for width in (0, 1, 2, 4) if count < (24 if width == 0 else 1 << 8 * width))
+    head = bytes([0x80 | count]) if width == 0 else bytes([0x98 + (1, 2, 4).index(width)]) + count.to_bytes(width, "big")
+    return head + b"".join(items)
+
+
+# --- content ids -------------------------------------------------------------------------------------------
+
+
+def content_id(data: bytes) -> bytes:
+    """BLAKE3-256 of a blob, 32 bytes."""
+    return blake3(data).digest()
+
+
+def preimage(record: str, body: bytes) -> bytes:
+    """`"aw/<record>/1" 00 || canonical CBOR`: what is hashed, and what is stored under that hash."""
+    return b"aw/" + record.encode() + b"/1\x00" + body
+
+
+def unwrap_preimage(record: str, blob: bytes) -> bytes:
+    """The canonical CBOR inside a record's preimage. Raises Invalid when it is another record's."""
+    head = preimage(record, b"")
+    if not blob.startswith(head):
+        raise Invalid(record, f"blob does not begin with {head!r}")
+    return blob[len(head) :]
+
+
+CID_PREFIX = bytes.fromhex("01551e20")  # CIDv1, raw, blake3-256, 32 bytes
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def base32(data: bytes) -> str:
+    """RFC 4648 base32, lower case, no padding."""
+    bits, count, text = 0, 0, []
+    for byte in data:
+        bits, count = bits << 8 | byte, count + 8
+        while count >= 5:
+            count -= 5
+            text.append(_BASE32[bits >> count & 31])
+    if count:
+        text.append(_BASE32[bits << (5 - count) & 31])
+    return "".join(text)
+
+
+def unbase32(text: str, field: str) -> bytes:
+    """Inverse of `base32`; raises Invalid for other characters or left-over bits that are not zero."""
+    bits, count, data = 0, 0, bytearray()
+    for char in text:
+        index = _BASE32.find(char)
+        if index < 0:
+            raise Invalid(field, f"{char!r} is no base32 character")
+        bits, count = bits << 5 | index, count + 5
+        if count >= 8:
+            count -= 8
+            data.append(bits >> count & 255)
+            bits &= (1 << count) - 1
+    if count >= 5 or bits:
+        raise Invalid(field, "base32 with left-over bits")
+    return bytes(data)
+
+
+def cid_text(content: bytes) -> str:
+    """CIDv1 view of a content id: `b` + base32 of 01 55 1e 20 || digest."""
+    return "b" + base32(CID_PREFIX + content)
+
+
+def parse_content_id(text: str) -> bytes:
+    """Content id from 64 hex digits or from its CIDv1 text. Raises Invalid."""
+    if len(text) == 64:
+        try:
+            return bytes.fromhex(text)
+        except ValueError:
+            raise Invalid("content_id", "64 characters that are no hex digits") from None
+    if text.startswith("b"):
+        raw = unbase32(text[1:], "content_id")
+        if raw[:4] == CID_PREFIX and len(raw) == 36:
+            return raw[4:]
+    raise Invalid("content_id", "neither 64 hex digits nor a CIDv1 (raw, blake3)")
+
+
+# --- Merkle trees (RFC 6962 shape) -------------------------------------------------------------------------
+
+_MERKLE = b"aw/merkle/1\x00"
+EMPTY_ROOT = blake3(_MERKLE + b"\x02").digest()
+
+
+def merkle_leaf(item: bytes) -> bytes:
+    """Hash of one leaf."""
+    return blake3(_MERKLE + b"\x00" + item).digest()
+
+
+def merkle_node(left: bytes, right: bytes) -> bytes:
+    """Hash of an inner node."""
+    return blake3(_MERKLE + b"\x01" + left + right).digest()
+
+
+def _fold(hashes: list[bytes]) -> bytes:
+    # Joining neighbours level by level, an odd one moving up, is the split at the largest power of two below n.
+    while len(hashes) > 1:
+        joined = [merkle_node(hashes[i], hashes[i + 1]) for i in range(0, len(hashes) - 1, 2)]
+        if len(hashes) % 2:
+            joined.append(hashes[-1])
+        hashes = joined
+    return hashes[0]
+
+
+def merkle_root(items: Sequence[bytes]) -> bytes:
+    """Root over `items`, 32 bytes; EMPTY_ROOT for none."""
+    return _fold([merkle_leaf(item) for item in items]) if items else EMPTY_ROOT
+
+
+def merkle_path(items: Sequence[bytes], index: int) -> list[bytes]:
+    """Siblings of leaf `index`, from the leaf upwards (RFC 6962 audit path)."""
+    if not 0 <= index < len(items):
+        raise Invalid("index", f"{index} is not below the count {len(items)}")
+    hashes, path = [merkle_leaf(item) for item in items], []
+    while len(hashes) > 1:
+        sibling = index ^ 1
+        if sibling < len(hashes):
+            path.append(hashes[sibling])
+        joined = [merkle_node(hashes[i], hashes[i + 1]) for i in range(0, len(hashes) - 1, 2)]
+        if len(hashes) % 2:
+            joined.append(hashes[-1])
+        hashes, index = joined, index // 2
+    return path
+
+
+def merkle_root_from_path(item: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes:
+    """Root that `path` leads to for `item` at `index` of `count` leaves. Raises Invalid for a path of wrong length."""
+    if not 0 <= index < count:
+        raise Invalid("proof.index", f"{index} is not below the count {count}")
+    digest, left = merkle_leaf(item), list(path)
+    while count > 1:
+        if index ^ 1 < count:
+            if not left:
+                raise Invalid("proof.path", "too short")
+            sibling = left.pop(0)
+            digest = merkle_node(sibling, digest) if index % 2 else merkle_node(digest, sibling)
+        index, count = index // 2, (count + 1) // 2
+    if left:
+        raise Invalid("proof.path", "too long")
+    return digest
+
+
+@dataclass(frozen=True, slots=True)
+class MountainRange:
+    """An append-only Merkle tree kept as its peaks: `peaks[i]` is the root of a full subtree or empty.
+
+    `count` leaves so far; its binary digits say which heights have a peak. root() equals merkle_root(all items).
+    """
+
+    count: int = 0
+    peaks: tuple[bytes, ...] = ()  # largest subtree first
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.count <= COUNT_MAX or len(self.peaks) != self.count.bit_count():
+            raise Invalid("peaks", f"{len(self.peaks)} peaks do not fit {self.count} leaves")
+
+    def append(self, item: bytes) -> MountainRange:
+        """The range with one more leaf."""
+        digest, peaks, count = merkle_leaf(item), list(self.peaks), self.count
+        while count & 1:
+            digest, count = merkle_node(peaks.pop(), digest), count >> 1
+        return MountainRange(self.count + 1, (*peaks, digest))
+
+    def root(self) -> bytes:
+        """32 bytes; EMPTY_ROOT for no leaf."""
+        if not self.peaks:
+            return EMPTY_ROOT
+        digest = self.peaks[-1]
+        for peak in reversed(self.peaks[:-1]):
+            digest = merkle_node(peak, digest)
+        return digest

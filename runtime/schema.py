@@ -1,0 +1,278 @@
+"""Field kinds: how one field of a record is checked, packed into a CBOR value, and read back.
+
+Hides: the walk over a record's annotations. A record is a frozen dataclass whose fields are annotated with a kind,
+so that its shape, bounds and bytes stand in one place.
+Guarantees: whoever holds a record holds a well-formed one: construction runs every check, and so does decoding.
+Implements docs/protocol.md, section "Records".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, get_args, get_origin, get_type_hints
+
+from runtime import codec, limits
+from runtime.errors import Invalid, UnknownVersion
+from runtime.keys import KEY_ID_BYTES, KEY_ID_PREFIX, SIGNATURE_BYTES
+
+VERSION = 1
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
+_WORLD_ID = re.compile(r"[a-z2-7]{32}", re.ASCII)
+
+
+def _same(value: Any) -> codec.Value:
+    return value
+
+
+def _as_read(value: codec.Value, _field: str) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of field. `check(value, field)` raises Invalid; `pack` and `unpack` go to and from CBOR values."""
+
+    check: Callable[[Any, str], None]
+    pack: Callable[[Any], codec.Value] = _same
+    unpack: Callable[[codec.Value, str], Any] = _as_read
+
+
+# --- scalars -----------------------------------------------------------------------------------------------
+
+
+def bytes_of(count: int) -> Kind:
+    """Exactly `count` bytes."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not bytes or len(value) != count:
+            raise Invalid(field, f"must be {count} bytes")
+
+    return Kind(check)
+
+
+def int_between(low: int, high: int) -> Kind:
+    """An integer in low..high, both included; a bool is none."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise Invalid(field, f"must be an integer {low}..{high}")
+
+    return Kind(check)
+
+
+def text_matching(pattern: re.Pattern[str]) -> Kind:
+    """Text that matches the pattern as a whole."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not str or pattern.fullmatch(value) is None:
+            raise Invalid(field, f"must match {pattern.pattern}")
+
+    return Kind(check)
+
+
+def one_of(*words: str) -> Kind:
+    """One of the given words."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not str or value not in words:
+            raise Invalid(field, f"must be one of {', '.join(words)}")
+
+    return Kind(check)
+
+
+def _check_bool(value: Any, field: str) -> None:
+    if type(value) is not bool:
+        raise Invalid(field, "must be true or false")
+
+
+def _check_key_id(value: Any, field: str) -> None:
+    if type(value) is not bytes or len(value) != KEY_ID_BYTES or value[:6] != KEY_ID_PREFIX:
+        raise Invalid(field, "must be the 38 bytes of an Ed25519 peer id")
+
+
+Hash: TypeAlias = Annotated[bytes, bytes_of(codec.HASH_BYTES)]
+Signature: TypeAlias = Annotated[bytes, bytes_of(SIGNATURE_BYTES)]
+KeyId: TypeAlias = Annotated[bytes, Kind(_check_key_id)]
+WorldId: TypeAlias = Annotated[str, text_matching(_WORLD_ID)]
+Name: TypeAlias = Annotated[str, text_matching(_NAME)]
+Count: TypeAlias = Annotated[int, int_between(0, limits.COUNT_MAX)]
+Height: TypeAlias = Annotated[int, int_between(1, limits.COUNT_MAX)]
+Amount: TypeAlias = Annotated[int, int_between(0, limits.AMOUNT_MAX)]
+Coordinate: TypeAlias = Annotated[int, int_between(-limits.COORDINATE_CM_MAX, limits.COORDINATE_CM_MAX)]
+Flag: TypeAlias = Annotated[bool, Kind(_check_bool)]
+
+HASH: Kind = get_args(Hash)[1]
+SIGNATURE: Kind = get_args(Signature)[1]
+KEY_ID: Kind = get_args(KeyId)[1]
+NAME: Kind = get_args(Name)[1]
+AMOUNT: Kind = get_args(Amount)[1]
+COUNT: Kind = get_args(Count)[1]
+
+
+# --- compounds ---------------------------------------------------------------------------------------------
+
+
+def list_of(kind: Kind, low: int, high: int, *, ascending: bool = False) -> Kind:
+    """A tuple of low..high items; `ascending` demands rising order without equals."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not tuple or not low <= len(value) <= high:
+            raise Invalid(field, f"must be a list of {low}..{high} items")
+        for index, item in enumerate(value):
+            kind.check(item, f"{field}[{index}]")
+            if ascending and index and not value[index - 1] < item:
+                raise Invalid(f"{field}[{index}]", "must be greater than the item before it")
+
+    def unpack(value: codec.Value, field: str) -> Any:
+        if type(value) is not list or len(value) > high:
+            raise Invalid(field, f"must be a list of {low}..{high} items")
+        return tuple(kind.unpack(item, f"{field}[{index}]") for index, item in enumerate(value))
+
+    return Kind(check, lambda value: [kind.pack(item) for item in value], unpack)
+
+
+def tuple_of(*kinds: Kind) -> Kind:
+    """A tuple of exactly these kinds."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not tuple or len(value) != len(kinds):
+            raise Invalid(field, f"must be a list of {len(kinds)} items")
+        for index, (kind, item) in enumerate(zip(kinds, value, strict=True)):
+            kind.check(item, f"{field}[{index}]")
+
+    def unpack(value: codec.Value, field: str) -> Any:
+        if type(value) is not list or len(value) != len(kinds):
+            raise Invalid(field, f"must be a list of {len(kinds)} items")
+        return tuple(kind.unpack(item, f"{field}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+    def pack(value: Any) -> codec.Value:
+        return [kind.pack(item) for kind, item in zip(kinds, value, strict=True)]
+
+    return Kind(check, pack, unpack)
+
+
+def nested(record: type[Record]) -> Kind:
+    """Another record, as its map."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not record:
+            raise Invalid(field, f"must be a {record.NAME}")
+
+    return Kind(check, lambda value: value.to_value(), lambda value, field: record.from_value(value, field))
+
+
+# --- records -----------------------------------------------------------------------------------------------
+
+
+@cache
+def _kinds(record: type[Record]) -> tuple[tuple[str, Kind, bool], ...]:
+    """(name, kind, optional) of every field, in the order of declaration."""
+    hints = get_type_hints(record, include_extras=True)
+    found = []
+    for item in fields(record):  # type: ignore[arg-type]  # every Record subclass is a dataclass
+        hint, optional = hints[item.name], False
+        if get_origin(hint) is not Annotated:  # `Kind | None`
+            inner = [arg for arg in get_args(hint) if arg is not type(None)]
+            hint, optional = inner[0], True
+        found.append((item.name, next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional))
+    return tuple(found)
+
+
+class Record:
+    """Base of all records. A subclass is a frozen slots dataclass with NAME, BYTES_MAX and annotated fields.
+
+    VERSIONED records carry `v`; HASHED ones have a preimage `"aw/<NAME>/1" 00 || body` and its BLAKE3 hash.
+    CLOSED records refuse unknown keys. None means absent: optional fields are never null on the wire.
+    """
+
+    __slots__ = ("_bytes", "_hash")
+    NAME: ClassVar[str]
+    BYTES_MAX: ClassVar[int]
+    VERSIONED: ClassVar[bool] = True
+    CLOSED: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, kind, optional in _kinds(type(self)):
+            value = getattr(self, name)
+            if not (optional and value is None):
+                kind.check(value, f"{self.NAME}.{name}")
+        self.check()
+
+    def check(self) -> None:
+        """Rules between fields; raises Invalid. The default has none."""
+
+    def to_value(self) -> dict[str, codec.Value]:
+        """The record as a CBOR map."""
+        packed: dict[str, codec.Value] = {"v": VERSION} if self.VERSIONED else {}
+        for name, kind, _optional in _kinds(type(self)):
+            item = getattr(self, name)
+            if item is not None:
+                packed[name] = kind.pack(item)
+        return packed
+
+    def to_bytes(self) -> bytes:
+        """Canonical CBOR, kept after the first call."""
+        try:
+            return self._bytes  # type: ignore[has-type,no-any-return]
+        except AttributeError:
+            body = codec.encode(self.to_value(), self.NAME)
+            if len(body) > self.BYTES_MAX:
+                raise Invalid(self.NAME, f"{len(body)} bytes, at most {self.BYTES_MAX}") from None
+            object.__setattr__(self, "_bytes", body)
+            return body
+
+    def preimage(self) -> bytes:
+        """What is hashed, and the blob stored under that hash."""
+        return codec.preimage(self.NAME, self.to_bytes())
+
+    def hash(self) -> bytes:
+        """BLAKE3 of the preimage, 32 bytes: the record's content id."""
+        try:
+            return self._hash  # type: ignore[has-type,no-any-return]
+        except AttributeError:
+            digest = codec.content_id(self.preimage())
+            object.__setattr__(self, "_hash", digest)
+            return digest
+
+    @classmethod
+    def from_value(cls, value: codec.Value, field: str = "") -> Self:
+        """The record that a decoded map says. Raises Invalid, or UnknownVersion for another `v`."""
+        field = field or cls.NAME
+        if type(value) is not dict:
+            raise Invalid(field, "must be a map")
+        if cls.VERSIONED:
+            version = value.get("v")
+            if type(version) is not int:
+                raise Invalid(f"{field}.v", "must be an integer")
+            if version != VERSION:
+                raise UnknownVersion(field, version)
+        known = {"v"} if cls.VERSIONED else set()
+        read: dict[str, Any] = {}
+        for name, kind, optional in _kinds(cls):
+            known.add(name)
+            if name in value:
+                read[name] = kind.unpack(value[name], f"{field}.{name}")
+                if read[name] is None:
+                    raise Invalid(f"{field}.{name}", "null: an optional field is absent instead")
+            elif not optional:
+                raise Invalid(f"{field}.{name}", "is missing")
+        if cls.CLOSED and len(value) != sum(1 for name in value if name in known):
+            extra = min(name for name in value if name not in known)
+            raise Invalid(f"{field}.{extra}", "is no field of this record")
+        return cls(**read)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The record in these canonical bytes, at most BYTES_MAX."""
+        record = cls.from_value(codec.decode(data, cls.BYTES_MAX, cls.NAME))
+        if cls.CLOSED:
+            object.__setattr__(record, "_bytes", data)
+        return record
+
+    @classmethod
+    def from_preimage(cls, blob: bytes) -> Self:
+        """The record in a blob that is stored under its hash."""
+        return cls.from_bytes(codec.unwrap_preimage(cls.NAME, blob))
