@@ -73,6 +73,26 @@ def text_matching(pattern: re.Pattern[str]) -> Kind:
     return Kind(check)
 
 
+def bytes_between(low: int, high: int) -> Kind:
+    """A byte string of low..high bytes."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not bytes or not low <= len(value) <= high:
+            raise Invalid(field, f"must be {low}..{high} bytes")
+
+    return Kind(check)
+
+
+def text_upto(high: int) -> Kind:
+    """Text of at most `high` UTF-8 bytes."""
+
+    def check(value: Any, field: str) -> None:
+        if type(value) is not str or len(value.encode()) > high:
+            raise Invalid(field, f"must be text of at most {high} bytes")
+
+    return Kind(check)
+
+
 def one_of(*words: str) -> Kind:
     """One of the given words."""
 
@@ -110,6 +130,7 @@ KEY_ID: Kind = get_args(KeyId)[1]
 NAME: Kind = get_args(Name)[1]
 AMOUNT: Kind = get_args(Amount)[1]
 COUNT: Kind = get_args(Count)[1]
+FLAG: Kind = get_args(Flag)[1]
 
 
 # --- compounds ---------------------------------------------------------------------------------------------
