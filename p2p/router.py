@@ -1,0 +1,515 @@
+"""The serving side of /aw/rr/1: routes, admission, handlers, and the one owner of each incoming stream.
+
+Hides: how requests of one stream run beside each other, and who may still be served.
+Guarantees: a deadline, a handler's end or its bug never cancels raw stream I/O; a whole frame is answered without
+waiting for the peer's end of writing; past a limit a peer is told BUSY or RATE_LIMITED and when to come again, never
+banned; a handler's bug costs its own request and nothing else.
+Implements docs/protocol.md, section "Request / response", as the server.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import trio
+
+from p2p import frames, names, streams
+from p2p.errors import Code, FrameError, NetworkError, RequestFailed, StreamBroken
+from p2p.network import PartsRoute, PeerId, Route, Routes, SendPart
+from p2p.streams import RawStream
+
+BUSY_RETRY_AFTER_MS: Final = 100
+LINGER_MS_MAX: Final = 1_000  # for a peer that broke the rules: long enough to read why
+
+Mark: TypeAlias = Callable[[PeerId, str], None]
+"""Told (peer, reason) when a peer broke the rules of the wire; reasons are few and fixed."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLimits:
+    """What one peer, and all together, may hold; times in ms."""
+
+    in_flight_per_session_max: int = names.IN_FLIGHT_PER_SESSION_MAX
+    in_flight_per_peer_max: int = names.IN_FLIGHT_PER_PEER_MAX
+    in_flight_total_max: int = names.IN_FLIGHT_TOTAL_MAX
+    streams_per_peer_max: int = names.STREAMS_PER_PEER_MAX
+    requests_per_s_max: int = names.REQUESTS_PER_S_PER_PEER_MAX
+    request_bytes_per_s_max: int = names.REQUEST_BYTES_PER_S_PER_PEER_MAX
+    first_byte_ms: int = names.REQUEST_FIRST_BYTE_MS
+    frame_ms: int = names.REQUEST_TOTAL_MS  # from a frame's first byte to its last, and for one write
+    idle_ms: int = 2 * names.SESSION_IDLE_MS  # clients close first, so that no request meets a closing stream
+    peers_remembered_max: int = names.KNOWN_PEERS_MAX
+
+
+DEFAULT_LIMITS: Final = RouterLimits()
+
+
+def no_mark(peer: PeerId, reason: str) -> None:
+    """The mark of a node that keeps no account of its peers."""
+
+
+class TokenBucket:
+    """At most `per_s` tokens a second, with one second's worth at once."""
+
+    __slots__ = ("_at_s", "_level", "_per_s")
+
+    def __init__(self, per_s: int, now_s: float) -> None:
+        self._per_s = per_s
+        self._level = float(per_s)
+        self._at_s = now_s
+
+    def take(self, count: int, now_s: float) -> int:
+        """Take `count` tokens and return 0, or take none and return the ms until they would be there."""
+        self._level = min(self._per_s, self._level + (now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
+        wanted = min(count, self._per_s)
+        if wanted <= self._level:
+            self._level -= wanted
+            return 0
+        return max(1, math.ceil((wanted - self._level) * 1000 / self._per_s))
+
+
+@dataclass(slots=True)
+class _Load:
+    """What one peer holds now."""
+
+    requests: TokenBucket
+    request_bytes: TokenBucket
+    streams: int = 0
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    """One encoded frame on its way: `ends` is free when its write begins, `written` is set when it is done."""
+
+    data: bytes
+    ends: int | None = None
+    written: trio.Event | None = None
+
+
+class Router:
+    """Answers requests by routes. One per node; `serve` is called once per incoming stream, in its own task."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        counters: Counter[str],
+        *,
+        limits: RouterLimits = DEFAULT_LIMITS,
+        on_mark: Mark = no_mark,
+    ) -> None:
+        self._routes = dict(routes)
+        self._counters = counters
+        self._limits = limits
+        self._on_mark = on_mark
+        self._loads: dict[PeerId, _Load] = {}  # in order of first sight; only idle ones are forgotten
+        self._in_flight = 0
+
+    async def serve(self, stream: RawStream, peer: PeerId) -> None:
+        """Own the stream until it ends: returns when it is closed or reset, raises nothing of the peer's doing."""
+        load = self._load(peer)
+        if load.streams >= 2 * self._limits.streams_per_peer_max:
+            self._counters["rr.streams_reset"] += 1
+            await streams.reset(stream)
+            return
+        load.streams += 1
+        try:
+            await _Serving(self, stream, peer, load).run()
+        finally:
+            load.streams -= 1
+
+    async def answer_locally(self, caller: PeerId, method: str, body: bytes) -> bytes:
+        """A request of this process to itself: the same routes, limits and errors, no frames."""
+        route = self._route_for(method, len(body))
+        if isinstance(route, PartsRoute):
+            raise RequestFailed(Code.ERR_BAD_REQUEST, f"{method} answers in parts")
+        return await self._run(method, route.deadline_ms, lambda: route.handler(caller, body))
+
+    async def answer_parts_locally(
+        self, caller: PeerId, method: str, body: bytes, send_part: SendPart
+    ) -> bytes:
+        """As `answer_locally`, for a method that answers in parts; returns the last body."""
+        route = self._route_for(method, len(body))
+        if isinstance(route, Route):
+            return await self._run(method, route.deadline_ms, lambda: route.handler(caller, body))
+        return await self._run(method, route.deadline_ms, lambda: route.handler(caller, body, send_part))
+
+    def _route_for(self, method: str, size_bytes: int) -> Route | PartsRoute:
+        route = self._routes.get(method)
+        if route is None:
+            self._counters["rr.unsupported"] += 1
+            raise RequestFailed(Code.ERR_UNSUPPORTED, f"no method {method[: names.METHOD_BYTES_MAX]}")
+        if size_bytes > route.request_bytes_max:
+            raise self._oversize(method, size_bytes, route.request_bytes_max)
+        return route
+
+    def _oversize(self, method: str, size_bytes: int, bytes_max: int) -> RequestFailed:
+        self._counters["rr.oversize"] += 1
+        return RequestFailed(Code.ERR_BAD_REQUEST, f"{method}: {size_bytes} bytes is over {bytes_max}")
+
+    def _request_bytes_max(self, method: str) -> int:
+        route = self._routes.get(method)
+        return names.REQUEST_BYTES_MAX if route is None else route.request_bytes_max
+
+    async def _run(self, method: str, deadline_ms: int, work: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The one place where a handler runs: deadline, and what becomes of whatever it raises."""
+        with trio.move_on_after(deadline_ms / 1000):
+            try:
+                answer = await work()
+                if len(answer) > names.ANSWER_BYTES_MAX:
+                    why = f"{len(answer)} bytes is over {names.ANSWER_BYTES_MAX}"
+                    raise FrameError("answer", why)
+            except RequestFailed:
+                self._counters["rr.failed"] += 1
+                raise
+            except NetworkError as error:
+                # Another peer failed the handler, which is no bug; a frame it could not have built is one.
+                if isinstance(error, FrameError):
+                    raise self._bug(method) from error
+                self._counters["rr.failed"] += 1
+                raise RequestFailed(Code.ERR_NOT_AVAILABLE, f"{method}: a peer it needs failed") from error
+            except Exception as error:
+                raise self._bug(method) from error
+            self._counters["rr.answered"] += 1
+            return answer
+        self._counters["rr.handler_timeout"] += 1
+        raise RequestFailed(Code.ERR_TIMEOUT, f"{method}: not done within {deadline_ms} ms")
+
+    def _bug(self, method: str) -> RequestFailed:
+        _log.exception("handler of %s failed", method)
+        self._counters["rr.handler_bug"] += 1
+        return RequestFailed(Code.ERR_NOT_AVAILABLE, f"{method}: internal error")
+
+    # --- admission
+
+    def _load(self, peer: PeerId) -> _Load:
+        load = self._loads.get(peer)
+        if load is None:
+            if len(self._loads) >= self._limits.peers_remembered_max:
+                self._forget_idle()
+            now_s = trio.current_time()
+            load = _Load(
+                TokenBucket(self._limits.requests_per_s_max, now_s),
+                TokenBucket(self._limits.request_bytes_per_s_max, now_s),
+            )
+            self._loads[peer] = load
+        return load
+
+    def _forget_idle(self) -> None:
+        """Forget the older half of the peers that hold nothing (a peer with streams is never forgotten)."""
+        idle = [peer for peer, load in self._loads.items() if load.streams == 0]
+        for peer in idle[: (len(idle) + 1) // 2]:
+            del self._loads[peer]
+
+    def _admit(self, load: _Load, size_bytes: int) -> None:
+        """Let a request in, or raise BUSY or RATE_LIMITED."""
+        limits = self._limits
+        if self._in_flight >= limits.in_flight_total_max or load.in_flight >= limits.in_flight_per_peer_max:
+            raise self._busy("too many requests in flight")
+        now_s = trio.current_time()
+        wait_ms = load.requests.take(1, now_s) or load.request_bytes.take(size_bytes, now_s)
+        if wait_ms:
+            self._counters["rr.rate_limited"] += 1
+            raise RequestFailed(Code.ERR_RATE_LIMITED, "too much in a second", retry_after_ms=wait_ms)
+
+    def _busy(self, why: str) -> RequestFailed:
+        self._counters["rr.busy"] += 1
+        return RequestFailed(Code.ERR_BUSY, why, retry_after_ms=BUSY_RETRY_AFTER_MS)
+
+    def _hold(self, load: _Load, count: int) -> None:
+        load.in_flight += count
+        self._in_flight += count
+
+    def _mark(self, peer: PeerId, reason: str) -> None:
+        self._counters["rr.bad_frame"] += 1
+        self._on_mark(peer, reason)
+
+
+def error_frame(request_id: int, failure: RequestFailed) -> bytes:
+    """The frame that tells a failure; an overlong message is cut, an overlong detail left out."""
+    text = failure.message.encode("utf-8", "replace")[: names.ERROR_MESSAGE_BYTES_MAX]
+    detail = failure.detail if len(failure.detail) <= names.PART_BYTES_MAX else b""
+    retry_after_ms = min(max(0, failure.retry_after_ms), names.RETRY_AFTER_MS_MAX)
+    message = text.decode("utf-8", "ignore")
+    return frames.encode_error(
+        request_id, failure.code, message, retry_after_ms=retry_after_ms, detail=detail
+    )
+
+
+class _Serving:
+    """One incoming stream: a reading task, a writing task, a watch, and a task for each request in flight.
+
+    Life: session -> no_more (the peer's end, a broken rule, a streamed answer) -> handlers end -> our end of
+    writing -> the peer's end, or a reset when that does not come.
+    """
+
+    def __init__(self, router: Router, stream: RawStream, peer: PeerId, load: _Load) -> None:
+        self._router = router
+        self._limits = router._limits
+        self._stream = stream
+        self._peer = peer
+        self._load = load
+        self._refusing = load.streams > self._limits.streams_per_peer_max
+        self._reader = frames.FrameReader(router._request_bytes_max)
+        self._watch = streams.StreamWatch(stream)
+        self._handlers_scope = trio.CancelScope()
+        self._no_more = trio.Event()
+        self._in_flight: set[int] = set()
+        self._in_parts = False
+        self._broken = False
+        self._done = False
+        self._linger_until_s: float | None = None
+        self._write_since_s: float | None = None
+        self._frame_since_s: float | None = None
+        self._idle_since_s = trio.current_time()
+        self._idle_ms = self._limits.first_byte_ms
+
+    async def run(self) -> None:
+        send, receive = trio.open_memory_channel[_Outgoing](names.SESSION_QUEUE_FRAMES_MAX)
+        try:
+            async with trio.open_nursery() as timers:
+                self._rearm()
+                timers.start_soon(self._watch.run)
+                async with trio.open_nursery() as io:
+                    io.start_soon(self._write_all, receive)
+                    async with send:
+                        with self._handlers_scope:
+                            async with trio.open_nursery() as handlers:
+                                io.start_soon(self._read_all, handlers, send)
+                                await self._no_more.wait()
+                timers.cancel_scope.cancel()
+            self._done = not self._broken
+        finally:
+            self._router._hold(self._load, -len(self._in_flight))
+            if not self._done:
+                await streams.reset(self._stream)
+
+    # --- reading
+
+    async def _read_all(self, handlers: trio.Nursery, send: trio.MemorySendChannel[_Outgoing]) -> None:
+        """Read to the end; the only reader of the stream."""
+        try:
+            while data := await self._stream.read(streams.READ_BYTES_MAX):
+                if self._in_parts:
+                    await self._reset_and_mark("more after a request for parts")
+                    return
+                if self._no_more.is_set():
+                    continue
+                self._idle_ms = self._limits.idle_ms
+                self._reader.feed(data)
+                await self._take_frames(handlers, send)
+                self._rearm()
+            if self._reader.mid_frame and not self._no_more.is_set():
+                self._router._mark(self._peer, "the stream ended inside a frame")
+        except StreamBroken:
+            self._break()
+        self._no_more.set()
+
+    async def _take_frames(self, handlers: trio.Nursery, send: trio.MemorySendChannel[_Outgoing]) -> None:
+        while not self._no_more.is_set():
+            try:
+                frame = self._reader.next_frame()
+            except FrameError as error:
+                await self._end_for_bad_frame(send, error.request_id, f"bad frame: {error.field}")
+                return
+            self._frame_since_s = None
+            match frame:
+                case frames.Request() | frames.OversizeRequest():
+                    await self._take_request(frame, handlers, send)
+                case frames.NEED_DATA:
+                    if self._reader.mid_frame:
+                        self._frame_since_s = trio.current_time()
+                    return
+                case _:
+                    await self._end_for_bad_frame(send, None, "an answer on a serving stream")
+
+    async def _take_request(
+        self,
+        request: frames.Request | frames.OversizeRequest,
+        handlers: trio.Nursery,
+        send: trio.MemorySendChannel[_Outgoing],
+    ) -> None:
+        request_id = request.request_id
+        if request_id in self._in_flight:
+            await self._end_for_bad_frame(send, request_id, "an id in flight used again")
+            return
+        try:
+            route = self._admit(request)
+        except RequestFailed as failure:
+            await _put(send, _Outgoing(error_frame(request_id, failure)))
+            if self._refusing:
+                self._end()
+            return
+        assert isinstance(request, frames.Request)
+        self._in_flight.add(request_id)
+        self._router._hold(self._load, 1)
+        if isinstance(route, PartsRoute):
+            self._in_parts = True
+            handlers.start_soon(self._answer_in_parts, route, request, send)
+            self._no_more.set()
+        else:
+            handlers.start_soon(self._answer, route, request, send)
+
+    def _admit(self, request: frames.Request | frames.OversizeRequest) -> Route | PartsRoute:
+        router = self._router
+        if self._refusing:
+            raise router._busy("too many streams")
+        if len(self._in_flight) >= self._limits.in_flight_per_session_max:
+            raise router._busy("too many requests in flight on this stream")
+        if isinstance(request, frames.OversizeRequest):
+            router._admit(self._load, request.size_bytes)
+            raise router._oversize(request.method, request.size_bytes, request.bytes_max)
+        router._admit(self._load, len(request.body))
+        route = router._route_for(request.method, len(request.body))
+        if isinstance(route, PartsRoute) and self._in_flight:
+            why = f"{request.method} answers in parts and needs a stream of its own"
+            raise RequestFailed(Code.ERR_BAD_REQUEST, why)
+        return route
+
+    # --- answering
+
+    async def _answer(
+        self, route: Route, request: frames.Request, send: trio.MemorySendChannel[_Outgoing]
+    ) -> None:
+        work = lambda: route.handler(self._peer, request.body)  # noqa: E731
+        try:
+            body = await self._router._run(request.method, route.deadline_ms, work)
+            data = frames.encode_answer(request.request_id, body)
+        except RequestFailed as failure:
+            data = error_frame(request.request_id, failure)
+        await _put(send, _Outgoing(data, ends=request.request_id))
+
+    async def _answer_in_parts(
+        self, route: PartsRoute, request: frames.Request, send: trio.MemorySendChannel[_Outgoing]
+    ) -> None:
+        before: trio.Event | None = None
+
+        async def send_part(part: bytes) -> None:
+            """Waits until the part before is written: at most two are ever held."""
+            nonlocal before
+            data = frames.encode_part(request.request_id, part)
+            if before is not None:
+                await before.wait()
+            before = trio.Event()
+            await _put(send, _Outgoing(data, written=before))
+
+        work = lambda: route.handler(self._peer, request.body, send_part)  # noqa: E731
+        try:
+            body = await self._router._run(request.method, route.deadline_ms, work)
+            data = frames.encode_answer(request.request_id, body)
+        except RequestFailed as failure:
+            data = error_frame(request.request_id, failure)
+        await _put(send, _Outgoing(data, ends=request.request_id))
+
+    # --- writing
+
+    async def _write_all(self, receive: trio.MemoryReceiveChannel[_Outgoing]) -> None:
+        """Write what comes, small frames joined; then end our writing. The only writer of the stream."""
+        async with receive:
+            try:
+                async for first in receive:
+                    # One turn of the scheduler lets other handlers finish into the same write.
+                    await trio.lowlevel.checkpoint()
+                    batch = _joined(first, receive)
+                    self._release(batch)
+                    self._write_since_s = trio.current_time()
+                    self._rearm()
+                    await self._stream.write(b"".join([item.data for item in batch]))
+                    self._write_since_s = None
+                    self._settle(batch)
+                if self._linger_until_s is None:
+                    self._linger_until_s = trio.current_time() + streams.LINGER_MS_MAX / 1000
+                self._rearm()
+                await self._stream.close()
+            except StreamBroken:
+                self._break()
+                await streams.reset(self._stream)
+
+    def _release(self, batch: list[_Outgoing]) -> None:
+        """Free the ids before the write: a quick peer may use the room before our task is back from it."""
+        for item in batch:
+            if item.ends is not None:
+                self._in_flight.discard(item.ends)
+                self._router._hold(self._load, -1)
+
+    def _settle(self, batch: list[_Outgoing]) -> None:
+        for item in batch:
+            if item.written is not None:
+                item.written.set()
+        self._idle_since_s = trio.current_time()
+        self._rearm()
+
+    # --- ending
+
+    def _end(self) -> None:
+        """Take nothing more, give up what runs, let what is queued go out."""
+        self._linger_until_s = trio.current_time() + LINGER_MS_MAX / 1000
+        self._no_more.set()
+        self._handlers_scope.cancel()
+        self._rearm()
+
+    async def _end_for_bad_frame(
+        self, send: trio.MemorySendChannel[_Outgoing], request_id: int | None, reason: str
+    ) -> None:
+        """Mark the peer; tell it where that is possible, then end; else reset at once."""
+        if request_id is None:
+            await self._reset_and_mark(reason)
+            return
+        self._router._mark(self._peer, reason)
+        failure = RequestFailed(Code.ERR_BAD_REQUEST, reason)
+        await _put(send, _Outgoing(error_frame(request_id, failure)))
+        self._end()
+
+    async def _reset_and_mark(self, reason: str) -> None:
+        self._router._mark(self._peer, reason)
+        self._break()
+        await streams.reset(self._stream)
+
+    def _break(self) -> None:
+        """The stream is of no more use to anyone."""
+        self._broken = True
+        self._no_more.set()
+        self._handlers_scope.cancel()
+
+    def _rearm(self) -> None:
+        """Move the watch to the first of the deadlines that hold now."""
+        limits = self._limits
+        deadline_s = math.inf
+        if self._linger_until_s is not None:
+            deadline_s = self._linger_until_s
+        elif self._frame_since_s is not None:
+            deadline_s = self._frame_since_s + limits.frame_ms / 1000
+        elif not self._in_flight:
+            deadline_s = self._idle_since_s + self._idle_ms / 1000
+        if self._write_since_s is not None and self._linger_until_s is None:
+            deadline_s = min(deadline_s, self._write_since_s + limits.frame_ms / 1000)
+        self._watch.reset_at(deadline_s)
+
+
+def _joined(first: _Outgoing, receive: trio.MemoryReceiveChannel[_Outgoing]) -> list[_Outgoing]:
+    """`first` and what else waits, up to the byte limit of one write (the last may pass it)."""
+    batch, size = [first], len(first.data)
+    while size < names.SESSION_WRITE_BATCH_BYTES_MAX:
+        try:
+            item = receive.receive_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            break
+        batch.append(item)
+        size += len(item.data)
+    return batch
+
+
+async def _put(send: trio.MemorySendChannel[_Outgoing], item: _Outgoing) -> None:
+    try:
+        await send.send(item)
+    except trio.BrokenResourceError:
+        # The writer is gone with the stream: nobody is left to be told.
+        await trio.lowlevel.checkpoint()
