@@ -1,0 +1,153 @@
+"""What a program that is no node asks of one: typed calls to one peer, proofs checked here.
+
+Hides: request bodies and the checking of proofs. Guarantees: `receipt` and `state_value` return only what was proved
+against an attested head of this world; the other answers are the peer's own word.
+Implements docs/protocol.md, sections "Methods" and "State and proofs" (client side).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from p2p import names
+from p2p.network import DistributedNetwork, PeerId
+from runtime import chain, codec, genesis, limits, messages, state
+from runtime.errors import Invalid
+from runtime.messages import Body
+from runtime.records import AuthoritySet, Envelope, Genesis, Receipt, WorldBlock, WorldHeadAnnounce
+
+B = TypeVar("B", bound=Body)
+BLOB_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ProvedOutcome:
+    """What became of an envelope, proved against an attested head."""
+
+    block: WorldBlock
+    head: WorldHeadAnnounce
+    receipts: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProvedValue:
+    """One cell of the state (None: proved absent) under an attested head."""
+
+    value: codec.Value
+    block: WorldBlock
+    head: WorldHeadAnnounce
+
+
+@dataclass(frozen=True, slots=True)
+class DistributedClient:
+    """One peer, as a program sees it. Every call raises p2p errors, and Invalid for an answer that is false."""
+
+    network: DistributedNetwork
+    peer: PeerId
+
+    async def call(self, method: str, request: Body, answer: type[B], *, deadline_ms: int = names.REQUEST_TOTAL_MS) -> B:
+        """One typed request."""
+        data = await self.network.request(self.peer, method, request.to_bytes(), deadline_ms=deadline_ms)
+        return answer.from_bytes(data)
+
+    async def hello(self) -> messages.HelloAnswer:
+        """Versions and worlds of the peer."""
+        return await self.call("hello", messages.Empty(), messages.HelloAnswer)
+
+    async def status(self) -> messages.StatusAnswer:
+        """The peer's own account of itself."""
+        return await self.call("status", messages.Empty(), messages.StatusAnswer)
+
+    async def genesis(self, world_id: str) -> Genesis:
+        """The world's genesis, bound to its id."""
+        answer = await self.call("get_genesis", messages.WorldRequest(world_id=world_id), messages.GenesisAnswer)
+        return genesis.check_genesis(answer.genesis, world_id)
+
+    async def head(self, world_id: str) -> WorldHeadAnnounce | None:
+        """The newest head that the peer holds, checked; None before height 1."""
+        answer = await self.call("get_world_head", messages.WorldRequest(world_id=world_id), messages.HeadAnswer)
+        if answer.head is not None:
+            chain.check_head(answer.head, world_id)
+        return answer.head
+
+    async def submit(self, world_id: str, envelopes: Sequence[Envelope]) -> list[messages.SubmitResult]:
+        """Hand in 1..1,024 envelopes; one result for each, in order."""
+        request = messages.SubmitRequest(world_id=world_id, envelopes=tuple(envelopes))
+        answer = await self.call("submit_actions", request, messages.SubmitAnswer)
+        if len(answer.results) != len(envelopes):
+            raise Invalid("submit_actions.results", f"{len(answer.results)}, for {len(envelopes)} envelopes")
+        for envelope, result in zip(envelopes, answer.results, strict=True):
+            if result.acceptance is not None:
+                result.acceptance.verify()
+                if result.acceptance.record.envelope_hash != envelope.hash():
+                    raise Invalid("submit_actions.acceptance", "is of another envelope")
+        return list(answer.results)
+
+    async def action_status(self, world_id: str, envelope_hash: bytes) -> messages.ActionStatusAnswer:
+        """Where an envelope is, by the peer's word."""
+        request = messages.ActionStatusRequest(world_id=world_id, envelope_hash=envelope_hash)
+        return await self.call("action_status", request, messages.ActionStatusAnswer)
+
+    async def receipt(self, world_id: str, envelope_hash: bytes) -> ProvedOutcome:
+        """What became of an envelope, proved. Raises RequestFailed(ERR_NOT_FOUND) while no block has it."""
+        request = messages.ReceiptRequest(world_id=world_id, envelope_hash=envelope_hash)
+        answer = await self.call("get_receipt", request, messages.ReceiptAnswer)
+        self._check_linked(world_id, answer)
+        for proved in answer.receipts:
+            if proved.receipt.envelope_hash != envelope_hash:
+                raise Invalid("get_receipt.receipts", "are of another envelope")
+            root = codec.merkle_root_from_path(proved.receipt.to_bytes(), proved.index, proved.count, proved.path)
+            if root != answer.block.receipts_root:
+                raise Invalid("get_receipt.path", "does not lead to the block's receipts_root")
+        return ProvedOutcome(answer.block, answer.head, tuple(proved.receipt for proved in answer.receipts))
+
+    @staticmethod
+    def _check_linked(world_id: str, answer: messages.ReceiptAnswer) -> None:
+        """The block is the head's, or an older one under its history_root."""
+        _check_block_of_head(world_id, answer.head, answer.head_block)
+        if answer.block == answer.head_block:
+            return
+        root = codec.merkle_root_from_path(
+            answer.block.hash(), answer.block.height - 1, answer.head_block.height - 1, answer.history_path
+        )
+        if root != answer.head_block.history_root:
+            raise Invalid("get_receipt.history_path", "does not lead to the head's history_root")
+
+    async def state_value(self, world_id: str, namespace: str, key: bytes) -> ProvedValue:
+        """One cell at the peer's newest block, or its absence, proved."""
+        request = messages.StateProofRequest(world_id=world_id, namespace=namespace, key=key)
+        answer = await self.call("get_state_proof", request, messages.StateProofAnswer)
+        _check_block_of_head(world_id, answer.head, answer.block)
+        proof = state.StateProof.from_bytes(answer.proof)
+        cell = state.verify_state_proof(answer.block.state_root, namespace, key, proof)
+        value = None if cell is None else codec.decode(cell, limits.VALUE_BYTES_MAX, "cell")
+        return ProvedValue(value, answer.block, answer.head)
+
+    async def authorities(self, world_id: str) -> AuthoritySet:
+        """The set in force by the peer's newest head or genesis, bound to the world's header."""
+        answer = await self.call("get_commit", messages.WorldRequest(world_id=world_id), messages.CommitAnswer)
+        known = await self.genesis(world_id)
+        return genesis.check_authorities(known.header, answer.authorities)
+
+    async def get_blob(self, content_id: bytes, bytes_max: int = BLOB_BYTES_MAX) -> bytes:
+        """A whole blob, its hash checked."""
+        data = bytearray()
+        request = messages.BlobRequest(content_hash=content_id).to_bytes()
+        async with self.network.request_parts(self.peer, "fetch_blob", request, bytes_max=bytes_max) as answer:
+            while (part := await answer.part()) is not None:
+                data += part
+        if codec.content_id(bytes(data)) != content_id:
+            raise Invalid("fetch_blob", f"{len(data)} bytes that are not blob {content_id.hex()}")
+        return bytes(data)
+
+
+def _check_block_of_head(world_id: str, head: WorldHeadAnnounce, block: WorldBlock) -> None:
+    """The block is the one that a valid head of this world announces."""
+    chain.check_head(head, world_id)
+    commit = head.commit.record
+    if block.hash() != head.block_hash or block.world_id != world_id:
+        raise Invalid("block", "is not the one that the head announces")
+    if (block.height, block.batch_hash, block.term) != (commit.height, commit.batch_hash, commit.term):
+        raise Invalid("block", "height, batch_hash or term differ from the commit's")

@@ -1,0 +1,73 @@
+"""What every service of a node is given: frozen, built once, in bootstrap/node.py (or by the simulator).
+
+Hides: where time, chance, threads and the network come from. Guarantees: a service reaches the outside world only
+through these fields, so that a simulation can hold all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import trio
+
+from p2p.network import DistributedDht, DistributedNetwork
+from runtime.keys import SigningKey
+from runtime.world_db import WorldDb
+
+T = TypeVar("T")
+
+
+class Offload(Protocol):
+    """Runs CPU or disk work away from the event loop: a thread in production, a direct call in simulation."""
+
+    async def __call__(self, work: Callable[[], T]) -> T: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The outside world of one node. `now_ms` is the wall clock and only ever data; deadlines use trio's clock."""
+
+    network: DistributedNetwork
+    dht: DistributedDht
+    db: WorldDb
+    key: SigningKey
+    now_ms: Callable[[], int]
+    rng: random.Random
+    offload: Offload
+    counters: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def peer_id(self) -> bytes:
+        return self.key.identity
+
+    def jittered_s(self, period_ms: int) -> float:
+        """A period of 75..125 % in seconds, so that nodes that started together do not act together."""
+        return period_ms * (750 + self.rng.randrange(501)) / 1_000_000
+
+
+class Signal:
+    """Wakes all waiters; a waiter always looks again at what it waits for."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def wake(self) -> None:
+        self._event.set()
+        self._event = trio.Event()
+
+    async def wait(self) -> None:
+        """Until the next wake."""
+        await self._event.wait()
+
+    async def wait_at_most(self, seconds: float) -> bool:
+        """Until the next wake or for so long; True when woken."""
+        with trio.move_on_after(seconds):
+            await self._event.wait()
+            return True
+        return False
