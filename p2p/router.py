@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import trio
@@ -131,7 +132,7 @@ class Router:
         route = self._route_for(method, len(body))
         if isinstance(route, PartsRoute):
             raise RequestFailed(Code.ERR_BAD_REQUEST, f"{method} answers in parts")
-        return await self._run(method, route.deadline_ms, lambda: route.handler(caller, body))
+        return await self._run(method, route.deadline_ms, partial(route.handler, caller, body))
 
     async def answer_parts_locally(
         self, caller: PeerId, method: str, body: bytes, send_part: SendPart
@@ -139,8 +140,8 @@ class Router:
         """As `answer_locally`, for a method that answers in parts; returns the last body."""
         route = self._route_for(method, len(body))
         if isinstance(route, Route):
-            return await self._run(method, route.deadline_ms, lambda: route.handler(caller, body))
-        return await self._run(method, route.deadline_ms, lambda: route.handler(caller, body, send_part))
+            return await self._run(method, route.deadline_ms, partial(route.handler, caller, body))
+        return await self._run(method, route.deadline_ms, partial(route.handler, caller, body, send_part))
 
     def _route_for(self, method: str, size_bytes: int) -> Route | PartsRoute:
         route = self._routes.get(method)
@@ -379,7 +380,7 @@ class _Serving:
     async def _answer(
         self, route: Route, request: frames.Request, send: trio.MemorySendChannel[_Outgoing]
     ) -> None:
-        work = lambda: route.handler(self._peer, request.body)  # noqa: E731
+        work = partial(route.handler, self._peer, request.body)
         try:
             body = await self._router._run(request.method, route.deadline_ms, work)
             data = frames.encode_answer(request.request_id, body)
@@ -401,7 +402,7 @@ class _Serving:
             before = trio.Event()
             await _put(send, _Outgoing(data, written=before))
 
-        work = lambda: route.handler(self._peer, request.body, send_part)  # noqa: E731
+        work = partial(route.handler, self._peer, request.body, send_part)
         try:
             body = await self._router._run(request.method, route.deadline_ms, work)
             data = frames.encode_answer(request.request_id, body)
