@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import NamedTuple
 
 import pytest
+
 from p2p.errors import RecordRefused
 from p2p.memory import InMemoryHub
 from p2p.network import DistributedDht, DistributedNetwork, PeerId, RecordRule, Routes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+
 from p2p import names
 from p2p.errors import AnswerTooLarge, Code, RequestFailed, RequestTimeout, Unreachable
 from p2p.network import Message, PartsRoute, Route, Verdict
