@@ -72,6 +72,19 @@ def _check_authorities(value: Any, field: str) -> None:
 _AUTHORITIES = Kind(_check_authorities, lambda value: value.to_value(), signed_authorities_from_value)
 
 
+def _check_world(value: Any, field: str) -> None:
+    if type(value) is not str or len(value) != limits.WORLD_ID_CHARS:
+        raise Invalid(field, f"must be a world id of {limits.WORLD_ID_CHARS} characters")
+
+
+def _check_counters(value: Any, field: str) -> None:
+    if type(value) is not dict or len(value) > 1_024:
+        raise Invalid(field, "must be a map of at most 1024 counters")
+    for name, count in value.items():
+        if type(name) is not str or type(count) is not int:
+            raise Invalid(field, "must map text to integers")
+
+
 class Body(Record):
     """Base of rr bodies: no `v`, no hash, unknown keys allowed."""
 
@@ -96,12 +109,7 @@ class HelloAnswer(Body):
 
     versions: Annotated[tuple[int, ...], list_of(COUNT, 1, 16)]
     max_in_flight: Count
-    worlds: Annotated[tuple[str, ...], list_of(Kind(lambda value, field: _check_world(value, field)), 0, 64)]
-
-
-def _check_world(value: Any, field: str) -> None:
-    if type(value) is not str or len(value) != limits.WORLD_ID_CHARS:
-        raise Invalid(field, f"must be a world id of {limits.WORLD_ID_CHARS} characters")
+    worlds: Annotated[tuple[str, ...], list_of(Kind(_check_world), 0, 64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,16 +449,8 @@ class StatusAnswer(Body):
     roles: Annotated[tuple[str, ...], list_of(text_upto(32), 0, 16)]
     worlds: Annotated[tuple[WorldStatus, ...], list_of(nested(WorldStatus), 0, 64)]
     peers: Annotated[tuple[bytes, ...], list_of(KEY_ID, 0, 1_024)]
-    counters: Annotated[dict[str, int], Kind(lambda value, field: _check_counters(value, field))]
-    limits: Annotated[dict[str, int], Kind(lambda value, field: _check_counters(value, field))]
-
-
-def _check_counters(value: Any, field: str) -> None:
-    if type(value) is not dict or len(value) > 1_024:
-        raise Invalid(field, "must be a map of at most 1024 counters")
-    for name, count in value.items():
-        if type(name) is not str or type(count) is not int:
-            raise Invalid(field, "must map text to integers")
+    counters: Annotated[dict[str, int], Kind(_check_counters)]
+    limits: Annotated[dict[str, int], Kind(_check_counters)]
 
 
 # --- gossip payloads ---------------------------------------------------------------------------------------

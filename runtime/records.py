@@ -495,6 +495,11 @@ class WorldHeadAnnounce(Record):
             raise Invalid("head.attestations", "executors must ascend without equals")
 
 
+def _check_code(value: Any, field: str) -> None:
+    if type(value) is not str or not (value.isascii() and value.isalpha() and len(value) <= limits.NAME_CHARS_MAX):
+        raise Invalid(field, f"must be 1..{limits.NAME_CHARS_MAX} ASCII letters")
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt(Record):
     """The kernel's outcome of one action, or (without `index`) of a refused envelope."""
@@ -504,13 +509,8 @@ class Receipt(Record):
     VERSIONED: ClassVar[bool] = False
 
     envelope_hash: Hash
-    code: Annotated[str, Kind(lambda value, field: _check_code(value, field))]
+    code: Annotated[str, Kind(_check_code)]
     index: Annotated[int, int_between(0, limits.ACTIONS_PER_ENVELOPE_MAX - 1)] | None = None
-
-
-def _check_code(value: Any, field: str) -> None:
-    if type(value) is not str or not (value.isascii() and value.isalpha() and len(value) <= limits.NAME_CHARS_MAX):
-        raise Invalid(field, f"must be 1..{limits.NAME_CHARS_MAX} ASCII letters")
 
 
 def _check_map(value: Any, field: str) -> None:
