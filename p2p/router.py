@@ -165,6 +165,8 @@ class Router:
         with trio.move_on_after(deadline_ms / 1000):
             try:
                 answer = await work()
+                if not isinstance(answer, bytes):
+                    raise TypeError(f"{method} answered with {type(answer).__name__}")
                 if len(answer) > names.ANSWER_BYTES_MAX:
                     why = f"{len(answer)} bytes is over {names.ANSWER_BYTES_MAX}"
                     raise FrameError("answer", why)
@@ -321,12 +323,14 @@ class _Serving:
             except FrameError as error:
                 await self._end_for_bad_frame(send, error.request_id, f"bad frame: {error.field}")
                 return
-            self._frame_since_s = None
             match frame:
                 case frames.Request() | frames.OversizeRequest():
+                    self._frame_since_s = None
                     await self._take_request(frame, handlers, send)
                 case frames.NEED_DATA:
-                    if self._reader.mid_frame:
+                    if not self._reader.mid_frame:
+                        self._frame_since_s = None
+                    elif self._frame_since_s is None:
                         self._frame_since_s = trio.current_time()
                     return
                 case _:
