@@ -189,11 +189,11 @@ def nested(record: type[Record]) -> Kind:
 
 
 @cache
-def _kinds(record: type[Record]) -> tuple[tuple[str, Kind, bool], ...]:
+def _kinds(record: Any) -> tuple[tuple[str, Kind, bool], ...]:
     """(name, kind, optional) of every field, in the order of declaration."""
     hints = get_type_hints(record, include_extras=True)
     found = []
-    for item in fields(record):  # type: ignore[arg-type]  # every Record subclass is a dataclass
+    for item in fields(record):
         hint, optional = hints[item.name], False
         if get_origin(hint) is not Annotated:  # `Kind | None`
             inner = [arg for arg in get_args(hint) if arg is not type(None)]
@@ -210,6 +210,8 @@ class Record:
     """
 
     __slots__ = ("_bytes", "_hash")
+    _bytes: bytes
+    _hash: bytes
     NAME: ClassVar[str]
     BYTES_MAX: ClassVar[int]
     VERSIONED: ClassVar[bool] = True
@@ -237,7 +239,7 @@ class Record:
     def to_bytes(self) -> bytes:
         """Canonical CBOR, kept after the first call."""
         try:
-            return self._bytes  # type: ignore[has-type,no-any-return]
+            return self._bytes
         except AttributeError:
             body = codec.encode(self.to_value(), self.NAME)
             if len(body) > self.BYTES_MAX:
@@ -252,7 +254,7 @@ class Record:
     def hash(self) -> bytes:
         """BLAKE3 of the preimage, 32 bytes: the record's content id."""
         try:
-            return self._hash  # type: ignore[has-type,no-any-return]
+            return self._hash
         except AttributeError:
             digest = codec.content_id(self.preimage())
             object.__setattr__(self, "_hash", digest)

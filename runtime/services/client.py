@@ -94,35 +94,23 @@ class DistributedClient:
         """What became of an envelope, proved. Raises RequestFailed(ERR_NOT_FOUND) while no block has it."""
         request = messages.ReceiptRequest(world_id=world_id, envelope_hash=envelope_hash)
         answer = await self.call("get_receipt", request, messages.ReceiptAnswer)
-        self._check_linked(world_id, answer)
+        chain.check_head(answer.head, world_id)
+        chain.check_head_block(answer.head, answer.head_block)
+        chain.verify_history_proof(answer.head_block, answer.block, answer.history_path)
         for proved in answer.receipts:
             if proved.receipt.envelope_hash != envelope_hash:
                 raise Invalid("get_receipt.receipts", "are of another envelope")
-            root = codec.merkle_root_from_path(proved.receipt.to_bytes(), proved.index, proved.count, proved.path)
-            if root != answer.block.receipts_root:
-                raise Invalid("get_receipt.path", "does not lead to the block's receipts_root")
+            place = chain.ItemProof(proved.index, proved.count, proved.path)
+            chain.verify_receipt_proof(answer.block, proved.receipt, place)
         return ProvedOutcome(answer.block, answer.head, tuple(proved.receipt for proved in answer.receipts))
-
-    @staticmethod
-    def _check_linked(world_id: str, answer: messages.ReceiptAnswer) -> None:
-        """The block is the head's, or an older one under its history_root."""
-        _check_block_of_head(world_id, answer.head, answer.head_block)
-        if answer.block == answer.head_block:
-            return
-        root = codec.merkle_root_from_path(
-            answer.block.hash(), answer.block.height - 1, answer.head_block.height - 1, answer.history_path
-        )
-        if root != answer.head_block.history_root:
-            raise Invalid("get_receipt.history_path", "does not lead to the head's history_root")
 
     async def state_value(self, world_id: str, namespace: str, key: bytes) -> ProvedValue:
         """One cell at the peer's newest block, or its absence, proved."""
         request = messages.StateProofRequest(world_id=world_id, namespace=namespace, key=key)
         answer = await self.call("get_state_proof", request, messages.StateProofAnswer)
-        _check_block_of_head(world_id, answer.head, answer.block)
         proof = state.StateProof.from_bytes(answer.proof)
-        cell = state.verify_state_proof(answer.block.state_root, namespace, key, proof)
-        value = None if cell is None else codec.decode(cell, limits.VALUE_BYTES_MAX, "cell")
+        verdict = chain.verify_state_answer(world_id, answer.head, answer.block, namespace, key, proof)
+        value = None if verdict.value is None else codec.decode(verdict.value, limits.VALUE_BYTES_MAX, "cell")
         return ProvedValue(value, answer.block, answer.head)
 
     async def authorities(self, world_id: str) -> AuthoritySet:
@@ -142,12 +130,3 @@ class DistributedClient:
             raise Invalid("fetch_blob", f"{len(data)} bytes that are not blob {content_id.hex()}")
         return bytes(data)
 
-
-def _check_block_of_head(world_id: str, head: WorldHeadAnnounce, block: WorldBlock) -> None:
-    """The block is the one that a valid head of this world announces."""
-    chain.check_head(head, world_id)
-    commit = head.commit.record
-    if block.hash() != head.block_hash or block.world_id != world_id:
-        raise Invalid("block", "is not the one that the head announces")
-    if (block.height, block.batch_hash, block.term) != (commit.height, commit.batch_hash, commit.term):
-        raise Invalid("block", "height, batch_hash or term differ from the commit's")

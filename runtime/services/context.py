@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from p2p.network import DistributedDht, DistributedNetwork
+from p2p.providers import ProviderCache
 from runtime.keys import SigningKey
 from runtime.world_db import WorldDb
 
@@ -33,6 +34,7 @@ class Context:
 
     network: DistributedNetwork
     dht: DistributedDht
+    providers: ProviderCache
     db: WorldDb
     key: SigningKey
     now_ms: Callable[[], int]

@@ -64,8 +64,10 @@ class Sources:
         self.known = {info.peer_id: info for info in found if info.peer_id != self.context.peer_id}
 
     def forget_lookup(self) -> None:
-        """Ask the DHT again next time."""
+        """Nobody helped: ask the network again next time, past every cache."""
         self.asked_at_ms = -PROVIDERS_FRESH_MS
+        for peer in self.known:
+            self.context.providers.forget(genesis.world_content_id(self.world_id), peer)
 
     async def reach(self, peer: PeerId) -> None:
         """Connect to a provider that only its record told us of. Raises Unreachable."""

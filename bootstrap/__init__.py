@@ -1,0 +1,1 @@
+"""bootstrap assembles: configuration, node, command line, demo. The only package that may know everything."""

@@ -1,0 +1,216 @@
+"""From a head to applied blocks: fetch what is missing, check it, apply it, in order.
+
+Hides: the way from a head's one hash down to the height that is held, and up again.
+Guarantees: only blocks that hash-link to a checked head are applied; a replaying node applies only what its own
+execution gave. Memory is bounded by SYNC_BLOCKS_AHEAD_MAX heights; a crash resumes at the cursor.
+Implements docs/protocol.md, sections "Results" and "Head" (following).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from runtime import chain, codec, limits, world
+from runtime.errors import Diverged, Invalid, Missing, WorldError
+from runtime.messages import BlocksRequest
+from runtime.records import ActionBatch, Envelope, WorldBlock, WorldHeadAnnounce
+from runtime.services.fetch import TRY_MS, Sources, ask_any, fetch_blob
+from runtime.services.heads import HeadTracker
+from runtime.services.replica import Applied, Progress, Replica
+
+WINDOW: Final = limits.BLOCKS_PER_ANSWER_MAX
+RETRY_S: Final = 0.5
+FETCH_TASKS_MAX: Final = 8
+
+
+async def follow(replica: Replica, tracker: HeadTracker, sources: Sources, progress: Progress) -> None:
+    """Apply whatever the best head leads to, for ever. A head that proves false is dropped, the next best is tried.
+
+    Raises Diverged when this node executes and got another block than the one that was attested and certified.
+    """
+    while True:
+        head = tracker.head
+        if head is None or tracker.follower.is_halted or head.commit.record.height <= replica.height:
+            await tracker.changed.wait()
+            continue
+        try:
+            await sync_to(replica, head, sources, progress)
+            tracker.follower.applied(head)
+        except Missing:
+            sources.context.counters["follow.missing"] += 1
+            tracker.follower.set_aside(head)
+            await tracker.changed.wait_at_most(RETRY_S)
+        except Diverged:
+            sources.context.counters["follow.diverged"] += 1
+            tracker.follower.refuse(head)
+            await tracker.changed.wait_at_most(RETRY_S)
+        except Invalid:
+            sources.context.counters["follow.false_head"] += 1
+            tracker.follower.refuse(head)
+            await tracker.changed.wait_at_most(RETRY_S)
+
+
+async def sync_to(
+    replica: Replica, head: WorldHeadAnnounce, sources: Sources, progress: Progress
+) -> None:
+    """Apply every height up to the head's. Raises Missing (try later), Invalid or Diverged (the head is false)."""
+    target = head.commit.record.height
+    hashes = await skeleton(replica, head, sources)
+    first = replica.height + 1
+    failure: WorldError | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            async for material in _pipeline(replica, sources, hashes, first, nursery):
+                await replica.apply(await _check(replica, sources, material, head))
+                progress(replica.height, target)
+        except WorldError as error:  # carried out of the nursery as itself, not as a group
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    replica.reached(head)
+
+
+async def skeleton(replica: Replica, head: WorldHeadAnnounce, sources: Sources) -> dict[int, bytes]:
+    """Block hash of every height above the replica's, up to the head's, all hash-linked to the head.
+
+    Block records are stored as they come; 32 bytes a height stay in memory.
+    """
+    expected, height = head.block_hash, head.commit.record.height
+    hashes: dict[int, bytes] = {}
+    while height > replica.height:
+        low = max(replica.height + 1, height - WINDOW + 1)
+        blocks = await _window(replica, sources, low, height, expected)
+        await sources.context.offload(lambda: sources.context.db.commit((), [block.preimage() for block in blocks]))
+        for block in blocks:
+            hashes[block.height] = block.hash()
+        expected, height = blocks[0].prev_block_hash, low - 1
+    if expected != replica.block_hash:
+        raise Invalid("head", f"does not build on the block held at height {replica.height}")
+    return hashes
+
+
+async def _window(replica: Replica, sources: Sources, low: int, high: int, expected: bytes) -> list[WorldBlock]:
+    """Blocks low..high, the last hashing to `expected` and each linking to the one before it."""
+    if low == high:
+        block = WorldBlock.from_preimage(await fetch_blob(sources, expected, limits.BLOCK_BYTES_MAX + 64))
+        if block.height != high or block.world_id != replica.world_id:
+            raise Invalid("block", f"is not height {high} of world {replica.world_id}")
+        return [block]
+    request = BlocksRequest(world_id=replica.world_id, from_height=low, count=high - low + 1).to_bytes()
+
+    async def ask(peer: bytes) -> list[WorldBlock]:
+        blocks: list[WorldBlock] = []
+        async with sources.context.network.request_parts(peer, "get_blocks", request, deadline_ms=TRY_MS) as answer:
+            while (part := await answer.part()) is not None:
+                listed = codec.decode(part, 1 << 20, "get_blocks")
+                if type(listed) is not list or len(blocks) + len(listed) > WINDOW:
+                    raise Invalid("get_blocks", f"must be lists of at most {WINDOW} blocks")
+                blocks += [WorldBlock.from_value(item) for item in listed]
+        link = expected
+        for height, block in zip(range(high, low - 1, -1), reversed(blocks), strict=False):
+            if block.hash() != link or block.height != height:
+                raise Invalid("get_blocks", f"height {height} does not link to the head")
+            link = block.prev_block_hash
+        if len(blocks) != high - low + 1:
+            raise Missing("blocks", f"{low}..{high}")
+        return blocks
+
+    return await ask_any(sources, "blocks", f"{low}..{high}", ask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """All that one height is made of, each piece checked against its hash."""
+
+    block: WorldBlock
+    batch: ActionBatch
+    actions: bytes
+    receipts: bytes
+    journal: bytes
+
+
+async def _pipeline(
+    replica: Replica, sources: Sources, hashes: dict[int, bytes], first: int, nursery: trio.Nursery
+) -> AsyncIterator[_Material]:
+    """Materials in order of height, a bounded number fetched ahead."""
+    last = first + len(hashes) - 1
+    slots: dict[int, tuple[trio.MemorySendChannel[_Material | WorldError], trio.MemoryReceiveChannel[_Material | WorldError]]]
+    slots = {}
+
+    async def fetch(height: int) -> None:
+        try:
+            found: _Material | WorldError = await _material(replica, sources, hashes[height])
+        except WorldError as error:
+            found = error
+        await slots[height][0].send(found)
+
+    started = first
+    for height in range(first, last + 1):
+        while started <= min(last, height + FETCH_TASKS_MAX - 1):
+            slots[started] = trio.open_memory_channel(1)
+            nursery.start_soon(fetch, started)
+            started += 1
+        found = await slots[height][1].receive()
+        del slots[height]
+        if isinstance(found, WorldError):
+            raise found
+        yield found
+
+
+async def _material(replica: Replica, sources: Sources, block_hash: bytes) -> _Material:
+    bounds = replica.genesis.body.limits
+    block = WorldBlock.from_preimage(await fetch_blob(sources, block_hash, limits.BLOCK_BYTES_MAX + 64))
+    batch = ActionBatch.from_preimage(await fetch_blob(sources, block.batch_hash, limits.BATCH_BYTES_MAX + 64))
+    actions = await fetch_blob(sources, batch.actions_ref, bounds.batch_bytes_max)
+    if replica.executes:
+        return _Material(block, batch, actions, b"", b"")
+    receipts = await fetch_blob(sources, block.receipts_ref, limits.LIST_BYTES_MAX)
+    journal = await fetch_blob(sources, block.journal_ref, limits.LIST_BYTES_MAX)
+    return _Material(block, batch, actions, receipts, journal)
+
+
+async def _check(replica: Replica, sources: Sources, material: _Material, head: WorldHeadAnnounce) -> Applied:
+    """What a height gives: by execution where this node executes, by the block's roots where it only stores."""
+    envelopes = chain.check_batch_form(
+        replica.genesis, replica.height, replica.batch_hash, replica.timestamp_ms, material.batch, material.actions
+    )
+    if material.block.height == head.commit.record.height and material.block.batch_hash != head.commit.record.batch_hash:
+        raise Invalid("head.commit", "is of another batch than the block")
+    if replica.executes:
+        return await sources.context.offload(lambda: _replayed(replica, material, envelopes))
+    return _stored(replica, material, envelopes)
+
+
+def _replayed(replica: Replica, material: _Material, envelopes: list[Envelope]) -> Applied:
+    assert replica.tip is not None
+    signatures = world.check_signatures(envelopes)
+    built = chain.verify_block(replica.genesis, replica.tip, material.batch, envelopes, signatures, material.block)
+    return Applied(
+        block=built.block,
+        batch=material.batch,
+        envelopes=tuple(envelopes),
+        receipts=built.outcome.receipts,
+        blobs=(*built.blobs.values(), material.batch.preimage(), material.actions),
+        tip=built.tip,
+    )
+
+
+def _stored(replica: Replica, material: _Material, envelopes: list[Envelope]) -> Applied:
+    block = material.block
+    if block.prev_block_hash != replica.block_hash or block.height != replica.height + 1:
+        raise Invalid("block", f"does not build on height {replica.height}")
+    receipts = chain.decode_receipts(material.receipts)
+    chain.check_lists(block, receipts, chain.decode_events(material.journal))
+    return Applied(
+        block=block,
+        batch=material.batch,
+        envelopes=tuple(envelopes),
+        receipts=receipts,
+        blobs=(block.preimage(), material.batch.preimage(), material.actions, material.receipts, material.journal),
+        tip=None,
+    )

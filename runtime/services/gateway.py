@@ -1,0 +1,252 @@
+"""The gateway: accepts signed envelopes, keeps them on disk, and sends them until a verified block has taken them.
+
+Hides: the outbox and who leads. Guarantees: an Acceptance leaves only after its envelope is durable; a refusal is told
+at once and with its reason; an accepted envelope is sent again, also after a restart, until it is taken or provably
+dead (its nonce was taken by another, or it expired untaken).
+Implements docs/protocol.md, sections "Actions" (acceptance) and "Methods" (submit_actions, action_status).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from p2p.errors import NetworkError
+from p2p.network import PeerId, Subscription
+from runtime import codec, limits, rules
+from runtime.errors import Busy, Denied, Ignored, Invalid, WorldError
+from runtime.messages import (
+    ActionStatusAnswer,
+    ActionStatusRequest,
+    LeaseAnswer,
+    SubmitAnswer,
+    SubmitRequest,
+    SubmitResult,
+    WorldRequest,
+)
+from runtime.records import Acceptance, Envelope, seal
+from runtime.services.context import Context, Signal
+from runtime.services.fetch import call, sleep_ms
+from runtime.services.methods import Handlers
+from runtime.services.replica import Replica
+
+RESEND_ENVELOPES_MAX: Final = 4_096  # looked at in one round, oldest first
+RESEND_CHUNK_BYTES_MAX: Final = 512 * 1024
+
+
+class Gateway:
+    """The gateway role of one world."""
+
+    def __init__(
+        self,
+        context: Context,
+        replica: Replica,
+        certifier: PeerId,
+        pool: Callable[[Sequence[Envelope]], object] | None,
+    ) -> None:
+        """`pool` hands fresh envelopes to a sequencer on this node: gossip does not come back to its sender."""
+        self._context = context
+        self._replica = replica
+        self._world_id = replica.world_id
+        self._tables = replica.tables
+        self._certifier = certifier
+        self._pool = pool
+        self._promising: dict[tuple[bytes, int], bytes] = {}  # (actor, nonce) -> envelope on its way to disk
+        self._fresh: list[Envelope] = []  # accepted since the last gossip round; bounded by the outbox
+        self._arrived = Signal()
+
+    def handlers(self) -> Handlers:
+        return {"submit_actions": self.submit, "action_status": self.status}
+
+    # --- accepting -----------------------------------------------------------------------------------------
+
+    async def submit(self, caller: PeerId, request: SubmitRequest) -> SubmitAnswer:
+        """Judge, store in one transaction, then promise."""
+        del caller  # keys are free: fairness is a matter of quotas, not of names
+        envelopes = request.envelopes
+        verdicts = await self._context.offload(lambda: [self._signature_fault(envelope) for envelope in envelopes])
+        results: list[SubmitResult | None] = []
+        accepted: list[Envelope] = []
+        mine: list[tuple[bytes, int]] = []
+        for envelope, fault in zip(envelopes, verdicts, strict=True):
+            try:
+                if fault is not None:
+                    raise fault
+                if self._judge(envelope):
+                    accepted.append(envelope)
+                    mine.append((envelope.record.actor_id, envelope.record.nonce))
+                    self._promising[mine[-1]] = envelope.hash()
+                results.append(None)
+            except WorldError as error:
+                self._context.counters[f"gateway.refused.{type(error).__name__}"] += 1
+                results.append(refusal(error))
+        now_ms = self._context.now_ms()
+        if accepted:
+            rows = self._tables.put_outbox(accepted, now_ms)
+            try:
+                await self._context.offload(lambda: self._context.db.commit(rows))
+            finally:
+                for key in mine:
+                    self._promising.pop(key, None)
+            self._context.counters["gateway.accepted"] += len(accepted)
+            self._fresh += accepted
+            self._arrived.wake()
+        promises = [
+            result or SubmitResult(outcome="accepted", acceptance=seal(self._acceptance(envelope, now_ms), self._context.key))
+            for envelope, result in zip(envelopes, results, strict=True)
+        ]
+        return SubmitAnswer(results=tuple(promises))
+
+    def _signature_fault(self, envelope: Envelope) -> WorldError | None:
+        try:
+            rules.check_envelope(envelope, self._world_id, self._replica.genesis.body.limits.envelope_bytes_max)
+        except WorldError as error:
+            return error
+        return None
+
+    def _judge(self, envelope: Envelope) -> bool:
+        """True for one to store, False for one that is durable already. Raises the reason of a refusal."""
+        record, digest = envelope.record, envelope.hash()
+        if self._tables.outbox_entry(digest) is not None or self._tables.place(digest) is not None:
+            return False
+        height, bounds = self._replica.height, self._replica.genesis.body.limits
+        if record.expires_at_height <= height:
+            raise Denied("envelope.expires_at_height", f"{record.expires_at_height} is not above height {height}")
+        if record.expires_at_height > height + bounds.expiry_blocks_max:
+            raise Denied(
+                "envelope.expires_at_height", f"more than {bounds.expiry_blocks_max} (expiry_blocks_max) above {height}"
+            )
+        ahead_ms = record.timestamp_ms - self._context.now_ms()
+        if ahead_ms > bounds.action_skew_ms:
+            raise Denied("envelope.timestamp_ms", f"{ahead_ms} ms ahead, at most {bounds.action_skew_ms} (action_skew_ms)")
+        next_nonce = self._tables.nonce(record.actor_id)
+        if record.nonce < next_nonce:
+            raise Denied("envelope.nonce", f"{record.nonce} is taken, the next is {next_nonce}")
+        if record.nonce >= next_nonce + limits.MEMPOOL_NONCES_AHEAD_MAX:
+            raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
+        key = (record.actor_id, record.nonce)
+        rival = self._promising.get(key) or self._tables.outbox_by_nonce(*key)
+        if rival is not None and rival != digest:
+            raise Denied("envelope.nonce", f"{record.nonce} is promised to envelope {rival.hex()}")
+        if self._tables.outbox_count() >= limits.OUTBOX_ENVELOPES_MAX:
+            raise Busy("outbox_envelopes_max", limits.OUTBOX_RESEND_MS)
+        return True  # also while another request is storing the same one: this promise waits for its own commit
+
+    def _acceptance(self, envelope: Envelope, now_ms: int) -> Acceptance:
+        return Acceptance(
+            world_id=self._world_id,
+            envelope_hash=envelope.hash(),
+            gateway_id=self._context.peer_id,
+            accepted_at_ms=now_ms,
+            stage="local",
+        )
+
+    async def status(self, caller: PeerId, request: ActionStatusRequest) -> ActionStatusAnswer:
+        """What became of an envelope, by this node's applied blocks and its outbox."""
+        del caller
+        place = self._tables.place(request.envelope_hash)
+        if place is not None:
+            return ActionStatusAnswer(
+                stage="taken" if place.taken else "refused", height=place.height, index=place.index
+            )
+        entry = self._tables.outbox_entry(request.envelope_hash)
+        if entry is None:
+            return ActionStatusAnswer(stage="unknown")
+        return ActionStatusAnswer(stage="dead" if self._is_dead(entry.envelope) else "pending")
+
+    # --- sending -------------------------------------------------------------------------------------------
+
+    async def run(
+        self, actions: Subscription, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Gossip what is fresh; send again what was not taken; clear what is done."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._gossip, actions)
+            nursery.start_soon(self._resend)
+            task_status.started()
+
+    async def _gossip(self, actions: Subscription) -> None:
+        while True:
+            while self._fresh:
+                chunk, self._fresh = _head_chunk(self._fresh)
+                if self._pool is not None:
+                    self._pool(chunk)
+                await actions.publish(codec.array_of([envelope.to_bytes() for envelope in chunk]))
+                self._context.counters["gateway.gossiped"] += len(chunk)
+            await self._arrived.wait()
+
+    async def _resend(self) -> None:
+        while True:
+            await sleep_ms(limits.OUTBOX_RESEND_MS)
+            await self._context.offload(self._sweep)
+            before_ms = self._context.now_ms() - limits.OUTBOX_RESEND_MS
+            waiting = self._tables.outbox_untaken(accepted_before_ms=before_ms, limit=RESEND_ENVELOPES_MAX)
+            due = [
+                envelope
+                for envelope in waiting
+                if envelope.record.nonce < self._tables.nonce(envelope.record.actor_id) + limits.MEMPOOL_NONCES_AHEAD_MAX
+            ]
+            if due:
+                await self._hand_over(due)
+
+    async def _hand_over(self, envelopes: list[Envelope]) -> None:
+        """Send to the lease holder by rr, in chunks that fit a frame; what fails is sent again next round."""
+        try:
+            lease = await call(
+                self._context, self._certifier, "lease_get", WorldRequest(world_id=self._world_id), LeaseAnswer
+            )
+            if lease.lease is None:
+                return
+            for chunk in _chunks(envelopes):
+                request = SubmitRequest(world_id=self._world_id, envelopes=tuple(chunk))
+                await call(self._context, lease.lease.record.holder_id, "submit_actions", request, SubmitAnswer)
+                self._context.counters["gateway.resent"] += len(chunk)
+        except (NetworkError, Invalid):
+            self._context.counters["gateway.resend_failed"] += 1
+
+    def _sweep(self) -> None:
+        """Drop outbox entries whose end is verified: taken or dead, and past their expiry."""
+        height = self._replica.height
+        done = [
+            entry.envelope
+            for entry in self._tables.outbox_expiring(height)
+        ]
+        if done:
+            self._context.db.commit(self._tables.drop_outbox(done))
+
+    def _is_dead(self, envelope: Envelope) -> bool:
+        record = envelope.record
+        return record.expires_at_height <= self._replica.height or record.nonce < self._tables.nonce(record.actor_id)
+
+
+def _head_chunk(envelopes: list[Envelope]) -> tuple[list[Envelope], list[Envelope]]:
+    """As many envelopes as one gossip message takes, and the rest."""
+    size, count = 3, 0
+    for envelope in envelopes[: limits.GOSSIP_ACTION_ENVELOPES_MAX]:
+        size += len(envelope.to_bytes())
+        if count and size > limits.GOSSIP_ACTION_BYTES_MAX:
+            break
+        count += 1
+    return envelopes[:count], envelopes[count:]
+
+
+def _chunks(envelopes: list[Envelope]) -> list[list[Envelope]]:
+    chunks: list[list[Envelope]] = [[]]
+    size = 0
+    for envelope in envelopes:
+        length = len(envelope.to_bytes())
+        if chunks[-1] and (size + length > RESEND_CHUNK_BYTES_MAX or len(chunks[-1]) == limits.SUBMIT_ENVELOPES_MAX):
+            chunks.append([])
+            size = 0
+        chunks[-1].append(envelope)
+        size += length
+    return chunks
+
+
+def refusal(error: WorldError) -> SubmitResult:
+    """A refusal as its result: the class is the reason's word, the text is for people."""
+    retry_after_ms = error.retry_after_ms if isinstance(error, Busy) else None
+    reason = "Duplicate" if isinstance(error, Ignored) else type(error).__name__
+    return SubmitResult(outcome="refused", reason=reason, message=str(error)[:500], retry_after_ms=retry_after_ms)

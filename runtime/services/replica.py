@@ -1,0 +1,155 @@
+"""One world's chain as this node holds it: what was applied, and the one transaction that applies the next block.
+
+Hides: which rows a block touches. Guarantees: blobs, rows and cursor of a block are one durable transaction, and only
+then is anybody told; heights are applied in order, once. Restoring replays the own blobs from genesis.
+Implements docs/protocol.md, section "Results"; design: store, then provide, then announce.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from runtime import chain, limits, world
+from runtime.errors import Corrupt, Missing
+from runtime.records import ActionBatch, Envelope, Genesis, Receipt, WorldBlock, WorldHeadAnnounce, decode_envelopes
+from runtime.services.context import Context, Signal
+from runtime.world_tables import WorldTables
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) heights while something slow goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A block that this node has taken up, and what it came from. `tip` is None where nothing was executed."""
+
+    block: WorldBlock
+    batch: ActionBatch
+    envelopes: tuple[Envelope, ...]
+    receipts: tuple[Receipt, ...]
+    blobs: tuple[bytes, ...]
+    tip: chain.Tip | None
+
+
+class Replica:
+    """The node's copy of one world. `cursor` names what applying means here: stored, executed or verified.
+
+    `tip` holds the state when the node executes; `applied` wakes after each block. One task calls `apply`.
+    """
+
+    def __init__(self, context: Context, genesis: Genesis, tables: WorldTables, cursor: str) -> None:
+        self._context = context
+        self.genesis = genesis
+        self.world_id = genesis.header.world_id
+        self.tables = tables
+        self.cursor = cursor
+        self.executes = cursor != "stored"
+        self.applied = Signal()
+        self._recent: deque[Applied] = deque(maxlen=limits.SYNC_BLOCKS_AHEAD_MAX)
+        self.tip: chain.Tip | None = chain.genesis_tip(genesis) if self.executes else None
+        header_hash = genesis.header.hash()
+        self.height = 0
+        self.block_hash = header_hash
+        self.batch_hash = header_hash
+        self.timestamp_ms = genesis.header.created_ms
+        self.head: WorldHeadAnnounce | None = None  # the newest head whose block is applied here
+
+    async def restore(self, progress: Progress) -> None:
+        """Bring the memory to where the disk is: one row where nothing is executed, else a replay from genesis.
+
+        Raises Corrupt when the own blobs are missing, damaged or do not give the block that was stored.
+        """
+        target = self.tables.cursor(self.cursor)
+        head = self.tables.head()
+        if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
+            self.head = head
+        if not self.executes:
+            if target:
+                self._move(self._load(target), None)
+            return
+        for height in range(1, target + 1):
+            applied = self._load(height)
+            self._move(applied, await self._context.offload(lambda: self._replay(applied)))
+            progress(height, target)
+
+    def _replay(self, applied: Applied) -> chain.Tip:
+        assert self.tip is not None
+        envelopes = list(applied.envelopes)
+        built = chain.build_block(
+            self.genesis, self.tip, applied.batch, envelopes, world.check_signatures(envelopes)
+        )
+        if built.block != applied.block:
+            raise Corrupt(
+                f"block {applied.block.height} of world {self.world_id}",
+                "a replay of the stored batches gives another block",
+                "move the data directory away and start again: the node fetches what it needs",
+            )
+        return built.tip
+
+    def _load(self, height: int) -> Applied:
+        blobs = self._context.db.blobs
+        try:
+            block_hash = self.tables.block_hash(height)
+            if block_hash is None:
+                raise Missing("block row", str(height))
+            block = WorldBlock.from_preimage(blobs.get(block_hash))
+            batch = ActionBatch.from_preimage(blobs.get(block.batch_hash))
+            actions = blobs.get(batch.actions_ref)
+            receipts = blobs.get(block.receipts_ref)
+        except Missing as error:
+            raise Corrupt(
+                f"height {height} of world {self.world_id}",
+                str(error),
+                "move the data directory away and start again: the node fetches what it needs",
+            ) from error
+        return Applied(
+            block=block,
+            batch=batch,
+            envelopes=tuple(self.decode_actions(actions)),
+            receipts=chain.decode_receipts(receipts),
+            blobs=(),
+            tip=None,
+        )
+
+    def decode_actions(self, actions: bytes) -> list[Envelope]:
+        """The envelopes of an actions blob, within this world's limits. Raises Invalid."""
+        bounds = self.genesis.body.limits
+        return decode_envelopes(actions, bounds.batch_bytes_max, bounds.batch_envelopes_max, "actions")
+
+    async def apply(self, applied: Applied) -> None:
+        """Make a block the newest: one transaction, then the memory, then the listeners. Raises StoreFull."""
+        assert applied.block.height == self.height + 1, "blocks are applied in order"
+        rows = self.tables.applied_rows(
+            self.cursor, applied.block, list(applied.envelopes), list(applied.receipts)
+        )
+        await self._context.offload(lambda: self._context.db.commit(rows, applied.blobs))
+        self._move(applied, applied.tip)
+        self._context.counters["replica.applied"] += 1
+        self.applied.wake()
+
+    def _move(self, applied: Applied, tip: chain.Tip | None) -> None:
+        self.tip = tip
+        self.height = applied.block.height
+        self.block_hash = applied.block.hash()
+        self.batch_hash = applied.block.batch_hash
+        self.timestamp_ms = applied.block.timestamp_ms
+        self._recent.append(applied)
+
+    def reached(self, head: WorldHeadAnnounce) -> None:
+        """Note that this head's block is applied: proofs are given against it."""
+        self.head = head
+
+    def tip_at(self, height: int) -> chain.Tip | None:
+        """The state after a recent height; None where it is not held."""
+        if height == self.height:
+            return self.tip
+        return next((applied.tip for applied in self._recent if applied.block.height == height), None)
+
+    def since(self, height: int) -> Sequence[Applied]:
+        """Blocks above `height`, oldest first, at most SYNC_BLOCKS_AHEAD_MAX; from memory or from disk."""
+        last = min(self.height, height + limits.SYNC_BLOCKS_AHEAD_MAX)
+        held = {applied.block.height: applied for applied in self._recent}
+        return [held.get(at) or self._load(at) for at in range(height + 1, last + 1)]
+
