@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeAlias, get_args, get_origin, get_type_hints
 
 from runtime import codec, limits
@@ -188,18 +187,23 @@ def nested(record: type[Record]) -> Kind:
 # --- records -----------------------------------------------------------------------------------------------
 
 
-@cache
-def _kinds(record: Any) -> tuple[tuple[str, Kind, bool], ...]:
+_KINDS: dict[type, tuple[tuple[str, Kind, bool], ...]] = {}
+
+
+def _kinds(record: type[Record]) -> tuple[tuple[str, Kind, bool], ...]:
     """(name, kind, optional) of every field, in the order of declaration."""
+    if record in _KINDS:
+        return _KINDS[record]
     hints = get_type_hints(record, include_extras=True)
     found = []
-    for item in fields(record):
+    for item in fields(record):  # type: ignore[arg-type]  # every Record subclass is a dataclass
         hint, optional = hints[item.name], False
         if get_origin(hint) is not Annotated:  # `Kind | None`
             inner = [arg for arg in get_args(hint) if arg is not type(None)]
             hint, optional = inner[0], True
         found.append((item.name, next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional))
-    return tuple(found)
+    _KINDS[record] = tuple(found)
+    return _KINDS[record]
 
 
 class Record:
