@@ -40,6 +40,7 @@ EXECUTORS_MAX: Final = 16
 CERTIFIERS_V1: Final = 1
 ATTESTATIONS_PER_HEAD_MAX: Final = 4
 RESOURCE_KINDS_MAX: Final = 64
+ENDOW_KINDS_MAX: Final = 16  # in one register_agent: its price in fuel is one number
 GENESIS_BALANCES_MAX: Final = 4_096
 
 # --- ceilings of genesis parameters, and their defaults ------------------------------------------------------
