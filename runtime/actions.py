@@ -1,8 +1,8 @@
 """The kernel's actions: for each kind its payload, its price in fuel, and what it does.
 
-Hides: the rules of each action. Guarantees: a handler either refuses with a code and has written nothing, or has
-written all of it and says what happened; whatever the payload is, no handler raises. No action creates or destroys
-a resource. Integers only.
+Hides: the rules of each action. Guarantees: a handler either refuses with a code and has written nothing, or
+has written all of it and says what happened; whatever the payload is, no handler raises. No action creates or
+destroys a resource. Integers only.
 
 | action            | payload                                            | event               |
 |-------------------|----------------------------------------------------|---------------------|
@@ -52,22 +52,19 @@ class Code(StrEnum):
     ATOMIC_ROLLED_BACK = "AtomicRolledBack"
 
 
-# Fuel, in units of about 10 ns of a slow machine. Consensus: a change is another world.
+# Fuel of an attempt, in units of roughly 10 ns. Consensus: with other numbers a replay gives other blocks.
 FUEL_REGISTER_AGENT: Final = 4_000
 FUEL_MOVE_AGENT: Final = 2_000
 FUEL_TRANSFER_RESOURCE: Final = 2_500
 FUEL_UNKNOWN_ACTION: Final = 500
-ENDOW_KINDS_MAX: Final = (
-    16  # so that the price of register_agent can be one number, and its event fits a receipt list
-)
 
 
 # --- payloads ----------------------------------------------------------------------------------------------
 
 
 def _check_endow(value: Any, field: str) -> None:
-    if type(value) is not dict or not 1 <= len(value) <= ENDOW_KINDS_MAX:
-        raise Invalid(field, f"must be a map of 1..{ENDOW_KINDS_MAX} resource kinds")
+    if type(value) is not dict or not 1 <= len(value) <= limits.ENDOW_KINDS_MAX:
+        raise Invalid(field, f"must be a map of 1..{limits.ENDOW_KINDS_MAX} resource kinds")
     for kind, amount in value.items():
         NAME.check(kind, field)
         AMOUNT.check(amount, f"{field}.{kind}")
@@ -160,7 +157,7 @@ def _register_agent(draft: Draft, parameters: Parameters, actor_id: bytes, asked
         return Code.UNKNOWN_RESOURCE
     if any(draft.balance(actor_id, kind) < amount for kind, amount in endow.items()):
         return Code.INSUFFICIENT_RESOURCES
-    # Resources may wait for an agent of this name? No: only an existing agent can be given any, so it starts at 0.
+    # Only an agent that exists can be given resources: a new one holds what it is endowed with, and no more.
     draft.set_actor(actor_id, Actor(standing.nonce, standing.agents + 1))
     draft.set_agent(asked.agent_id, Agent(actor_id, asked.x_cm, asked.y_cm, asked.z_cm))
     for kind, amount in endow.items():

@@ -1,12 +1,12 @@
 """What the kernel keeps, and under which keys: typed cells over the bytes of a State.
 
-| namespace | key                                             | value (canonical CBOR)                               |
-|-----------|-------------------------------------------------|------------------------------------------------------|
-| actors    | the 38 bytes of the actor's key id              | {nonce: envelopes taken so far, agents: registered}  |
-| agents    | agent id, UTF-8                                 | {owner, x_cm, y_cm, z_cm}                            |
-| ledger    | CBOR ["actor", 38-byte key id, resource kind]   | amount, 1..2^63-1; a balance of zero has no cell     |
-|           | CBOR ["agent", agent id, resource kind]         |                                                      |
-| kernel    | name of a parameter of the genesis body         | its value: see `Parameters`                          |
+| namespace | key                                        | value (canonical CBOR)                           |
+|-----------|--------------------------------------------|--------------------------------------------------|
+| actors    | the 38 bytes of the actor's key id         | {nonce: envelopes taken, agents: registered}     |
+| agents    | agent id, UTF-8                            | {owner, x_cm, y_cm, z_cm}                        |
+| ledger    | CBOR ["actor", key id, resource kind]      | amount, 1..2^63-1; a balance of zero has no cell |
+|           | CBOR ["agent", agent id, resource kind]    |                                                  |
+| kernel    | name of a parameter, see `parameter_cells` | its value                                        |
 
 Hides: encodings of keys and values. Guarantees: a Draft changes no State; `roll_back` undoes exactly what was
 written since its mark. Implements docs/protocol.md, section "Cells".
@@ -30,7 +30,7 @@ Holder: TypeAlias = bytes | str
 
 @dataclass(frozen=True, slots=True)
 class Actor(Record):
-    """One key's standing: `nonce` envelopes taken so far (so the next one carries it), `agents` registered."""
+    """One key's standing: `nonce` envelopes taken so far (the next one carries it), `agents` registered."""
 
     NAME: ClassVar[str] = "actor"
     BYTES_MAX: ClassVar[int] = limits.VALUE_INLINE_BYTES_MAX
@@ -105,7 +105,7 @@ def decode_amount(value: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a step asks of the kernel namespace. Envelope and batch limits are not here: they hold for ever."""
+    """What a step asks of the kernel namespace. Envelope and batch limits hold for ever: not here."""
 
     bounds: Bounds
     max_move_cm: int

@@ -1,10 +1,11 @@
 """From a committed batch to a block, and from a block back to trust: built and verified by the same function.
 
-Hides: how roots, references and history are made. Guarantees: `verify_block` re-executes; a block it returns was
-given by this very code from the tip before it, and a block that differs in anything raises Diverged with both sides.
-`check_batch_form` decides from bytes alone what a batch must look like, the same for coordinator, executor, observer.
-Checks and order of commits and heads are in runtime/heads.py, proofs in runtime/proofs.py; both are part of this
-module's surface. Implements docs/protocol.md, sections "Batch" and "Block".
+Hides: how roots, references and history are made. Guarantees: `verify_block` re-executes; a block it returns
+was given by this very code from the tip before it, and a block that differs in anything raises Diverged with
+both sides. `check_batch_form` decides from bytes alone what a batch must look like, the same for coordinator,
+executor, observer. Checks and order of commits and heads are in runtime/heads.py, proofs in
+runtime/proofs.py; both are part of this module's surface. Implements docs/protocol.md, sections "Batch" and
+"Block".
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ from runtime.world import Outcome, genesis_state, step
 
 @dataclass(frozen=True, slots=True)
 class Tip:
-    """Where a chain stands: all that the next block is made from. `history` holds the block hashes 1..height."""
+    """Where a chain stands: all that the next block is made from. `history` covers block hashes 1..height."""
 
     height: int
     block_hash: bytes
@@ -69,7 +70,7 @@ class Tip:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A block with what it came from: the outcome, the tip after it, and the blobs to store, by content id."""
+    """A block with what it came from: the outcome, the tip after it, the blobs to store by content id."""
 
     block: WorldBlock
     outcome: Outcome
@@ -96,10 +97,10 @@ def check_batch_form(
     batch: ActionBatch,
     actions_blob: bytes,
 ) -> list[Envelope]:
-    """The envelopes of a batch that is well formed on its parent (before height 1: 0, header hash, created_ms).
+    """The envelopes of a batch that is well formed on its parent (at first: 0, header hash, created_ms).
 
-    Judges no signature, nonce or expiry: those are the kernel's. Raises Invalid; a committed batch that fails here is
-    evidence against its certifier.
+    Judges no signature, nonce or expiry: those are the kernel's. Raises Invalid; a committed batch that fails
+    here is evidence against its certifier.
     """
     world_id, bounds = genesis.header.world_id, genesis.body.limits
     # [REJECT] it is of this world, and follows the parent
@@ -166,7 +167,7 @@ def build_block(
     envelopes: Sequence[Envelope],
     signatures: Sequence[bool],
 ) -> Built:
-    """Execute a batch on a tip. `envelopes` come from `check_batch_form`, `signatures` from `world.check_signatures`.
+    """Execute a batch on a tip. `envelopes`: of `check_batch_form`, `signatures`: `world.check_signatures`.
 
     Raises Invalid for a batch that does not follow the tip. `tip` is unchanged.
     """
@@ -211,8 +212,8 @@ def verify_block(
 ) -> Built:
     """Replay the batch and compare: the block when it is the claimed one to the bit, else Diverged.
 
-    Diverged names the first field that differs, in the order of the record, with both values (bytes of a hash as they
-    are, anything else as canonical CBOR, absent as no bytes).
+    Diverged names the first field that differs, in the order of the record, with both values (bytes of a hash
+    as they are, anything else as canonical CBOR, absent as no bytes).
     """
     built = build_block(genesis, tip, batch, envelopes, signatures)
     for item in fields(claimed):

@@ -1,9 +1,9 @@
 """Who may certify, attest and announce, which head is the newest, and what proves a fork.
 
-Hides: the order of the checks. Guarantees: what passes `check_head` was certified and attested by members of a set
-that the world id itself binds; a HeadFollower never loses a good head to a bad one, holds a bounded number of
-candidates, and halts on two commits of one epoch and height.
-Implements docs/protocol.md, sections "Commit", "Head" and "Evidence".
+Hides: the order of the checks. Guarantees: what passes `check_head` was certified and attested by members of
+a set that the world id itself binds; a HeadFollower never loses a good head to a bad one, holds a bounded
+number of candidates, and halts on two commits of one epoch and height. Implements docs/protocol.md, sections
+"Commit", "Head" and "Evidence".
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def check_commit(
 ) -> None:
     """Whether the set's certifier certified this height, and (where given) this batch. Raises Invalid.
 
-    `authorities` is trusted already. A set of epoch 0 names no world, so give `world_id` or a batch of the world.
+    `authorities` is trusted already. A set of epoch 0 names no world, so give `world_id` or a batch of the
+    world.
     """
     commit, resume = sealed.record, authorities.resume
     # [REJECT] it is of this world
@@ -110,9 +111,10 @@ def check_attestation(
 
 
 def check_head(head: WorldHeadAnnounce, world_id: str) -> AuthoritySet:
-    """All that a head's bytes decide, signatures included; gives the authority set that it proves. Raises Invalid.
+    """All that a head's bytes decide, signatures included; gives the authority set that it proves.
 
-    Not decided here: age and skew (clock), whether a newer epoch is known (state), whether the block is right.
+    Not decided here: age and skew (clock), whether a newer epoch is known (state), whether the block is
+    right. Raises Invalid.
     """
     # [REJECT] the header is the world's
     if head.header.world_id != world_id:
@@ -232,10 +234,10 @@ def _place(head: WorldHeadAnnounce) -> _Place:
 class HeadFollower:
     """Decides which announced head to go for next. One task owns it; it does no I/O.
 
-    `offer` every head, by whatever way it comes in; go for `best()` (fetch, check, replay); then say `applied`,
-    or `refuse` it when it is proved wrong, or `set_aside` when what it needs was not to be had: `best()` is then
-    the next-best one. Bounds: CANDIDATE_HEADS_MAX candidates (the oldest goes first: heads are announced again),
-    COMMITS_KEPT_MAX commits remembered to detect forks, and as many refused blocks.
+    `offer` every head, by whatever way it comes in; go for `best()` (fetch, check, replay); then say
+    `applied`, or `refuse` it when it is proved wrong, or `set_aside` when what it needs was not to be had:
+    `best()` is then the next-best one. Bounds: CANDIDATE_HEADS_MAX candidates (the oldest goes first: heads
+    are announced again), COMMITS_KEPT_MAX commits remembered to detect forks, and as many refused blocks.
     """
 
     def __init__(self, world_id: str, current: WorldHeadAnnounce | None = None) -> None:
@@ -250,7 +252,7 @@ class HeadFollower:
 
     @property
     def is_halted(self) -> bool:
-        """The newest epoch seen has provably forked: sign nothing, advance nothing, until a later epoch comes."""
+        """The newest epoch has provably forked: sign nothing, advance nothing, until a later one comes."""
         return self.evidence is not None
 
     def offer(self, head: WorldHeadAnnounce, now_ms: int) -> Offer:
@@ -289,12 +291,12 @@ class HeadFollower:
         return True
 
     def best(self) -> WorldHeadAnnounce | None:
-        """The newest head that was not found wrong; the current one when nothing newer is known; None before any."""
+        """The newest head that was not found wrong (maybe the current one); None before any."""
         held = [*self._candidates.values(), *([] if self.current is None else [self.current])]
         return max(held, key=head_order, default=None)
 
     def applied(self, head: WorldHeadAnnounce) -> None:
-        """The head's block is verified and durable: it is the current one, and what is not newer is dropped."""
+        """The head's block is verified and durable: it becomes `current`; what is not newer is dropped."""
         # A refresh may have come in while the block was being verified.
         self.current = self._candidates.pop(_place(head), head)
         order = _place(head)[:2]

@@ -1,8 +1,8 @@
 """Answers that carry their own proof: one receipt, one event, one old block, one cell of state.
 
-Hides: which root a thing lies under. Guarantees: a verdict is given only for what follows from a checked head, and
-it names its trust: `attested` means that certifier and executor vouch for the block; nothing was replayed here.
-Implements docs/protocol.md, section "Proofs".
+Hides: which root a thing lies under. Guarantees: a verdict is given only for what follows from a checked
+head, and it names its trust: `attested` means that certifier and executor vouch for the block; nothing was
+replayed here. Implements docs/protocol.md, section "Proofs".
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ItemProof:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a proof shows, and how much to believe it. `value`: bytes of the cell, None for a proved absence."""
+    """What a proof shows, and how far to believe it. `value`: bytes of the cell, None: proved absent."""
 
     value: bytes | None
     trust: Trust
@@ -97,7 +97,8 @@ def verify_history_proof(newest: WorldBlock, block: WorldBlock, path: Sequence[b
                 "history.path", "another block of the newest height, or a path where none is needed"
             )
         return
-    # History holds heights 1..newest-1 in order: leaf and count follow from the heights, and are not taken on trust.
+    # History holds heights 1..newest-1 in order: leaf and count follow from the heights, and are not taken on
+    # trust.
     root = codec.merkle_root_from_path(block.hash(), block.height - 1, newest.height - 1, path)
     if root != newest.history_root:
         raise Invalid("history.path", "does not lead to the newest block's history_root")

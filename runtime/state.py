@@ -1,14 +1,14 @@
 """The state trie: every cell of the world under one 32-byte root, with proofs of presence and of absence.
 
 Hides: the tree. A State is immutable; `update` shares all that did not change and costs O(changed cells).
-Guarantees: the root is a function of the content alone, in whatever order it came about; whoever knows a root can
-check one cell against it with a StateProof, and no proof with a changed bit passes.
+Guarantees: the root is a function of the content alone, in whatever order it came about; whoever knows a root
+can check one cell against it with a StateProof, and no proof with a changed bit passes.
 
     path   = the 64 nibbles of BLAKE3(key), high nibble first
     entry  = [key, 0, value]                  value of at most 256 bytes (canonical CBOR of the cell)
            | [key, 1, BLAKE3(value), size]    larger: the value is kept beside the trie
-    bucket = a subtree of at most 16 entries  H("aw/trie/1" 00 00 || CBOR array of the entries, ascending by path)
-    inner  = a larger one                     H("aw/trie/1" 00 01 || 16 child hashes, an empty child being zeros)
+    bucket = at most 16 entries               H("aw/trie/1" 00 00 || CBOR array of entries, ascending by path)
+    inner  = a larger subtree                 H("aw/trie/1" 00 01 || 16 child hashes, an empty one zeros)
     top    = the same trie over namespaces, with entries [namespace, 0, root]; an empty namespace has none
 
 Implements docs/protocol.md, section "State".
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, TypeAlias
 
 from runtime import codec, limits
@@ -41,7 +42,7 @@ Cell: TypeAlias = tuple[str, bytes]
 
 
 class _Entry:
-    """One key with its value; `packed` is what the trie hashes. `subtree` is set in the trie of namespaces only."""
+    """One key with its value; `packed` is what is hashed; `subtree` is set in the trie of namespaces only."""
 
     __slots__ = ("encoded", "key", "packed", "path", "subtree", "value")
 
@@ -210,7 +211,7 @@ class State:
         return self.update({(namespace, key): value})
 
     def update(self, changes: Mapping[Cell, bytes | None]) -> State:
-        """The state after all changes at once; None deletes a cell, and deleting what is not there is no change.
+        """The state after all changes at once; None deletes a cell, if it is there.
 
         Raises Invalid for a key outside 1..256 bytes or a value outside 1..64 KiB; then nothing has changed.
         """
@@ -280,8 +281,9 @@ _ENTRY = Kind(_check_entry, list, _unpack_entry)
 class TriePath(Record):
     """The way from a root down to where a key's entry is or would be.
 
-    `siblings`, from the root downwards: the hashes of the 15 children beside the path, by nibble, zeros for an
-    empty one. `bucket`: all entries of the bucket where the path ends; none where it ends in an empty slot.
+    `siblings`, from the root downwards: the hashes of the 15 children beside the path, by nibble, zeros for
+    an empty one. `bucket`: all entries of the bucket where the path ends; none where it ends in an empty
+    slot.
     """
 
     NAME: ClassVar[str] = "trie_path"
@@ -296,8 +298,8 @@ class TriePath(Record):
 class StateProof(Record):
     """What one cell holds under a state root, or that it holds nothing. Checked by `verify_state_proof`.
 
-    `top` leads to the namespace, `cells` to the key in it (absent when the namespace is), `value` is the value of
-    an entry that keeps it beside the trie (absent otherwise).
+    `top` leads to the namespace, `cells` to the key in it (absent when the namespace is), `value` is the
+    value of an entry that keeps it beside the trie (absent otherwise).
     """
 
     NAME: ClassVar[str] = "state_proof"
@@ -325,7 +327,7 @@ def _follow(root: bytes, trie_path: TriePath, key: bytes, field: str) -> tuple[A
     """The key's entry, or None for a proved absence. Raises Invalid unless the path leads to `root`."""
     path, depth = content_id(key), len(trie_path.siblings)
     paths = [content_id(entry[0]) for entry in trie_path.bucket]
-    if any(not a < b for a, b in zip(paths, paths[1:], strict=False)):
+    if any(not a < b for a, b in pairwise(paths)):
         raise Invalid(f"{field}.bucket", "entries must ascend by the hash of their key without equals")
     # A bucket of another place of the trie would prove the absence of a key that cannot be in it.
     if any(_nibble(other, i) != _nibble(path, i) for other in paths for i in range(depth)):
@@ -343,7 +345,7 @@ def _follow(root: bytes, trie_path: TriePath, key: bytes, field: str) -> tuple[A
 
 
 def verify_state_proof(root: bytes, namespace: str, key: bytes, proof: StateProof) -> bytes | None:
-    """The proved value of a cell under `root`, or None when its absence is proved. Raises Invalid otherwise."""
+    """The proved value of a cell under `root`, or None where its absence is proved. Else raises Invalid."""
     above = _follow(root, proof.top, _namespace(namespace)[0], "state_proof.top")
     if above is None:
         if proof.cells is not None or proof.value is not None:

@@ -1,10 +1,10 @@
 """The kernel: the world as a pure function of its genesis and its batches.
 
-Hides: cells, actions and fuel. Guarantees: `step` gives the same outcome on every machine, raises for no envelope
-that is well formed, and takes each envelope as a whole or not at all:
+Hides: cells, actions and fuel. Guarantees: `step` gives the same outcome on every machine, raises for no
+envelope that is well formed, and takes each envelope as a whole or not at all:
 
-    signature, expiry, the future, nonce    first failure: one refusal receipt, nothing of the envelope is taken
-    else taken: nonce + 1, one receipt an action; `atomic`: all actions or none, the nonce is used up all the same
+    signature, expiry, the future, nonce    the first failure: one refusal receipt, nothing is taken
+    else taken                              nonce + 1, one receipt for each action; `atomic`: all or none
 
 Implements docs/protocol.md, sections "Step" and "Receipts".
 """
@@ -61,7 +61,7 @@ def genesis_state(genesis: Genesis) -> State:
 
 
 def check_signatures(envelopes: Iterable[Envelope]) -> list[bool]:
-    """For each envelope, whether its actor signed it. Pure CPU, the dearest part of a step: any chunk, any thread."""
+    """For each envelope, whether its actor signed it. Pure CPU, the dearest part: any chunk, any thread."""
     return [
         keys.verify(sealed.record.actor_id, sealed.record.hash(), sealed.signature) for sealed in envelopes
     ]
@@ -157,7 +157,7 @@ class _Run:
 
 
 def envelope_outcome(receipts: Iterable[Receipt], envelope_hash: bytes) -> tuple[Receipt, ...]:
-    """A block's receipts for one envelope: none when it is not in it, one without index when it was refused."""
+    """A block's receipts for one envelope: none where it is not in it, one without index when refused."""
     return tuple(receipt for receipt in receipts if receipt.envelope_hash == envelope_hash)
 
 

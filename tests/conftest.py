@@ -1,4 +1,4 @@
-"""A small world that tests build on: real keys, a real genesis, batches and blocks made as the runtime makes them."""
+"""A small world that tests build on: real keys, a real genesis, batches and blocks as nodes make them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def key(number: int) -> SigningKey:
 
 
 class SmallWorld:
-    """Three actors with 1,000 fuel and 500 gold each, a box of 1,000 cm, moves of at most 100 cm, and its chain.
+    """Three actors with 1,000 fuel and 500 gold each, a box of 1,000 cm, moves of up to 100 cm; its chain.
 
     `run(envelopes...)` appends a block; `nonces` counts what was signed by each actor.
     """
@@ -113,9 +113,7 @@ class SmallWorld:
     def form(self, batch: ActionBatch, blob: bytes) -> list[Envelope]:
         """The form check of a batch on the tip."""
         tip = self.tip
-        return chain.check_batch_form(
-            self.genesis, tip.height, tip.batch_hash, tip.timestamp_ms, batch, blob
-        )
+        return chain.check_batch_form(self.genesis, tip.height, tip.batch_hash, tip.timestamp_ms, batch, blob)
 
     def run(self, *envelopes: Envelope) -> chain.Built:
         """One more block."""
@@ -139,7 +137,12 @@ class SmallWorld:
         return seal(Commit(**(values | changes)), self.certifier)
 
     def head(
-        self, height: int, batch_hash: bytes, block_hash: bytes, executor: SigningKey | None = None, **changes: Any
+        self,
+        height: int,
+        batch_hash: bytes,
+        block_hash: bytes,
+        executor: SigningKey | None = None,
+        **changes: Any,
     ) -> WorldHeadAnnounce:
         """A head as its writers would sign it; `changes` are fields of the commit."""
         executor = executor or self.executor

@@ -17,7 +17,9 @@ changes = st.one_of(st.lists(change, max_size=12), st.lists(change, min_size=30,
 
 
 @given(changes, st.integers(1, 40))
-def test_the_root_is_a_function_of_the_content(history: list[tuple[tuple[str, bytes], bytes | None]], step: int) -> None:
+def test_the_root_is_a_function_of_the_content(
+    history: list[tuple[tuple[str, bytes], bytes | None]], step: int
+) -> None:
     state, content = State.empty(), dict[tuple[str, bytes], bytes]()
     for start in range(0, len(history), step):
         part = dict(history[start : start + step])

@@ -1,4 +1,4 @@
-"""The kernel under any input: it never raises, never makes or loses a resource, and repeats itself to the bit."""
+"""The kernel under any input: it never raises, never makes or loses a resource, repeats itself to the bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ registers = st.builds(
 )
 moves = places.map(lambda place: ("move_agent", place))
 sources = st.just({}) | agents.map(lambda agent: {"from_agent": agent})
-targets = agents.map(lambda agent: {"to_agent": agent}) | st.sampled_from(IDS).map(lambda key: {"to_actor": key})
+targets = agents.map(lambda agent: {"to_agent": agent}) | st.sampled_from(IDS).map(
+    lambda key: {"to_actor": key}
+)
 transfers = st.builds(
     lambda kind, amount, source, target: (
         "transfer_resource",
@@ -52,7 +54,19 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = ["agent_id", "x_cm", "y_cm", "z_cm", "endow", "kind", "amount", "from_agent", "to_agent", "to_actor", "v"]
+FIELDS = [
+    "agent_id",
+    "x_cm",
+    "y_cm",
+    "z_cm",
+    "endow",
+    "kind",
+    "amount",
+    "from_agent",
+    "to_agent",
+    "to_actor",
+    "v",
+]
 senseless = st.tuples(
     st.sampled_from(["register_agent", "move_agent", "transfer_resource", "mint_resource", "\N{SNOWMAN}"]),
     st.dictionaries(st.sampled_from(FIELDS) | texts, anything, max_size=7),

@@ -30,7 +30,11 @@ def register(agent_id: str) -> tuple[str, dict[str, Any]]:
 def run_blocks(small: World, count: int) -> None:
     """Blocks of two actions, every third of them empty."""
     for number in range(count):
-        one = small.envelope(small.actors[number % 3], register(f"agent{number}"), ("unknown", {})) if number % 3 else None
+        one = (
+            small.envelope(small.actors[number % 3], register(f"agent{number}"), ("unknown", {}))
+            if number % 3
+            else None
+        )
         small.run(*([one] if one else []))
 
 
@@ -103,14 +107,23 @@ def test_actions_that_are_no_canonical_list_of_envelopes_are_refused(small: Worl
 
 @pytest.mark.parametrize(
     ("limit", "value"),
-    [("batch_envelopes_max", 2), ("envelope_bytes_max", 1_024), ("batch_actions_max", 64), ("batch_bytes_max", 32_776)],
+    [
+        ("batch_envelopes_max", 2),
+        ("envelope_bytes_max", 1_024),
+        ("batch_actions_max", 64),
+        ("batch_bytes_max", 32_776),
+    ],
 )
 def test_the_limits_of_the_genesis_bound_a_batch(small_world: MakeWorld, limit: str, value: int) -> None:
     crowd = {
         "batch_envelopes_max": lambda s: [s.envelope(actor, register("x")) for actor in s.actors],
         "envelope_bytes_max": lambda s: [s.envelope(s.actors[0], ("k", {"x": bytes(1_000)}))],
-        "batch_actions_max": lambda s: [s.envelope(s.actors[n], *[("k", {})] * (64 - 63 * n)) for n in (0, 1)],
-        "batch_bytes_max": lambda s: [s.envelope(s.actors[n], ("k", {"x": bytes(16_300)})) for n in (0, 1, 2)],
+        "batch_actions_max": lambda s: [
+            s.envelope(s.actors[n], *[("k", {})] * (64 - 63 * n)) for n in (0, 1)
+        ],
+        "batch_bytes_max": lambda s: [
+            s.envelope(s.actors[n], ("k", {"x": bytes(16_300)})) for n in (0, 1, 2)
+        ],
     }[limit]
     roomy, tight = small_world(), small_world(**{limit: value})
     assert roomy.form(*roomy.batch(crowd(roomy)))
@@ -119,7 +132,9 @@ def test_the_limits_of_the_genesis_bound_a_batch(small_world: MakeWorld, limit: 
 
 
 def test_signatures_nonces_and_expiry_are_no_matter_of_form(small: World) -> None:
-    bad = replace(small.envelope(small.actors[0], register("x"), nonce=9, expires_at_height=1), signature=bytes(64))
+    bad = replace(
+        small.envelope(small.actors[0], register("x"), nonce=9, expires_at_height=1), signature=bytes(64)
+    )
     small.run()
     assert small.form(*small.batch([bad])) == [bad]
 
@@ -150,7 +165,12 @@ def test_a_block_names_its_batch_lists_and_history(small: World) -> None:
         if number:
             assert block.prev_block_hash == hashes[number - 1]
     assert small.tip == chain.Tip(
-        5, hashes[-1], small.blocks[-1].block.batch_hash, small.tip.timestamp_ms, small.tip.state, small.tip.history
+        5,
+        hashes[-1],
+        small.blocks[-1].block.batch_hash,
+        small.tip.timestamp_ms,
+        small.tip.state,
+        small.tip.history,
     )
 
 
@@ -185,7 +205,9 @@ def test_a_block_with_one_field_changed_diverges_and_the_field_is_named(small: W
         value = getattr(right, field)
         changed = bytes([value[0] ^ 1]) + value[1:]
     with pytest.raises(Diverged) as caught:
-        chain.verify_block(small.genesis, tip, batch, envelopes, signatures, replace(right, **{field: changed}))
+        chain.verify_block(
+            small.genesis, tip, batch, envelopes, signatures, replace(right, **{field: changed})
+        )
     assert (caught.value.field, caught.value.height) == (field, 1)
     assert caught.value.claimed != caught.value.replayed
 
@@ -208,7 +230,9 @@ def test_the_order_of_the_list_decides(small: World, small_world: MakeWorld) -> 
 
 def test_every_receipt_and_event_is_proved_under_its_block_and_no_other(small: World) -> None:
     run_blocks(small, 4)
-    small.run(*(small.envelope(actor, register(f"z{n}"), ("unknown", {})) for n, actor in enumerate(small.actors)))
+    small.run(
+        *(small.envelope(actor, register(f"z{n}"), ("unknown", {})) for n, actor in enumerate(small.actors))
+    )
     built, other = small.blocks[-1], small.blocks[1]
     for index, receipt in enumerate(built.outcome.receipts):
         proof = chain.prove_receipt(built.outcome.receipts, index)
@@ -224,7 +248,9 @@ def test_every_receipt_and_event_is_proved_under_its_block_and_no_other(small: W
         with pytest.raises(Invalid):
             chain.verify_event_proof(built.block, event, wrong)
         with pytest.raises(Invalid):
-            chain.verify_event_proof(built.block, event, replace(proof, index=(proof.index + 1) % proof.count))
+            chain.verify_event_proof(
+                built.block, event, replace(proof, index=(proof.index + 1) % proof.count)
+            )
 
 
 def test_every_old_block_is_proved_under_the_newest(small: World) -> None:
@@ -256,7 +282,10 @@ def test_one_answer_proves_an_agent_from_the_world_id_alone(small: World) -> Non
     assert (verdict.trust, verdict.epoch, verdict.height) == ("attested", 0, 1)
     assert verdict.age_ms(head.commit.record.as_of_ms + 5) == 5
     absent = small.tip.state.prove(world.AGENTS, b"ghost")
-    assert chain.verify_state_answer(small.world_id, head, built.block, world.AGENTS, b"ghost", absent).value is None
+    assert (
+        chain.verify_state_answer(small.world_id, head, built.block, world.AGENTS, b"ghost", absent).value
+        is None
+    )
 
 
 def test_a_state_answer_with_a_false_head_block_or_proof_is_refused(small: World) -> None:

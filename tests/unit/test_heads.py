@@ -34,7 +34,9 @@ def block_hash(number: int) -> bytes:
     return bytes([number]) * 32
 
 
-def head(small: World, height: int, block: int = 1, *, batch: int | None = None, **changes: Any) -> WorldHeadAnnounce:
+def head(
+    small: World, height: int, block: int = 1, *, batch: int | None = None, **changes: Any
+) -> WorldHeadAnnounce:
     """A head over made-up hashes: heads are judged before their blocks are seen."""
     made: WorldHeadAnnounce = small.head(
         height, block_hash(100 + height if batch is None else batch), block_hash(block), **changes
@@ -128,7 +130,10 @@ FORGERIES: dict[str, tuple[Callable[[World, WorldHeadAnnounce], WorldHeadAnnounc
         lambda s, h: attested(s, h, block_hash=block_hash(8)),
         "head.attestations.block_hash",
     ),
-    "another block than attested": (lambda s, h: replace(h, block_hash=block_hash(8)), "head.attestations.block_hash"),
+    "another block than attested": (
+        lambda s, h: replace(h, block_hash=block_hash(8)),
+        "head.attestations.block_hash",
+    ),
     "an attestation without a signature": (
         lambda s, h: replace(h, attestations=(replace(h.attestations[0], signature=bytes(64)),)),
         "attestation.signature",
@@ -213,13 +218,14 @@ def test_an_attestation_is_of_its_block_by_an_executor_of_the_set(small: World) 
 
 def test_heads_are_ordered_by_epoch_height_time_and_hash(small: World) -> None:
     ties = sorted([head(small, 4, 1), head(small, 4, 2)], key=lambda one: one.hash())
+    older, newer = head(small, 10, as_of_ms=0), head(small, 10, as_of_ms=5)
     rising = [
         head(small, 9, as_of_ms=1),
-        head(small, 10, as_of_ms=0),
-        head(small, 10, as_of_ms=5),
+        older,
+        newer,
         later_epoch(small, 1, 2, Resume(1, block_hash(1))),
     ]
-    assert sorted(rising[::-1], key=chain.head_order) == rising
+    assert sorted([newer, older, rising[3], rising[0]], key=chain.head_order) == rising
     assert chain.select_head(rising) == 3
     assert chain.select_head(rising[::-1]) == 0
     assert chain.select_head(ties) == 1
@@ -248,7 +254,11 @@ def test_two_commits_of_one_height_are_evidence_in_one_form(small: World) -> Non
 def test_a_refresh_another_height_epoch_or_world_is_no_evidence(
     small: World, height: int, changes: dict[str, Any]
 ) -> None:
-    batch = block_hash(1) if height == 4 and "epoch" not in changes and "world_id" not in changes else block_hash(2)
+    batch = (
+        block_hash(1)
+        if height == 4 and "epoch" not in changes and "world_id" not in changes
+        else block_hash(2)
+    )
     with pytest.raises(Invalid, match="fork"):
         chain.commit_fork(small.commit(4, block_hash(1)), small.commit(height, batch, **changes))
 
@@ -355,7 +365,10 @@ def test_candidates_are_bounded_and_the_oldest_goes_first(small: World) -> None:
 @pytest.mark.parametrize("applied", [False, True])
 def test_two_commits_of_one_height_halt_a_follower_with_signed_evidence(small: World, applied: bool) -> None:
     follower = chain.HeadFollower(small.world_id)
-    one, other = head(small, 5, batch=1), head(small, 5, 2, batch=2, as_of_ms=NOW_MS + 10 * limits.HEAD_SKEW_MS)
+    one, other = (
+        head(small, 5, batch=1),
+        head(small, 5, 2, batch=2, as_of_ms=NOW_MS + 10 * limits.HEAD_SKEW_MS),
+    )
     follower.offer(one, NOW_MS)
     if applied:
         follower.applied(one)

@@ -104,8 +104,8 @@ def test_a_value_beside_the_trie_must_be_the_one_that_the_entry_names() -> None:
         with pytest.raises(Invalid, match=r"state_proof\.value"):
             verify_state_proof(state.root(), "cells", b"key", replace(proof, value=value))
     inline = filled(3)
+    proof = replace(inline.prove("cells", b"key 1"), value=bytes(300))
     with pytest.raises(Invalid, match=r"state_proof\.value"):
-        proof = replace(inline.prove("cells", b"key 1"), value=bytes(300))
         verify_state_proof(inline.root(), "cells", b"key 1", proof)
 
 
@@ -154,8 +154,8 @@ def test_a_bucket_out_of_order_or_off_the_path_is_refused() -> None:
         for number in range(2, 5_000)
         if (path := state.prove("cells", b"key %d" % number).cells) and path.bucket != proof.cells.bucket
     )
+    moved = replace(proof, cells=replace(proof.cells, bucket=foreign))
     with pytest.raises(Invalid, match="not on the path"):
-        moved = replace(proof, cells=replace(proof.cells, bucket=foreign))
         verify_state_proof(state.root(), "cells", b"key 1", moved)
 
 

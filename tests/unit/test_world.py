@@ -97,14 +97,17 @@ def test_a_move_of_exactly_the_limit_applies_and_one_beyond_is_too_far(small: Wo
 
 def test_resources_go_from_actor_and_agent_to_agent_and_actor(small: World) -> None:
     ann, bob = small.actors[0], small.actors[1]
-    assert code(
-        small,
-        ann,
-        register("plane"),
-        transfer(40, to_agent="plane"),
-        transfer(15, from_agent="plane", to_actor=bob.identity),
-        transfer(5, to_actor=bob.identity),
-    ) == ["Applied"] * 4
+    assert (
+        code(
+            small,
+            ann,
+            register("plane"),
+            transfer(40, to_agent="plane"),
+            transfer(15, from_agent="plane", to_actor=bob.identity),
+            transfer(5, to_actor=bob.identity),
+        )
+        == ["Applied"] * 4
+    )
     state = small.tip.state
     assert world.balance(state, "plane", "fuel") == 25
     assert world.balance(state, bob.identity, "fuel") == 1_020
@@ -210,7 +213,9 @@ def test_an_actor_has_at_most_agents_per_actor_max_agents(small_world: MakeWorld
     assert code(small, small.actors[1], register("c")) == ["Applied"]
 
 
-def test_the_fuel_of_a_block_is_bounded_and_its_envelopes_are_taken_all_the_same(small_world: MakeWorld) -> None:
+def test_the_fuel_of_a_block_is_bounded_and_its_envelopes_are_taken_all_the_same(
+    small_world: MakeWorld,
+) -> None:
     small = small_world(block_fuel_max=FUEL_REGISTER_AGENT + FUEL_MOVE_AGENT)
     ann = small.actors[0]
     built = small.run(small.envelope(ann, register("a"), register("b"), move("a", 11), ("unknown", {})))
@@ -242,7 +247,12 @@ def test_an_atomic_envelope_applies_all_or_nothing(small: World) -> None:
     ann = small.actors[0]
     small.run(small.envelope(ann, register("plane")))
     bad = small.envelope(
-        ann, transfer(10, to_agent="plane"), register("x"), move("plane", 900), transfer(1, to_agent="x"), atomic=True
+        ann,
+        transfer(10, to_agent="plane"),
+        register("x"),
+        move("plane", 900),
+        transfer(1, to_agent="x"),
+        atomic=True,
     )
     built = small.run(bad)
     assert [receipt.code for receipt in built.outcome.receipts] == [
@@ -314,8 +324,9 @@ def test_only_the_future_is_refused(small_world: MakeWorld) -> None:
         small, small.envelope(ann, register("plane"), timestamp_ms=limit + 1, nonce=0), "FromTheFuture"
     )
     small = small_world(action_skew_ms=50)
-    late, early = small.envelope(ann, register("plane"), timestamp_ms=limit), small.envelope(
-        ann, move("plane", 11), timestamp_ms=0
+    late, early = (
+        small.envelope(ann, register("plane"), timestamp_ms=limit),
+        small.envelope(ann, move("plane", 11), timestamp_ms=0),
     )
     assert codes(small, late, early) == ["Applied", "Applied"]
 
@@ -338,7 +349,10 @@ def test_a_refusal_is_found_among_the_receipts_and_leaves_the_envelope_untaken(s
     taken = small.envelope(ann, register("plane"), move("plane", 900))
     refused = small.envelope(bob, register("drone"), nonce=5)
     receipts = small.run(refused, taken).outcome.receipts
-    assert [receipt.code for receipt in world.envelope_outcome(receipts, taken.hash())] == ["Applied", "MoveTooFar"]
+    assert [receipt.code for receipt in world.envelope_outcome(receipts, taken.hash())] == [
+        "Applied",
+        "MoveTooFar",
+    ]
     assert world.was_taken(world.envelope_outcome(receipts, taken.hash()))
     assert not world.was_taken(world.envelope_outcome(receipts, refused.hash()))
     assert world.envelope_outcome(receipts, bytes(32)) == ()
