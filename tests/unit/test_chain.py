@@ -308,6 +308,17 @@ def test_a_state_answer_with_a_false_head_block_or_proof_is_refused(small: World
             chain.verify_state_answer(world_id, claimed, block, world.AGENTS, key, path)
 
 
+def test_a_forged_state_with_a_proof_of_its_own_is_refused(small: World) -> None:
+    run_blocks(small, 2)
+    built, ann = small.blocks[-1], small.actors[0].identity
+    key = world.ledger_key(ann, "fuel")
+    forged = small.tip.state.set(world.LEDGER, key, codec.encode(1_000_000))
+    block = replace(built.block, state_root=forged.root())
+    proof = forged.prove(world.LEDGER, key)
+    with pytest.raises(Invalid, match="block_hash"):
+        chain.verify_state_answer(small.world_id, small.head_of(built), block, world.LEDGER, key, proof)
+
+
 def test_the_list_that_a_sequencer_encodes_is_the_list_that_is_read(small: World) -> None:
     envelopes = [small.envelope(small.actors[0], register(f"a{n}")) for n in range(30)]
     assert small.form(*small.batch(envelopes)) == envelopes
