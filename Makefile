@@ -27,6 +27,8 @@ $(STAMP): .ci/requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/build.lock
 	@# --no-deps: the lock is the whole set, see .ci/lock. The two pure-Python source packages in it need no compiler.
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --require-hashes -r .ci/requirements.lock
+	@# libp2p needs trio-typing, whose stubs for an old trio would hide the types that trio brings itself.
+	@rm -rf .venv/lib/python3.*/site-packages/trio-stubs
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
