@@ -1,8 +1,9 @@
 """Frames of /aw/rr/1: bytes in, frames out, without any I/O.
 
 Hides: the byte layout of a frame and the buffering of half-read ones.
-Guarantees: exactly one encoding of each frame is accepted; a frame's size is judged from its length prefix, and a
-request's from its method, before its body is buffered; the reader holds at most one frame and one fed chunk.
+Guarantees: exactly one encoding of each frame is accepted; a frame's size is judged from its length prefix,
+and a request's from its method, before its body is buffered; the reader holds at most one frame and one fed
+chunk.
 Every malformed thing is a FrameError that names field and limit, and ends the reader.
 Implements docs/protocol.md, section "Request / response", "Frames".
 
@@ -88,7 +89,7 @@ NEED_DATA: Final = _NeedData.NEED_DATA
 NeedData: TypeAlias = Literal[_NeedData.NEED_DATA]
 
 
-# --- writing -------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 def encode_request(request_id: int, method: str, body: bytes) -> bytes:
@@ -143,7 +144,7 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-# --- reading -------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class _Head:
     body_at: int
 
 
-def _any_request(method: str) -> int:
+def _any_request(_method: str) -> int:
     return names.FRAME_BYTES_MAX
 
 

@@ -1,11 +1,13 @@
 """The ports in one process: InMemoryNetwork and InMemoryDht, with faults from a seed.
 
-Hides: that there is no network. Requests run through the same frames, Router and RequestClient as over libp2p, on
-in-memory streams with a window; gossip floods from node to node and every node judges it; the DHT keeps a copy on
-each node that can be reached, and each of them validates.
-Guarantees: with one seed, one scheduler order and trio's clock every run is the same; nothing depends on the order of
-a set or on object ids. A partition or crash breaks streams at once; healing brings links back, as redialling does.
-Implements the ports of p2p/network.py; see docs/protocol.md, sections "Request / response", "Gossip" and "DHT".
+Hides: that there is no network. Requests run through the same frames, Router and RequestClient as over
+libp2p, on in-memory streams with a window; gossip floods from node to node and every node judges it; the DHT
+keeps a copy on each node that can be reached, and each of them validates.
+Guarantees: with one seed, one scheduler order and trio's clock every run is the same; nothing depends on the
+order of a set or on object ids. A partition or crash breaks streams at once; healing brings links back, as
+redialling does.
+Implements the ports of p2p/network.py; see docs/protocol.md, sections "Request / response", "Gossip" and
+"DHT".
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _Pair: TypeAlias = tuple[PeerId, PeerId]
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong by chance; probabilities are 0..1, of one message on one link or of one stream write."""
+    """What goes wrong by chance: probabilities 0..1 of one message on one link, or of one stream write."""
 
     delay_ms: tuple[int, int] = (0, 0)
     gossip_loss: float = 0.0
@@ -56,7 +58,7 @@ class Faults:
 NO_FAULTS: Final = Faults()
 
 
-# --- the hub -------------------------------------------------------------------------------------------------
+# --- the hub ------------------------------------------------------------------------------------------------
 
 
 class InMemoryHub:
@@ -86,7 +88,9 @@ class InMemoryHub:
         limits: RouterLimits = DEFAULT_LIMITS,
         on_mark: Mark = no_mark,
     ) -> AsyncIterator[tuple[InMemoryNetwork, InMemoryDht]]:
-        """A node that serves `routes` while the context lasts. A peer id that is already open raises ValueError.
+        """A node that serves `routes` while the context lasts.
+
+        A peer id that is already open raises ValueError.
 
         Links of an earlier life come back, as those of a node that is redialled.
         """
@@ -95,12 +99,12 @@ class InMemoryHub:
         self._numbers.setdefault(peer_id, len(self._numbers) + 1)
         network = InMemoryNetwork(self, peer_id, routes, record_rule, limits, on_mark)
         async with trio.open_nursery() as nursery:
-            await nursery.start(network._client.run)
-            nursery.start_soon(network._serve_incoming)
-            nursery.start_soon(network._judge_gossip)
+            await nursery.start(network.client.run)
+            nursery.start_soon(network.serve_incoming)
+            nursery.start_soon(network.judge_gossip)
             self._nodes[peer_id] = network
             try:
-                yield network, network._dht
+                yield network, network.dht
             finally:
                 del self._nodes[peer_id]
                 self._break_streams()
@@ -132,23 +136,23 @@ class InMemoryHub:
             return False
         return _pair(one, other) not in self._cuts
 
-    def _connected(self, one: PeerId, other: PeerId) -> bool:
+    def connected(self, one: PeerId, other: PeerId) -> bool:
         return _pair(one, other) in self._links and self._reaches(one, other)
 
-    def _neighbours(self, peer_id: PeerId) -> list[PeerId]:
-        return [other for other in sorted(self._nodes) if self._connected(peer_id, other)]
+    def neighbours(self, peer_id: PeerId) -> list[PeerId]:
+        return [other for other in sorted(self._nodes) if self.connected(peer_id, other)]
 
-    def _component(self, peer_id: PeerId) -> list[InMemoryNetwork]:
+    def component(self, peer_id: PeerId) -> list[InMemoryNetwork]:
         """All other nodes that links lead to, near ones first."""
         found = [peer_id]
         for one in found:
-            found.extend(other for other in self._neighbours(one) if other not in found)
+            found.extend(other for other in self.neighbours(one) if other not in found)
         return [self._nodes[other] for other in found[1:]]
 
-    def _addr(self, peer_id: PeerId) -> str:
+    def addr(self, peer_id: PeerId) -> str:
         return f"/memory/{self._numbers[peer_id]}/p2p/{names.peer_text(peer_id)}"
 
-    def _connect(self, one: PeerId, addr: str) -> PeerId | None:
+    def connect(self, one: PeerId, addr: str) -> PeerId | None:
         """The peer at the address, linked from now on; None when the address leads nowhere."""
         found = _ADDR.fullmatch(addr)
         if found is None:
@@ -159,13 +163,13 @@ class InMemoryHub:
         self._links.add(_pair(one, other))
         return other
 
-    async def _open_stream(self, one: PeerId, other: PeerId) -> MemoryStream:
-        await self._wait()
-        if not self._connected(one, other):
+    async def open_stream(self, one: PeerId, other: PeerId) -> MemoryStream:
+        await self.wait()
+        if not self.connected(one, other):
             raise Unreachable(names.peer_text(other), "not connected")
         near, far = stream_pair(self._delay_s, lambda: self._happens(self.faults.stream_break))
         try:
-            self._nodes[other]._incoming.send_nowait((far, one))
+            self._nodes[other].incoming.send_nowait((far, one))
         except trio.WouldBlock:
             raise Unreachable(names.peer_text(other), "too many streams wait there") from None
         self._serial += 1
@@ -174,18 +178,18 @@ class InMemoryHub:
             self._forget_ended_streams()
         return near
 
-    def _send_gossip(self, gossip: _Gossip, one: PeerId, other: PeerId) -> None:
+    def send_gossip(self, gossip: _Gossip, one: PeerId, other: PeerId) -> None:
         """On its way over one link, if it is not lost there."""
         if self._happens(self.faults.gossip_loss):
-            self._nodes[one]._counters["gossip.lost"] += 1
+            self._nodes[one].counts["gossip.lost"] += 1
             return
         for _ in range(2 if self._happens(self.faults.gossip_duplication) else 1):
             late_s = self.faults.gossip_late_ms / 1000 if self._happens(self.faults.gossip_late) else 0.0
             self._serial += 1
             at_s = trio.current_time() + self._delay_s() + late_s
-            self._nodes[other]._take_gossip(at_s, self._serial, one, gossip)
+            self._nodes[other].take_gossip(at_s, self._serial, one, gossip)
 
-    async def _wait(self) -> None:
+    async def wait(self) -> None:
         await trio.sleep(self._delay_s())
 
     def _delay_s(self) -> float:
@@ -212,7 +216,7 @@ def _pair(one: PeerId, other: PeerId) -> _Pair:
     return (one, other) if one < other else (other, one)
 
 
-# --- a node --------------------------------------------------------------------------------------------------
+# --- a node -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,17 +241,17 @@ class InMemoryNetwork:
     ) -> None:
         self._hub = hub
         self._peer_id = peer_id
-        self._counters: Counter[str] = Counter()
-        self._router = Router(routes, self._counters, limits=limits, on_mark=on_mark)
-        self._client = RequestClient(
-            lambda other: hub._open_stream(peer_id, other),
+        self.counts: Counter[str] = Counter()
+        self._router = Router(routes, self.counts, limits=limits, on_mark=on_mark)
+        self.client = RequestClient(
+            lambda other: hub.open_stream(peer_id, other),
             peer_id,
             self._router,
-            self._counters,
+            self.counts,
             on_mark=on_mark,
         )
-        self._dht = InMemoryDht(hub, peer_id, record_rule)
-        self._incoming, self._incoming_taken = trio.open_memory_channel[tuple[MemoryStream, PeerId]](
+        self.dht = InMemoryDht(hub, peer_id, record_rule)
+        self.incoming, self._incoming_taken = trio.open_memory_channel[tuple[MemoryStream, PeerId]](
             INCOMING_STREAMS_MAX
         )
         self._topics: dict[str, InMemorySubscription] = {}
@@ -262,18 +266,18 @@ class InMemoryNetwork:
         return self._peer_id
 
     def addrs(self) -> list[str]:
-        return [self._hub._addr(self._peer_id)]
+        return [self._hub.addr(self._peer_id)]
 
     def peers(self) -> list[PeerId]:
-        return self._hub._neighbours(self._peer_id)
+        return self._hub.neighbours(self._peer_id)
 
     def counters(self) -> dict[str, int]:
-        return dict(sorted(self._counters.items()))
+        return dict(sorted(self.counts.items()))
 
     async def connect(self, addrs: Sequence[str]) -> PeerId:
         for addr in addrs[: names.ADDRS_PER_PEER_MAX]:
-            await self._hub._wait()
-            peer = self._hub._connect(self._peer_id, addr)
+            await self._hub.wait()
+            peer = self._hub.connect(self._peer_id, addr)
             if peer is not None:
                 return peer
         await trio.lowlevel.checkpoint()
@@ -283,7 +287,7 @@ class InMemoryNetwork:
     async def request(
         self, peer: PeerId, method: str, body: bytes, *, deadline_ms: int = names.REQUEST_TOTAL_MS
     ) -> bytes:
-        return await self._client.request(peer, method, body, deadline_ms=deadline_ms)
+        return await self.client.request(peer, method, body, deadline_ms=deadline_ms)
 
     def request_parts(
         self,
@@ -294,7 +298,7 @@ class InMemoryNetwork:
         deadline_ms: int = names.REQUEST_TOTAL_MS,
         bytes_max: int = names.ANSWER_PARTS_BYTES_MAX,
     ) -> AbstractAsyncContextManager[Answer]:
-        return self._client.request_parts(peer, method, body, deadline_ms=deadline_ms, bytes_max=bytes_max)
+        return self.client.request_parts(peer, method, body, deadline_ms=deadline_ms, bytes_max=bytes_max)
 
     async def join(self, topic: str, check: Check) -> InMemorySubscription:
         await trio.lowlevel.checkpoint()
@@ -306,14 +310,14 @@ class InMemoryNetwork:
         self._topics[topic] = InMemorySubscription(self, topic)
         return self._topics[topic]
 
-    async def _serve_incoming(self) -> None:
+    async def serve_incoming(self) -> None:
         async with trio.open_nursery() as nursery:
             async for stream, peer in self._incoming_taken:
                 nursery.start_soon(self._router.serve, stream, peer)
 
     # --- gossip
 
-    async def _publish(self, topic: str, data: bytes) -> None:
+    async def publish(self, topic: str, data: bytes) -> None:
         if len(data) > names.GOSSIP_BYTES_MAX:
             raise ValueError(f"gossip data: {len(data)} bytes is over {names.GOSSIP_BYTES_MAX}")
         verdict = self._judge(Message(topic, data, self._peer_id, self._peer_id))
@@ -322,19 +326,19 @@ class InMemoryNetwork:
         self._published += 1
         gossip = _Gossip(topic, data, self._peer_id, self._published)
         self._remember((gossip.author, gossip.number))
-        self._counters["gossip.published"] += 1
+        self.counts["gossip.published"] += 1
         for other in self.peers():
-            self._hub._send_gossip(gossip, self._peer_id, other)
+            self._hub.send_gossip(gossip, self._peer_id, other)
         await trio.lowlevel.checkpoint()
 
-    def _take_gossip(self, at_s: float, serial: int, forwarder: PeerId, gossip: _Gossip) -> None:
+    def take_gossip(self, at_s: float, serial: int, forwarder: PeerId, gossip: _Gossip) -> None:
         if len(self._gossip) >= names.GOSSIP_CHANNEL_MESSAGES_MAX:
-            self._counters["gossip.dropped_arriving"] += 1
+            self.counts["gossip.dropped_arriving"] += 1
             return
         heapq.heappush(self._gossip, (at_s, serial, forwarder, gossip))
         self._gossip_came.unpark_all()
 
-    async def _judge_gossip(self) -> None:
+    async def judge_gossip(self) -> None:
         while True:
             if not self._gossip:
                 await self._gossip_came.park()
@@ -347,34 +351,34 @@ class InMemoryNetwork:
                 await trio.lowlevel.checkpoint()
 
     def _judge_one(self, forwarder: PeerId, gossip: _Gossip) -> None:
-        if gossip.topic not in self._topics or not self._hub._connected(self._peer_id, forwarder):
-            self._counters["gossip.dropped_unheard"] += 1
+        if gossip.topic not in self._topics or not self._hub.connected(self._peer_id, forwarder):
+            self.counts["gossip.dropped_unheard"] += 1
             return
         if (gossip.author, gossip.number) in self._seen:
-            self._counters["gossip.duplicates"] += 1
+            self.counts["gossip.duplicates"] += 1
             return
         self._remember((gossip.author, gossip.number))
         message = Message(gossip.topic, gossip.data, gossip.author, forwarder)
         verdict = self._judge(message)
         match verdict:
             case Verdict.ACCEPT:
-                self._counters["gossip.accepted"] += 1
+                self.counts["gossip.accepted"] += 1
                 for other in self.peers():
                     if other not in (forwarder, gossip.author):
-                        self._hub._send_gossip(gossip, self._peer_id, other)
-                if not self._topics[gossip.topic]._offer(message):
-                    self._counters["gossip.dropped_full"] += 1
+                        self._hub.send_gossip(gossip, self._peer_id, other)
+                if not self._topics[gossip.topic].offer(message):
+                    self.counts["gossip.dropped_full"] += 1
             case Verdict.REJECT:
-                self._counters["gossip.rejected"] += 1
+                self.counts["gossip.rejected"] += 1
             case Verdict.IGNORE:
-                self._counters["gossip.ignored"] += 1
+                self.counts["gossip.ignored"] += 1
 
     def _judge(self, message: Message) -> Verdict:
         try:
             return self._checks[message.topic](message)
         except Exception:
             _log.exception("check of %s failed", message.topic)
-            self._counters["gossip.check_bug"] += 1
+            self.counts["gossip.check_bug"] += 1
             return Verdict.IGNORE
 
     def _remember(self, message_id: tuple[PeerId, int]) -> None:
@@ -384,7 +388,7 @@ class InMemoryNetwork:
 
 
 class InMemorySubscription:
-    """A joined topic of one node: GOSSIP_CHANNEL_MESSAGES_MAX messages wait, the newest is dropped past that."""
+    """A joined topic of one node: GOSSIP_CHANNEL_MESSAGES_MAX messages wait, past that the newest drops."""
 
     def __init__(self, network: InMemoryNetwork, topic: str) -> None:
         self._network = network
@@ -399,9 +403,9 @@ class InMemorySubscription:
         return await self._receive.receive()
 
     async def publish(self, data: bytes) -> None:
-        await self._network._publish(self._topic, data)
+        await self._network.publish(self._topic, data)
 
-    def _offer(self, message: Message) -> bool:
+    def offer(self, message: Message) -> bool:
         try:
             self._send.send_nowait(message)
         except trio.WouldBlock:
@@ -409,7 +413,7 @@ class InMemorySubscription:
         return True
 
 
-# --- the DHT -------------------------------------------------------------------------------------------------
+# --- the DHT ------------------------------------------------------------------------------------------------
 
 
 class InMemoryDht:
@@ -419,75 +423,75 @@ class InMemoryDht:
         self._hub = hub
         self._peer_id = peer_id
         self._rule = rule
-        self._counters: Counter[str] = Counter()
-        self._records: dict[str, bytes] = {}
-        self._providers: dict[bytes, dict[PeerId, float]] = {}  # peer -> when its record ends, in s
+        self.counts: Counter[str] = Counter()
+        self.records: dict[str, bytes] = {}
+        self.providers: dict[bytes, dict[PeerId, float]] = {}  # peer -> when its record ends, in s
 
     async def put_record(self, key: str, value: bytes) -> None:
-        self._keep(key, value)
-        self._counters["dht.puts"] += 1
-        await self._hub._wait()
-        for other in self._hub._component(self._peer_id):
+        self.keep(key, value)
+        self.counts["dht.puts"] += 1
+        await self._hub.wait()
+        for other in self._hub.component(self._peer_id):
             try:
-                other._dht._keep(key, value)
+                other.dht.keep(key, value)
             except RecordRefused:
                 continue  # counted there: that node holds a newer one, or judges otherwise
 
     async def get_record(self, key: str) -> bytes | None:
-        self._counters["dht.lookups"] += 1
-        await self._hub._wait()
-        held = [node._dht._records.get(key) for node in self._hub._component(self._peer_id)]
-        values = [value for value in [self._records.get(key), *held] if value is not None]
+        self.counts["dht.lookups"] += 1
+        await self._hub.wait()
+        held = [node.dht.records.get(key) for node in self._hub.component(self._peer_id)]
+        values = [value for value in [self.records.get(key), *held] if value is not None]
         values = [value for value in values if self._is_valid(key, value)]
         if not values:
             return None
         best = values[self._rule.select(key, values)]
-        self._records[key] = best
+        self.records[key] = best
         return best
 
     async def provide(self, content_id: bytes) -> None:
         key = names.provider_key(content_id)
-        self._counters["dht.provides"] += 1
-        await self._hub._wait()
-        for dht in [self, *(node._dht for node in self._hub._component(self._peer_id))]:
-            dht._keep_provider(key, self._peer_id)
+        self.counts["dht.provides"] += 1
+        await self._hub.wait()
+        for dht in [self, *(node.dht for node in self._hub.component(self._peer_id))]:
+            dht.keep_provider(key, self._peer_id)
 
     async def find_providers(
         self, content_id: bytes, count_max: int = names.PROVIDERS_PER_KEY_MAX
     ) -> list[PeerInfo]:
         key = names.provider_key(content_id)
-        self._counters["dht.lookups"] += 1
-        await self._hub._wait()
+        self.counts["dht.lookups"] += 1
+        await self._hub.wait()
         now_s = trio.current_time()
         found: dict[PeerId, float] = {}
-        for dht in [self, *(node._dht for node in self._hub._component(self._peer_id))]:
-            for peer, ends_s in dht._providers.get(key, {}).items():
+        for dht in [self, *(node.dht for node in self._hub.component(self._peer_id))]:
+            for peer, ends_s in dht.providers.get(key, {}).items():
                 if peer != self._peer_id and ends_s > now_s:
                     found[peer] = max(ends_s, found.get(peer, ends_s))
         newest_first = sorted(found, key=lambda peer: (-found[peer], peer))
-        return [PeerInfo(peer, (self._hub._addr(peer),)) for peer in newest_first[:count_max]]
+        return [PeerInfo(peer, (self._hub.addr(peer),)) for peer in newest_first[:count_max]]
 
     def counters(self) -> dict[str, int]:
-        return dict(sorted(self._counters.items()))
+        return dict(sorted(self.counts.items()))
 
-    def _keep(self, key: str, value: bytes) -> None:
+    def keep(self, key: str, value: bytes) -> None:
         """Keep the record when it is valid and not older than ours. Raises RecordRefused."""
         try:
             self._validate(key, value)
-            held = self._records.get(key)
+            held = self.records.get(key)
             if held is not None and self._rule.select(key, [held, value]) == 0:
                 raise RecordRefused(key, "older than the one held")
         except RecordRefused:
-            self._counters["dht.refused"] += 1
+            self.counts["dht.refused"] += 1
             raise
-        self._records[key] = value
+        self.records[key] = value
 
     def _validate(self, key: str, value: bytes) -> None:
         if len(key.encode()) > names.RECORD_KEY_BYTES_MAX:
             raise RecordRefused(key, f"key is over {names.RECORD_KEY_BYTES_MAX} bytes")
         if len(value) > names.RECORD_BYTES_MAX:
             raise RecordRefused(key, f"{len(value)} bytes is over {names.RECORD_BYTES_MAX}")
-        if key not in self._records and len(self._records) >= RECORDS_MAX:
+        if key not in self.records and len(self.records) >= RECORDS_MAX:
             raise RecordRefused(key, f"{RECORDS_MAX} records are held already")
         self._rule.validate(key, value)
 
@@ -495,15 +499,15 @@ class InMemoryDht:
         try:
             self._validate(key, value)
         except RecordRefused:
-            self._counters["dht.refused"] += 1
+            self.counts["dht.refused"] += 1
             return False
         return True
 
-    def _keep_provider(self, key: bytes, peer: PeerId) -> None:
-        if key not in self._providers and len(self._providers) >= PROVIDER_KEYS_MAX:
-            self._counters["dht.refused"] += 1
+    def keep_provider(self, key: bytes, peer: PeerId) -> None:
+        if key not in self.providers and len(self.providers) >= PROVIDER_KEYS_MAX:
+            self.counts["dht.refused"] += 1
             return
-        providers = self._providers.setdefault(key, {})
+        providers = self.providers.setdefault(key, {})
         providers.pop(peer, None)
         providers[peer] = trio.current_time() + PROVIDER_RECORD_TTL_MS / 1000
         if len(providers) > names.PROVIDERS_PER_KEY_MAX:

@@ -1,7 +1,7 @@
 """Streams between two tasks of one process.
 
-Hides: the bytes on their way. Guarantees: the order of bytes, a window that makes a writer wait for a slow reader,
-and the ends and breaks of the RawStream contract.
+Hides: the bytes on their way. Guarantees: the order of bytes, a window that makes a writer wait for a slow
+reader, and the ends and breaks of the RawStream contract.
 Implements p2p.streams.RawStream, for memory.py and for tests.
 """
 

@@ -1,9 +1,10 @@
-"""Who has what: the keys that this node provides and when they are due again, and what others were seen to provide.
+"""Who has what: the keys that this node provides and when they are due again, and what others were seen to
+provide.
 
 Hides: TTLs, jitter, due times, and the caches between a caller and the DHT.
-Guarantees: ProviderCache is pure (time and chance are arguments); own keys are kept apart from seen providers, so that
-they never hide anybody; a ttl of 0 means no cache. A head is always asked of the network, the cache being a floor and
-never a ceiling. A key that is no longer held is never announced again.
+Guarantees: ProviderCache is pure (time and chance are arguments); own keys are kept apart from seen
+providers, so that they never hide anybody; a ttl of 0 means no cache. A head is always asked of the network,
+the cache being a floor and never a ceiling. A key that is no longer held is never announced again.
 Implements docs/protocol.md, section "DHT", as the publisher and the cached reader.
 """
 
@@ -46,8 +47,8 @@ class _Seen:
 class ProviderCache:
     """Two tables: own keys with their due times, and providers seen for keys, newest first.
 
-    All times are wall-clock ms, since own keys outlive the process; a clock that goes back cannot postpone a key by
-    more than one period.
+    All times are wall-clock ms, since own keys outlive the process; a clock that goes back cannot postpone a
+    key by more than one period.
     """
 
     def __init__(
@@ -93,7 +94,10 @@ class ProviderCache:
         return content_id in self._due_ms
 
     def due(self, now_ms: int) -> list[bytes]:
-        """Registered keys to provide now, the longest due first. Says the same until `provided` or `postpone`."""
+        """Registered keys to provide now, the longest due first.
+
+        Says the same until `provided` or `postpone`.
+        """
         due: list[bytes] = []
         entries: list[tuple[int, bytes]] = []
         while self._queue and self._queue[0][0] <= now_ms:
@@ -125,7 +129,10 @@ class ProviderCache:
         return [ProvidedRow(key, self._due_ms[key]) for key in sorted(self._due_ms)]
 
     def import_rows(self, rows: Iterable[ProvidedRow], now_ms: int) -> int:
-        """Take the keys of an earlier run; returns how many fitted. None is due later than a period from now."""
+        """Take the keys of an earlier run; returns how many fitted.
+
+        None is due later than a period from now.
+        """
         taken = 0
         for row in rows:
             if row.content_id not in self._due_ms and len(self._due_ms) >= self._provided_keys_max:
@@ -187,7 +194,9 @@ class ProviderCache:
 
 
 class CachedDht:
-    """A DistributedDht that remembers providers for a while, and the best head as a floor under the network's."""
+    """A DistributedDht that remembers providers for a while, and the best head as a floor under the
+    network's.
+    """
 
     def __init__(
         self,
@@ -276,12 +285,12 @@ async def republish_loop(
     now_ms: Callable[[], int],
     sleep_until_ms: Callable[[int], Awaitable[None]],
     still_held: Callable[[bytes], bool],
-    changed: Callable[[list[ProvidedRow], list[bytes]], None] = lambda rows, gone: None,
+    changed: Callable[[list[ProvidedRow], list[bytes]], None] = lambda _rows, _gone: None,
 ) -> None:
     """Provide due keys, one at a time, until cancelled. `dht` is the inner DHT (a CachedDht works too).
 
-    `still_held` is asked before each announcement; `changed(rows to store, keys to delete)` after each round, so
-    that a restart goes on where this run was.
+    `still_held` is asked before each announcement; `changed(rows to store, keys to delete)` after each round,
+    so that a restart goes on where this run was.
     """
     while True:
         for content_id in cache.due(now_ms()):

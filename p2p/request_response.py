@@ -1,11 +1,12 @@
-"""The asking side of /aw/rr/1: sessions that reuse a stream per peer, and streamed answers on streams of their own.
+"""The asking side of /aw/rr/1: sessions that reuse a stream per peer, and streamed answers on streams of
+their own.
 
 Hides: stream reuse, reconnection, and which task owns which stream (sessions.py, streamed.py).
-Guarantees: a deadline or a cancelled caller ends the waiter only, never raw stream I/O and never another request; a
-request is sent at most once (it is tried again only when none of it was sent); a request to the own peer id goes to
-the own router in process. Failures are p2p.errors only.
-Implements docs/protocol.md, section "Request / response", as the client. The server is in router.py, and both are
-to be had here.
+Guarantees: a deadline or a cancelled caller ends the waiter only, never raw stream I/O and never another
+request; a request is sent at most once (it is tried again only when none of it was sent); a request to the
+own peer id goes to the own router in process. Failures are p2p.errors only.
+Implements docs/protocol.md, section "Request / response", as the client. The server is in router.py, and both
+are to be had here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The serving side of /aw/rr/1: routes, admission, handlers, and the one owner of each incoming stream.
 
 Hides: how requests of one stream run beside each other, and who may still be served.
-Guarantees: a deadline, a handler's end or its bug never cancels raw stream I/O; a whole frame is answered without
-waiting for the peer's end of writing; past a limit a peer is told BUSY or RATE_LIMITED and when to come again, never
-banned; a handler's bug costs its own request and nothing else.
+Guarantees: a deadline, a handler's end or its bug never cancels raw stream I/O; a whole frame is answered
+without waiting for the peer's end of writing; past a limit a peer is told BUSY or RATE_LIMITED and when to
+come again, never banned; a handler's bug costs its own request and nothing else.
 Implements docs/protocol.md, section "Request / response", as the server.
 """
 
@@ -89,7 +89,7 @@ class _Load:
 
 @dataclass(frozen=True, slots=True)
 class _Outgoing:
-    """One encoded frame on its way: `ends` is free when its write begins, `written` is set when it is done."""
+    """One encoded frame: `ends` is free when its write begins, `written` is set when it is done."""
 
     data: bytes
     ends: int | None = None
@@ -97,7 +97,10 @@ class _Outgoing:
 
 
 class Router:
-    """Answers requests by routes. One per node; `serve` is called once per incoming stream, in its own task."""
+    """Answers requests by routes.
+
+    One per node; `serve` is called once per incoming stream, in its own task.
+    """
 
     def __init__(
         self,
@@ -109,15 +112,17 @@ class Router:
     ) -> None:
         self._routes = dict(routes)
         self._counters = counters
-        self._limits = limits
+        self.limits = limits
         self._on_mark = on_mark
         self._loads: dict[PeerId, _Load] = {}  # in order of first sight; only idle ones are forgotten
         self._in_flight = 0
 
     async def serve(self, stream: RawStream, peer: PeerId) -> None:
-        """Own the stream until it ends: returns when it is closed or reset, raises nothing of the peer's doing."""
+        """Own the stream until it ends: returns when it is closed or reset, raises nothing of the peer's
+        doing.
+        """
         load = self._load(peer)
-        if load.streams >= 2 * self._limits.streams_per_peer_max:
+        if load.streams >= 2 * self.limits.streams_per_peer_max:
             self._counters["rr.streams_reset"] += 1
             await streams.reset(stream)
             return
@@ -129,38 +134,43 @@ class Router:
 
     async def answer_locally(self, caller: PeerId, method: str, body: bytes) -> bytes:
         """A request of this process to itself: the same routes, limits and errors, no frames."""
-        route = self._route_for(method, len(body))
+        route = self.route_for(method, len(body))
         if isinstance(route, PartsRoute):
             raise RequestFailed(Code.ERR_BAD_REQUEST, f"{method} answers in parts")
-        return await self._run(method, route.deadline_ms, partial(route.handler, caller, body))
+        return await self.run_handler(method, route.deadline_ms, partial(route.handler, caller, body))
 
     async def answer_parts_locally(
         self, caller: PeerId, method: str, body: bytes, send_part: SendPart
     ) -> bytes:
         """As `answer_locally`, for a method that answers in parts; returns the last body."""
-        route = self._route_for(method, len(body))
+        route = self.route_for(method, len(body))
         if isinstance(route, Route):
-            return await self._run(method, route.deadline_ms, partial(route.handler, caller, body))
-        return await self._run(method, route.deadline_ms, partial(route.handler, caller, body, send_part))
+            return await self.run_handler(method, route.deadline_ms, partial(route.handler, caller, body))
+        return await self.run_handler(
+            method, route.deadline_ms, partial(route.handler, caller, body, send_part)
+        )
 
-    def _route_for(self, method: str, size_bytes: int) -> Route | PartsRoute:
+    def route_for(self, method: str, size_bytes: int) -> Route | PartsRoute:
+        """The route that takes a body of this size. Raises UNSUPPORTED or BAD_REQUEST."""
         route = self._routes.get(method)
         if route is None:
             self._counters["rr.unsupported"] += 1
             raise RequestFailed(Code.ERR_UNSUPPORTED, f"no method {method[: names.METHOD_BYTES_MAX]}")
         if size_bytes > route.request_bytes_max:
-            raise self._oversize(method, size_bytes, route.request_bytes_max)
+            raise self.oversize(method, size_bytes, route.request_bytes_max)
         return route
 
-    def _oversize(self, method: str, size_bytes: int, bytes_max: int) -> RequestFailed:
+    def oversize(self, method: str, size_bytes: int, bytes_max: int) -> RequestFailed:
+        """A counted BAD_REQUEST to raise."""
         self._counters["rr.oversize"] += 1
         return RequestFailed(Code.ERR_BAD_REQUEST, f"{method}: {size_bytes} bytes is over {bytes_max}")
 
-    def _request_bytes_max(self, method: str) -> int:
+    def request_bytes_max(self, method: str) -> int:
+        """The largest request frame of the method."""
         route = self._routes.get(method)
         return names.REQUEST_BYTES_MAX if route is None else route.request_bytes_max
 
-    async def _run(self, method: str, deadline_ms: int, work: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def run_handler(self, method: str, deadline_ms: int, work: Callable[[], Awaitable[bytes]]) -> bytes:
         """The one place where a handler runs: deadline, and what becomes of whatever it raises."""
         with trio.move_on_after(deadline_ms / 1000):
             try:
@@ -196,12 +206,12 @@ class Router:
     def _load(self, peer: PeerId) -> _Load:
         load = self._loads.get(peer)
         if load is None:
-            if len(self._loads) >= self._limits.peers_remembered_max:
+            if len(self._loads) >= self.limits.peers_remembered_max:
                 self._forget_idle()
             now_s = trio.current_time()
             load = _Load(
-                TokenBucket(self._limits.requests_per_s_max, now_s),
-                TokenBucket(self._limits.request_bytes_per_s_max, now_s),
+                TokenBucket(self.limits.requests_per_s_max, now_s),
+                TokenBucket(self.limits.request_bytes_per_s_max, now_s),
             )
             self._loads[peer] = load
         return load
@@ -212,26 +222,29 @@ class Router:
         for peer in idle[: (len(idle) + 1) // 2]:
             del self._loads[peer]
 
-    def _admit(self, load: _Load, size_bytes: int) -> None:
+    def admit(self, load: _Load, size_bytes: int) -> None:
         """Let a request in, or raise BUSY or RATE_LIMITED."""
-        limits = self._limits
+        limits = self.limits
         if self._in_flight >= limits.in_flight_total_max or load.in_flight >= limits.in_flight_per_peer_max:
-            raise self._busy("too many requests in flight")
+            raise self.busy("too many requests in flight")
         now_s = trio.current_time()
         wait_ms = load.requests.take(1, now_s) or load.request_bytes.take(size_bytes, now_s)
         if wait_ms:
             self._counters["rr.rate_limited"] += 1
             raise RequestFailed(Code.ERR_RATE_LIMITED, "too much in a second", retry_after_ms=wait_ms)
 
-    def _busy(self, why: str) -> RequestFailed:
+    def busy(self, why: str) -> RequestFailed:
+        """A counted BUSY to raise."""
         self._counters["rr.busy"] += 1
         return RequestFailed(Code.ERR_BUSY, why, retry_after_ms=BUSY_RETRY_AFTER_MS)
 
-    def _hold(self, load: _Load, count: int) -> None:
+    def hold(self, load: _Load, count: int) -> None:
+        """`count` more requests are in flight; negative when they end."""
         load.in_flight += count
         self._in_flight += count
 
-    def _mark(self, peer: PeerId, reason: str) -> None:
+    def mark(self, peer: PeerId, reason: str) -> None:
+        """The peer broke the rules of the wire."""
         self._counters["rr.bad_frame"] += 1
         self._on_mark(peer, reason)
 
@@ -256,12 +269,12 @@ class _Serving:
 
     def __init__(self, router: Router, stream: RawStream, peer: PeerId, load: _Load) -> None:
         self._router = router
-        self._limits = router._limits
+        self.limits = router.limits
         self._stream = stream
         self._peer = peer
         self._load = load
-        self._refusing = load.streams > self._limits.streams_per_peer_max
-        self._reader = frames.FrameReader(router._request_bytes_max)
+        self._refusing = load.streams > self.limits.streams_per_peer_max
+        self._reader = frames.FrameReader(router.request_bytes_max)
         self._watch = streams.StreamWatch(stream)
         self._handlers_scope = trio.CancelScope()
         self._no_more = trio.Event()
@@ -273,7 +286,7 @@ class _Serving:
         self._write_since_s: float | None = None
         self._frame_since_s: float | None = None
         self._idle_since_s = trio.current_time()
-        self._idle_ms = self._limits.first_byte_ms
+        self._idle_ms = self.limits.first_byte_ms
 
     async def run(self) -> None:
         send, receive = trio.open_memory_channel[_Outgoing](names.SESSION_QUEUE_FRAMES_MAX)
@@ -291,7 +304,7 @@ class _Serving:
                 timers.cancel_scope.cancel()
             self._done = not self._broken
         finally:
-            self._router._hold(self._load, -len(self._in_flight))
+            self._router.hold(self._load, -len(self._in_flight))
             if not self._done:
                 await streams.reset(self._stream)
 
@@ -306,12 +319,12 @@ class _Serving:
                     return
                 if self._no_more.is_set():
                     continue
-                self._idle_ms = self._limits.idle_ms
+                self._idle_ms = self.limits.idle_ms
                 self._reader.feed(data)
                 await self._take_frames(handlers, send)
                 self._rearm()
             if self._reader.mid_frame and not self._no_more.is_set():
-                self._router._mark(self._peer, "the stream ended inside a frame")
+                self._router.mark(self._peer, "the stream ended inside a frame")
         except StreamBroken:
             self._break()
         self._no_more.set()
@@ -355,7 +368,7 @@ class _Serving:
             return
         assert isinstance(request, frames.Request)
         self._in_flight.add(request_id)
-        self._router._hold(self._load, 1)
+        self._router.hold(self._load, 1)
         if isinstance(route, PartsRoute):
             self._in_parts = True
             handlers.start_soon(self._answer_in_parts, route, request, send)
@@ -366,14 +379,14 @@ class _Serving:
     def _admit(self, request: frames.Request | frames.OversizeRequest) -> Route | PartsRoute:
         router = self._router
         if self._refusing:
-            raise router._busy("too many streams")
-        if len(self._in_flight) >= self._limits.in_flight_per_session_max:
-            raise router._busy("too many requests in flight on this stream")
+            raise router.busy("too many streams")
+        if len(self._in_flight) >= self.limits.in_flight_per_session_max:
+            raise router.busy("too many requests in flight on this stream")
         if isinstance(request, frames.OversizeRequest):
-            router._admit(self._load, request.size_bytes)
-            raise router._oversize(request.method, request.size_bytes, request.bytes_max)
-        router._admit(self._load, len(request.body))
-        route = router._route_for(request.method, len(request.body))
+            router.admit(self._load, request.size_bytes)
+            raise router.oversize(request.method, request.size_bytes, request.bytes_max)
+        router.admit(self._load, len(request.body))
+        route = router.route_for(request.method, len(request.body))
         if isinstance(route, PartsRoute) and self._in_flight:
             why = f"{request.method} answers in parts and needs a stream of its own"
             raise RequestFailed(Code.ERR_BAD_REQUEST, why)
@@ -386,7 +399,7 @@ class _Serving:
     ) -> None:
         work = partial(route.handler, self._peer, request.body)
         try:
-            body = await self._router._run(request.method, route.deadline_ms, work)
+            body = await self._router.run_handler(request.method, route.deadline_ms, work)
             data = frames.encode_answer(request.request_id, body)
         except RequestFailed as failure:
             data = error_frame(request.request_id, failure)
@@ -408,7 +421,7 @@ class _Serving:
 
         work = partial(route.handler, self._peer, request.body, send_part)
         try:
-            body = await self._router._run(request.method, route.deadline_ms, work)
+            body = await self._router.run_handler(request.method, route.deadline_ms, work)
             data = frames.encode_answer(request.request_id, body)
         except RequestFailed as failure:
             data = error_frame(request.request_id, failure)
@@ -443,7 +456,7 @@ class _Serving:
         for item in batch:
             if item.ends is not None:
                 self._in_flight.discard(item.ends)
-                self._router._hold(self._load, -1)
+                self._router.hold(self._load, -1)
 
     def _settle(self, batch: list[_Outgoing]) -> None:
         for item in batch:
@@ -468,13 +481,13 @@ class _Serving:
         if request_id is None:
             await self._reset_and_mark(reason)
             return
-        self._router._mark(self._peer, reason)
+        self._router.mark(self._peer, reason)
         failure = RequestFailed(Code.ERR_BAD_REQUEST, reason)
         await _put(send, _Outgoing(error_frame(request_id, failure)))
         self._end()
 
     async def _reset_and_mark(self, reason: str) -> None:
-        self._router._mark(self._peer, reason)
+        self._router.mark(self._peer, reason)
         self._break()
         await streams.reset(self._stream)
 
@@ -486,7 +499,7 @@ class _Serving:
 
     def _rearm(self) -> None:
         """Move the watch to the first of the deadlines that hold now."""
-        limits = self._limits
+        limits = self.limits
         deadline_s = math.inf
         if self._linger_until_s is not None:
             deadline_s = self._linger_until_s

@@ -1,8 +1,8 @@
 """One reused stream to one peer, with many requests on it.
 
 Hides: ids, room on the wire, joined writes, and what becomes of answers that nobody waits for any more.
-Guarantees: a caller that leaves ends nothing but its own waiting; every call is settled, at the latest when the
-session ends; raw reads and writes are never cancelled.
+Guarantees: a caller that leaves ends nothing but its own waiting; every call is settled, at the latest when
+the session ends; raw reads and writes are never cancelled.
 Implements docs/protocol.md, section "Request / response", as the client of one-frame answers.
 """
 
@@ -23,7 +23,10 @@ from p2p.router import Mark
 from p2p.streams import RawStream
 
 OpenStream: TypeAlias = Callable[[PeerId], Awaitable[RawStream]]
-"""Opens a new /aw/rr/1 stream to a peer. Raises Unreachable; has its own deadline; is never cancelled by a caller."""
+"""Opens a new /aw/rr/1 stream to a peer.
+
+Raises Unreachable; has its own deadline; is never cancelled by a caller.
+"""
 
 ABANDONED_PER_SESSION_MAX: Final = 16  # requests given up but not answered; then a new session takes over
 
@@ -96,8 +99,8 @@ class Call(Waiter):
 class Session:
     """One reused stream to one peer: a reading task, a writing task, a watch and an idle timer.
 
-    Up to IN_FLIGHT_PER_SESSION_MAX requests are on the wire; others wait in the queue, and their callers past that.
-    A request whose caller left keeps its place until its answer comes, which is then discarded.
+    Up to IN_FLIGHT_PER_SESSION_MAX requests are on the wire; others wait in the queue, and their callers past
+    that. A request whose caller left keeps its place until its answer comes, which is then discarded.
     """
 
     def __init__(

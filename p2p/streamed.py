@@ -1,8 +1,8 @@
 """A streamed answer, on a stream of its own.
 
 Hides: the stream, and the parts that wait between its owner and the caller.
-Guarantees: parts in order, at most PARTS_QUEUED_MAX read ahead of the caller; a caller that leaves early, is late or
-gets too much costs that stream a reset and nothing else.
+Guarantees: parts in order, at most PARTS_QUEUED_MAX read ahead of the caller; a caller that leaves early, is
+late or gets too much costs that stream a reset and nothing else.
 Implements docs/protocol.md, section "Request / response", as the client of answers in parts.
 """
 
@@ -186,7 +186,8 @@ class StreamedCall:
         if len(part) > names.PART_BYTES_MAX:
             raise FrameError("part", f"{len(part)} bytes is over {names.PART_BYTES_MAX}")
         if not await self._pass_on(part):
-            # The caller has left or will be told: the handler goes no further, and is cancelled with the call.
+            # The caller has left or will be told: the handler goes no further, and is cancelled with the
+            # call.
             self._left.set()
             await trio.sleep_forever()
 

@@ -1,8 +1,8 @@
 """What a session needs of a raw stream, and how a stream is ended without cancelling its I/O.
 
 Hides: linger and reset deadlines.
-Guarantees: nothing here cancels a raw read or write (a cancelled one costs a libp2p connection and all its streams);
-a deadline resets the stream instead, and the blocked call then ends by itself.
+Guarantees: nothing here cancels a raw read or write (a cancelled one costs a libp2p connection and all its
+streams); a deadline resets the stream instead, and the blocked call then ends by itself.
 Implements docs/protocol.md, section "Request / response", "Streams".
 """
 
@@ -23,7 +23,8 @@ LINGER_MS_MAX: Final = 5_000  # after our end of writing, for the peer's
 class RawStream(Protocol):
     """A negotiated bidirectional stream. One task reads it and one writes it; anyone may reset it.
 
-    The adapter translates every foreign error to StreamBroken. Whatever cannot be told from an orderly end is b"".
+    The adapter translates every foreign error to StreamBroken. Whatever cannot be told from an orderly end is
+    b"".
     """
 
     async def read(self, bytes_max: int) -> bytes:
@@ -33,7 +34,10 @@ class RawStream(Protocol):
         """Write all of it, waiting while the peer reads slowly. Raises StreamBroken."""
 
     async def close(self) -> None:
-        """End our writing; what was written still arrives, reading goes on. Idempotent. Raises StreamBroken."""
+        """End our writing; what was written still arrives, reading goes on.
+
+        Idempotent. Raises StreamBroken.
+        """
 
     async def reset(self) -> None:
         """Give up both directions. Idempotent, never raises.
@@ -71,7 +75,8 @@ async def reset(stream: RawStream) -> None:
 
 
 async def finish(stream: RawStream, watch: StreamWatch, linger_ms: int = LINGER_MS_MAX) -> None:
-    """End our writing and discard what the peer still sends until its end, so that both sides free the stream.
+    """End our writing and discard what the peer still sends until its end, so that both sides free the
+    stream.
 
     `watch` must be running; it resets a stream whose peer does not end within `linger_ms`.
     """
