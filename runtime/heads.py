@@ -297,9 +297,15 @@ class HeadFollower:
 
     def applied(self, head: WorldHeadAnnounce) -> None:
         """The head's block is verified and durable: it becomes `current`; what is not newer is dropped."""
-        # A refresh may have come in while the block was being verified.
-        self.current = self._candidates.pop(_place(head), head)
-        order = _place(head)[:2]
+        # A refresh may have come in while the block was being verified, and `current` never goes back.
+        held = [
+            head,
+            self._candidates.pop(_place(head), head),
+            *([] if self.current is None else [self.current]),
+        ]
+        self.current = max(held, key=head_order)
+        self._remember(head.commit)
+        order = _place(self.current)[:2]
         self._candidates = {place: other for place, other in self._candidates.items() if place[:2] > order}
         if self.evidence is not None and self.evidence.first.record.epoch < order[0]:
             self.evidence = None

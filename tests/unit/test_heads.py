@@ -325,6 +325,16 @@ def test_a_refresh_that_comes_while_its_block_is_tried_is_kept(small: World) -> 
     assert follower.current == fresh
 
 
+def test_a_head_of_our_own_making_is_applied_without_an_offer_and_never_back(small: World) -> None:
+    follower = chain.HeadFollower(small.world_id)
+    fresh = head(small, 6, as_of_ms=NOW_MS + 9)
+    follower.applied(fresh)
+    for older in (head(small, 5), head(small, 6, as_of_ms=NOW_MS)):
+        follower.applied(older)
+        assert follower.current == fresh
+    assert follower.offer(head(small, 6, 2, batch=2), NOW_MS) is Offer.FORK
+
+
 def test_a_head_from_beyond_the_skew_is_ignored_until_its_time(small: World) -> None:
     follower = chain.HeadFollower(small.world_id)
     early = head(small, 5, as_of_ms=NOW_MS + limits.HEAD_SKEW_MS + 1)
