@@ -1,1 +1,106 @@
-"""The command `aw`."""
+"""The command `aw`. `main` runs it and turns every outcome into a documented exit code.
+
+Hides: loading a command only when it is named, so that `aw --help` imports no network library. Guarantees: an error is
+told in the one form; tracebacks only with --debug. Documented in docs/operations.md, section "Commands".
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from bootstrap.cli.failures import Exit, explain, print_failures
+
+# name -> (module, attribute, what it does); the only list of commands.
+COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "key": ("bootstrap.cli.key", "key", "Identity files: make one, show its peer id."),
+    "world": ("bootstrap.cli.world", "world", "Genesis files: make a world, show what one says."),
+    "node": ("bootstrap.cli.node", "node", "Run a node with its roles until SIGTERM."),
+    "submit": ("bootstrap.cli.submit", "submit", "Sign and submit actions; follow them to a verified block."),
+    "head": ("bootstrap.cli.query", "head", "The newest head of a world, who says so, and its age."),
+    "status": ("bootstrap.cli.query", "status", "A node's own account of itself."),
+    "verify": ("bootstrap.cli.query", "verify", "Verify a world from its id alone, by replaying it here."),
+    "blob": ("bootstrap.cli.blob", "blob", "Content by its id: put, get, stat."),
+    "demo": ("bootstrap.cli.demo", "demo", "A whole network on this machine, real flights, a verdict."),
+    "completion": ("bootstrap.cli.completion", "completion", "Shell completion for bash, zsh or fish."),
+}
+
+
+class _Commands(click.Group):
+    """Commands of the table, imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(entry[0]), entry[1])
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_module, _attribute, about) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"aw {version('agent-world-runtime')}")
+        ctx.exit()
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks (or AW_DEBUG=1).")
+def program() -> None:
+    """Agent World Runtime: peers that run shared, deterministic worlds.
+
+    stdout carries data, stderr everything else. Exit codes: 0 yes, 1 no, 2 wrong use, 3 not reached,
+    4 own data damaged, 70 a bug of ours.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `aw` with these arguments (default: the process's own); returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments or os.environ.get("AW_DEBUG", "") not in ("", "0")
+    # `--debug` is taken anywhere on the line, since it is added after something has failed.
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _run(arguments)
+    except (KeyboardInterrupt, click.Abort):
+        _die_of_interrupt()
+    except BrokenPipeError:
+        # The reader of stdout has gone; a second failure at interpreter exit would hide that this is no mistake.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.NO
+    except Exception as error:
+        if debug:
+            sys.excepthook(type(error), error, error.__traceback__)
+        return print_failures(explain(error))
+    return Exit.BUG
+
+
+def _run(arguments: Sequence[str]) -> int:
+    outcome: Any = program.main(list(arguments), prog_name="aw", standalone_mode=False)
+    sys.stdout.flush()
+    return outcome if isinstance(outcome, int) else Exit.YES
+
+
+def _die_of_interrupt() -> None:
+    """End as the shell expects of an interrupted program: by the signal itself."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
