@@ -1,7 +1,7 @@
 """The networks that the conformance suite runs on.
 
-`make_nodes(n, routes_for, record_rule)` opens n connected nodes of one kind and yields them in order. A kind is one
-function in NETWORKS; everything that the suite says holds for every kind.
+`make_nodes(n, routes_for, record_rule)` opens n connected nodes of one kind and yields them in order. A kind
+is one function in NETWORKS; everything that the suite says holds for every kind.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ OpenNodes = Callable[[int, RoutesFor, RecordRule], AbstractAsyncContextManager[l
 NETWORKS: dict[str, OpenNodes] = {
     "memory": open_memory_nodes,
 }
-# libp2p: `open_libp2p_nodes` of the same shape, with nodes connected, gossip meshes possible and DHT tables filled,
-# stands below and is added here: NETWORKS["libp2p"] = open_libp2p_nodes
+# libp2p: `open_libp2p_nodes`, of the same shape, with nodes connected and DHT tables filled, stands above and
+# is added to the table: "libp2p": open_libp2p_nodes
 
 
 class MakeNodes:

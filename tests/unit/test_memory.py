@@ -35,6 +35,11 @@ def peer(index):
     return b"peer %d" % index
 
 
+async def read_to_the_end(answer):
+    while await answer.part() is not None:
+        pass
+
+
 async def echo(caller, body):
     return body
 
@@ -117,8 +122,7 @@ async def test_a_node_that_leaves_breaks_its_streams_and_may_come_back(autojump_
                 async with hub.open_node(b"guest", routes, Newest()):
                     pass
         with pytest.raises(Unreachable):
-            while await answer.part() is not None:
-                pass
+            await read_to_the_end(answer)
         await call.__aexit__(None, None, None)
         with pytest.raises(Unreachable):
             await one.request(b"guest", "echo", b"x")
@@ -318,7 +322,7 @@ def traced_run(seed):
 
 
 def test_equal_seeds_give_equal_runs(monkeypatch):
-    # trio shuffles runnable tasks on purpose; sorted batches and its own seeded generator make that repeatable.
+    # trio shuffles runnable tasks on purpose; sorted batches and a seeded generator make that repeatable.
     monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     first = traced_run(7)
     assert first == traced_run(7)

@@ -1,4 +1,4 @@
-"""Router and RequestClient over in-memory streams, with scripted peers on the other end and trio's mock clock."""
+"""Router and RequestClient over in-memory streams, against scripted peers, under trio's mock clock."""
 
 from __future__ import annotations
 
@@ -369,10 +369,14 @@ async def test_a_frame_that_comes_too_slowly_resets_the_stream(autojump_clock):
     async with serving({"echo": Route(echo)}) as server:
         wire = server.open()
         started = trio.current_time()
-        with pytest.raises(StreamBroken):
+
+        async def trickle():
             for byte in frames.encode_request(0, "echo", bytes(100)):
                 await wire.send(bytes((byte,)))
                 await trio.sleep(1)
+
+        with pytest.raises(StreamBroken):
+            await trickle()
         assert trio.current_time() - started == pytest.approx(names.REQUEST_TOTAL_MS / 1000, abs=1.5)
 
 
@@ -720,6 +724,27 @@ async def test_an_idle_session_is_closed_in_order_and_opened_again(autojump_cloc
         await answer_all(await asker.far.next(), 1)
         await trio.testing.wait_all_tasks_blocked()
         assert asker.outcomes["second"] == b""
+
+
+@pytest.mark.parametrize("attempt", range(10))
+async def test_a_request_at_the_very_end_of_the_idle_time_is_answered_however_late(autojump_clock, attempt):
+    async with asking() as (asker, nursery):
+        nursery.start_soon(asker.ask, "first")
+        wire = await asker.far.next()
+        idle_from = trio.current_time()
+        await answer_all(wire, 1)
+        await trio.sleep_until(idle_from + names.SESSION_IDLE_MS / 1000)
+        nursery.start_soon(asker.ask, "second")
+        with trio.move_on_after(1) as same_stream:
+            frame = await wire.frame()
+        if same_stream.cancelled_caught or frame is None:
+            await wire.stream.close()
+            wire = await asker.far.next()
+            frame = await wire.frame()
+        await trio.sleep(20)
+        await wire.send(frames.encode_answer(frame.request_id, b"late"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert asker.outcomes["second"] == b"late"
 
 
 async def test_a_closed_stream_whose_peer_does_not_end_is_reset(autojump_clock):
