@@ -269,11 +269,11 @@ class _Serving:
 
     def __init__(self, router: Router, stream: RawStream, peer: PeerId, load: _Load) -> None:
         self._router = router
-        self.limits = router.limits
+        self._limits = router.limits
         self._stream = stream
         self._peer = peer
         self._load = load
-        self._refusing = load.streams > self.limits.streams_per_peer_max
+        self._refusing = load.streams > self._limits.streams_per_peer_max
         self._reader = frames.FrameReader(router.request_bytes_max)
         self._watch = streams.StreamWatch(stream)
         self._handlers_scope = trio.CancelScope()
@@ -286,7 +286,7 @@ class _Serving:
         self._write_since_s: float | None = None
         self._frame_since_s: float | None = None
         self._idle_since_s = trio.current_time()
-        self._idle_ms = self.limits.first_byte_ms
+        self._idle_ms = self._limits.first_byte_ms
 
     async def run(self) -> None:
         send, receive = trio.open_memory_channel[_Outgoing](names.SESSION_QUEUE_FRAMES_MAX)
@@ -319,7 +319,7 @@ class _Serving:
                     return
                 if self._no_more.is_set():
                     continue
-                self._idle_ms = self.limits.idle_ms
+                self._idle_ms = self._limits.idle_ms
                 self._reader.feed(data)
                 await self._take_frames(handlers, send)
                 self._rearm()
@@ -380,7 +380,7 @@ class _Serving:
         router = self._router
         if self._refusing:
             raise router.busy("too many streams")
-        if len(self._in_flight) >= self.limits.in_flight_per_session_max:
+        if len(self._in_flight) >= self._limits.in_flight_per_session_max:
             raise router.busy("too many requests in flight on this stream")
         if isinstance(request, frames.OversizeRequest):
             router.admit(self._load, request.size_bytes)
@@ -444,7 +444,8 @@ class _Serving:
                     self._write_since_s = None
                     self._settle(batch)
                 if self._linger_until_s is None:
-                    self._linger_until_s = trio.current_time() + streams.LINGER_MS_MAX / 1000
+                    # A reset destroys what a slow caller has not read yet: it gets the time of a whole frame.
+                    self._linger_until_s = trio.current_time() + self._limits.frame_ms / 1000
                 self._rearm()
                 await self._stream.close()
             except StreamBroken:
@@ -499,7 +500,7 @@ class _Serving:
 
     def _rearm(self) -> None:
         """Move the watch to the first of the deadlines that hold now."""
-        limits = self.limits
+        limits = self._limits
         deadline_s = math.inf
         if self._linger_until_s is not None:
             deadline_s = self._linger_until_s

@@ -436,6 +436,21 @@ async def test_a_request_for_parts_needs_a_stream_of_its_own(autojump_clock):
         assert server.marks == []
 
 
+async def test_a_slow_caller_still_gets_the_end_of_a_streamed_answer(autojump_clock):
+    async def parts(caller, body, send_part):
+        await send_part(bytes(100_000))
+        return b"last"
+
+    async with serving({"parts": PartsRoute(parts)}) as server:
+        wire = server.open()
+        await wire.send(frames.encode_request(0, "parts", b""))
+        await trio.sleep(20)
+        assert await wire.frame() == frames.Part(0, bytes(100_000))
+        assert await wire.frame() == frames.Answer(0, b"last")
+        assert await wire.frame() is None
+        await wire.served.wait()  # a caller that never ends its writing is let go of
+
+
 async def test_anything_after_a_request_for_parts_resets_and_ends_the_handler(autojump_clock):
     cancelled = trio.Event()
 
