@@ -70,7 +70,7 @@ async def run_world(
     genesis: Genesis,
     roles: frozenset[str],
     progress: Progress,
-    task_status: trio.TaskStatus[WorldNode],
+    task_status: trio.TaskStatus[WorldNode] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Restore, mount, start every service; `started` gives the WorldNode. Ends by cancellation or by a fault of ours.
 
@@ -114,7 +114,9 @@ async def run_world(
             assert replica is not None
             executor = Executor(context, replica, tracker, sources, signed)
             mounts.append(executor.handlers())
-            await nursery.start(executor.run, subscriptions["batch"], subscriptions["block"], subscriptions["head"])
+            await nursery.start(
+                executor.run, subscriptions["batch"], subscriptions["block"], subscriptions["head"]
+            )
         elif replica is not None:
             loop = keep_verified if cursor == "verified" else keep_stored
             await nursery.start(loop, replica, tracker, sources, progress)
@@ -137,7 +139,8 @@ async def _join(context: Context, genesis: Genesis, roles: frozenset[str]) -> di
     checks = rules.gossip_rules(world_id, genesis.body.limits.envelope_bytes_max)
     kinds = {"head"}.union(*(_TOPICS.get(role, ()) for role in roles))
     return {
-        kind: await context.network.join(names.topic(world_id, kind), as_check(checks[kind])) for kind in sorted(kinds)
+        kind: await context.network.join(names.topic(world_id, kind), as_check(checks[kind]))
+        for kind in sorted(kinds)
     }
 
 
@@ -159,12 +162,17 @@ async def _drain(subscription: Subscription) -> NoReturn:
 
 
 def _status(
-    genesis: Genesis, tables: WorldTables, tracker: HeadTracker, replica: Replica | None, roles: frozenset[str]
+    genesis: Genesis,
+    tables: WorldTables,
+    tracker: HeadTracker,
+    replica: Replica | None,
+    roles: frozenset[str],
 ) -> WorldStatus:
-    heights = {} if replica is None else {replica.cursor: replica.height}
-    root = None
-    if replica is not None and replica.tip is not None:
-        root = replica.tip.state.root()
+
+    def height_of(cursor: str) -> int | None:
+        return replica.height if replica is not None and replica.cursor == cursor else None
+
+    root = None if replica is None or replica.tip is None else replica.tip.state.root()
     lease = tables.lease() if "coordinator" in roles else None
     return WorldStatus(
         world_id=genesis.header.world_id,
@@ -172,7 +180,10 @@ def _status(
         epoch=genesis.authorities.epoch,
         head_height=tracker.height,
         committed=tables.committed_height() if "coordinator" in roles else None,
+        stored=height_of("stored"),
+        executed=height_of("executed"),
+        verified=height_of("verified"),
         state_root=root,
         lease_holder=None if lease is None else lease.record.holder_id,
-        **heights,
+        halted=tracker.follower.is_halted,
     )

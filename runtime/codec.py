@@ -77,7 +77,14 @@ def decode(data: bytes, bytes_max: int, field: str = "value") -> Value:
     try:
         value = cbor2.loads(data, max_depth=DEPTH_MAX + 1, allow_indefinite=False, allow_duplicate_keys=False)
     # The decoder raises many kinds (also MemoryError and OverflowError for forged lengths): all mean bad bytes.
-    except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+    except (
+        cbor2.CBORDecodeError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise Invalid(field, f"no canonical CBOR ({type(error).__name__})") from None
     if cbor2.dumps(_ordered(value, 0, field)) != data:
         raise Invalid(field, "CBOR that is not canonical")
@@ -88,7 +95,11 @@ def array_of(items: Sequence[bytes]) -> bytes:
     """The canonical array whose items' canonical encodings are given."""
     count = len(items)
     width = next(width for width in (0, 1, 2, 4) if count < (24 if width == 0 else 1 << 8 * width))
-    head = bytes([0x80 | count]) if width == 0 else bytes([0x98 + (1, 2, 4).index(width)]) + count.to_bytes(width, "big")
+    head = (
+        bytes([0x80 | count])
+        if width == 0
+        else bytes([0x98 + (1, 2, 4).index(width)]) + count.to_bytes(width, "big")
+    )
     return head + b"".join(items)
 
 

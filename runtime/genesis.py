@@ -127,7 +127,9 @@ def check_authorities(header: GenesisHeader, signed: SignedAuthorities) -> Autho
         raise Invalid("authorities.signatures", f"must be exactly {header.root_threshold}")
     for index, signature in signatures:
         if index >= len(header.root_keys):
-            raise Invalid("authorities.signatures", f"root index {index} is not below {len(header.root_keys)}")
+            raise Invalid(
+                "authorities.signatures", f"root index {index} is not below {len(header.root_keys)}"
+            )
         if not keys.verify(header.root_keys[index], authorities.hash(), signature):
             raise BadSignature("authorities")
     return authorities

@@ -62,8 +62,6 @@ _SEALED_ENVELOPE = sealed_kind(ActionEnvelope)
 _PATH = list_of(HASH, 0, PATH_HASHES_MAX)
 
 
-
-
 def _check_authorities(value: Any, field: str) -> None:
     if type(value) is not SignedAuthorities:
         raise Invalid(field, "must be [set, signatures]")
@@ -266,7 +264,9 @@ class SubmitAnswer(Body):
     NAME: ClassVar[str] = "submit_actions"
     BYTES_MAX: ClassVar[int] = BODY_BYTES_MAX
 
-    results: Annotated[tuple[SubmitResult, ...], list_of(nested(SubmitResult), 1, limits.SUBMIT_ENVELOPES_MAX)]
+    results: Annotated[
+        tuple[SubmitResult, ...], list_of(nested(SubmitResult), 1, limits.SUBMIT_ENVELOPES_MAX)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +392,9 @@ class ReceiptAnswer(Body):
     head_block: Annotated[WorldBlock, nested(WorldBlock)]
     block: Annotated[WorldBlock, nested(WorldBlock)]
     history_path: Annotated[tuple[bytes, ...], _PATH]
-    receipts: Annotated[tuple[ProvedReceipt, ...], list_of(nested(ProvedReceipt), 1, limits.ACTIONS_PER_ENVELOPE_MAX)]
+    receipts: Annotated[
+        tuple[ProvedReceipt, ...], list_of(nested(ProvedReceipt), 1, limits.ACTIONS_PER_ENVELOPE_MAX)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,9 @@ def sealed_kind(record: type[Signed]) -> Kind:
         if type(value) is not Sealed or type(value.record) is not record:
             raise Invalid(field, f"must be a sealed {record.NAME}")
 
-    return Kind(check, lambda value: value.to_value(), lambda value, field: sealed_from_value(record, value, field))
+    return Kind(
+        check, lambda value: value.to_value(), lambda value, field: sealed_from_value(record, value, field)
+    )
 
 
 # --- genesis and authorities -------------------------------------------------------------------------------
@@ -149,7 +151,9 @@ class AuthoritySet(Record):
     def check(self) -> None:
         later = self.epoch > 0
         if (self.world_id is not None) != later or (self.resume is not None) != later:
-            raise Invalid("authorities.epoch", "world_id and resume are present from epoch 1 on, and absent in epoch 0")
+            raise Invalid(
+                "authorities.epoch", "world_id and resume are present from epoch 1 on, and absent in epoch 0"
+            )
 
     @property
     def certifier(self) -> bytes:
@@ -179,7 +183,9 @@ def signed_authorities_from_value(value: codec.Value, field: str = "authorities"
     return SignedAuthorities(AuthoritySet.from_value(value[0], field), signatures)
 
 
-_ROOT_SIGNATURES = list_of(tuple_of(int_between(0, limits.ROOT_KEYS_MAX - 1), SIGNATURE), 0, limits.ROOT_KEYS_MAX)
+_ROOT_SIGNATURES = list_of(
+    tuple_of(int_between(0, limits.ROOT_KEYS_MAX - 1), SIGNATURE), 0, limits.ROOT_KEYS_MAX
+)
 
 
 def _check_signed_authorities(value: Any, field: str) -> None:
@@ -203,7 +209,9 @@ class GenesisHeader(Record):
 
     def check(self) -> None:
         if self.root_threshold > len(self.root_keys):
-            raise Invalid("genesis.root_threshold", f"must be at most the number of root keys, {len(self.root_keys)}")
+            raise Invalid(
+                "genesis.root_threshold", f"must be at most the number of root keys, {len(self.root_keys)}"
+            )
 
     @property
     def world_id(self) -> str:
@@ -241,7 +249,9 @@ class WorldLimits(Record):
     VERSIONED: ClassVar[bool] = False
 
     batch_envelopes_max: Annotated[int, int_between(1, limits.BATCH_ENVELOPES_CEILING)]
-    batch_actions_max: Annotated[int, int_between(limits.ACTIONS_PER_ENVELOPE_MAX, limits.BATCH_ACTIONS_CEILING)]
+    batch_actions_max: Annotated[
+        int, int_between(limits.ACTIONS_PER_ENVELOPE_MAX, limits.BATCH_ACTIONS_CEILING)
+    ]
     batch_bytes_max: Annotated[int, int_between(limits.ENVELOPE_BYTES_MAX + 8, limits.BATCH_BYTES_CEILING)]
     envelope_bytes_max: Annotated[int, int_between(1_024, limits.ENVELOPE_BYTES_MAX)]
     block_fuel_max: Annotated[int, int_between(1, limits.BLOCK_FUEL_CEILING)]
@@ -284,7 +294,9 @@ class GenesisBody(Record):
                 raise Invalid(f"genesis_body.balances[{index}]", f"kind {kind} is not in resource_kinds")
             totals[kind] += amount
             if totals[kind] > limits.AMOUNT_MAX:
-                raise Invalid(f"genesis_body.balances[{index}]", f"the total of {kind} is over {limits.AMOUNT_MAX}")
+                raise Invalid(
+                    f"genesis_body.balances[{index}]", f"the total of {kind} is over {limits.AMOUNT_MAX}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,7 +480,9 @@ class BlockAttestation(Signed):
     snapshot: Annotated[SnapshotRef, nested(SnapshotRef)] | None = None
 
 
-_SIGNED_AUTHORITIES = Kind(_check_signed_authorities, lambda value: value.to_value(), signed_authorities_from_value)
+_SIGNED_AUTHORITIES = Kind(
+    _check_signed_authorities, lambda value: value.to_value(), signed_authorities_from_value
+)
 _COMMIT = sealed_kind(Commit)
 _ATTESTATIONS = list_of(sealed_kind(BlockAttestation), 1, limits.ATTESTATIONS_PER_HEAD_MAX)
 
@@ -496,7 +510,9 @@ class WorldHeadAnnounce(Record):
 
 
 def _check_code(value: Any, field: str) -> None:
-    if type(value) is not str or not (value.isascii() and value.isalpha() and len(value) <= limits.NAME_CHARS_MAX):
+    if type(value) is not str or not (
+        value.isascii() and value.isalpha() and len(value) <= limits.NAME_CHARS_MAX
+    ):
         raise Invalid(field, f"must be 1..{limits.NAME_CHARS_MAX} ASCII letters")
 
 

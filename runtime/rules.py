@@ -47,8 +47,12 @@ def check_action_message(data: bytes, world_id: str, envelope_bytes_max: int) ->
     # [REJECT] canonical, within size and count
     value = codec.decode(data, limits.GOSSIP_ACTION_BYTES_MAX, "action_message")
     if type(value) is not list or not 1 <= len(value) <= limits.GOSSIP_ACTION_ENVELOPES_MAX:
-        raise Invalid("action_message", f"must be a list of 1..{limits.GOSSIP_ACTION_ENVELOPES_MAX} envelopes")
-    envelopes = [sealed_from_value(ActionEnvelope, item, f"action_message[{i}]") for i, item in enumerate(value)]
+        raise Invalid(
+            "action_message", f"must be a list of 1..{limits.GOSSIP_ACTION_ENVELOPES_MAX} envelopes"
+        )
+    envelopes = [
+        sealed_from_value(ActionEnvelope, item, f"action_message[{i}]") for i, item in enumerate(value)
+    ]
     for envelope in envelopes:
         check_envelope(envelope, world_id, envelope_bytes_max)
     return envelopes

@@ -166,7 +166,10 @@ def tuple_of(*kinds: Kind) -> Kind:
     def unpack(value: codec.Value, field: str) -> Any:
         if type(value) is not list or len(value) != len(kinds):
             raise Invalid(field, f"must be a list of {len(kinds)} items")
-        return tuple(kind.unpack(item, f"{field}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            kind.unpack(item, f"{field}[{i}]")
+            for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
 
     def pack(value: Any) -> codec.Value:
         return [kind.pack(item) for kind, item in zip(kinds, value, strict=True)]
@@ -201,7 +204,9 @@ def _kinds(record: type[Record]) -> tuple[tuple[str, Kind, bool], ...]:
         if get_origin(hint) is not Annotated:  # `Kind | None`
             inner = [arg for arg in get_args(hint) if arg is not type(None)]
             hint, optional = inner[0], True
-        found.append((item.name, next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional))
+        found.append(
+            (item.name, next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional)
+        )
     _KINDS[record] = tuple(found)
     return _KINDS[record]
 

@@ -47,7 +47,9 @@ class DistributedClient:
     network: DistributedNetwork
     peer: PeerId
 
-    async def call(self, method: str, request: Body, answer: type[B], *, deadline_ms: int = names.REQUEST_TOTAL_MS) -> B:
+    async def call(
+        self, method: str, request: Body, answer: type[B], *, deadline_ms: int = names.REQUEST_TOTAL_MS
+    ) -> B:
         """One typed request."""
         data = await self.network.request(self.peer, method, request.to_bytes(), deadline_ms=deadline_ms)
         return answer.from_bytes(data)
@@ -62,12 +64,16 @@ class DistributedClient:
 
     async def genesis(self, world_id: str) -> Genesis:
         """The world's genesis, bound to its id."""
-        answer = await self.call("get_genesis", messages.WorldRequest(world_id=world_id), messages.GenesisAnswer)
+        answer = await self.call(
+            "get_genesis", messages.WorldRequest(world_id=world_id), messages.GenesisAnswer
+        )
         return genesis.check_genesis(answer.genesis, world_id)
 
     async def head(self, world_id: str) -> WorldHeadAnnounce | None:
         """The newest head that the peer holds, checked; None before height 1."""
-        answer = await self.call("get_world_head", messages.WorldRequest(world_id=world_id), messages.HeadAnswer)
+        answer = await self.call(
+            "get_world_head", messages.WorldRequest(world_id=world_id), messages.HeadAnswer
+        )
         if answer.head is not None:
             chain.check_head(answer.head, world_id)
         return answer.head
@@ -115,7 +121,9 @@ class DistributedClient:
 
     async def authorities(self, world_id: str) -> AuthoritySet:
         """The set in force by the peer's newest head or genesis, bound to the world's header."""
-        answer = await self.call("get_commit", messages.WorldRequest(world_id=world_id), messages.CommitAnswer)
+        answer = await self.call(
+            "get_commit", messages.WorldRequest(world_id=world_id), messages.CommitAnswer
+        )
         known = await self.genesis(world_id)
         return genesis.check_authorities(known.header, answer.authorities)
 
@@ -123,10 +131,11 @@ class DistributedClient:
         """A whole blob, its hash checked."""
         data = bytearray()
         request = messages.BlobRequest(content_hash=content_id).to_bytes()
-        async with self.network.request_parts(self.peer, "fetch_blob", request, bytes_max=bytes_max) as answer:
+        async with self.network.request_parts(
+            self.peer, "fetch_blob", request, bytes_max=bytes_max
+        ) as answer:
             while (part := await answer.part()) is not None:
                 data += part
         if codec.content_id(bytes(data)) != content_id:
             raise Invalid("fetch_blob", f"{len(data)} bytes that are not blob {content_id.hex()}")
         return bytes(data)
-

@@ -59,7 +59,12 @@ class Executor:
     """The executor role of one world. It owns the replica: the only task that applies blocks on this node."""
 
     def __init__(
-        self, context: Context, replica: Replica, tracker: HeadTracker, sources: Sources, authorities: SignedAuthorities
+        self,
+        context: Context,
+        replica: Replica,
+        tracker: HeadTracker,
+        sources: Sources,
+        authorities: SignedAuthorities,
     ) -> None:
         self._context = context
         self._replica = replica
@@ -122,7 +127,9 @@ class Executor:
                 applied = await self._context.offload(lambda: self._step(committed))
             except Invalid as error:
                 # A committed batch that is malformed: only a new epoch with `resume` goes on from here.
-                raise Corrupt(f"batch {committed.commit.record.height}", f"committed but malformed: {error}") from error
+                raise Corrupt(
+                    f"batch {committed.commit.record.height}", f"committed but malformed: {error}"
+                ) from error
             await self._replica.apply(applied)
             self._context.counters["executor.blocks"] += 1
             self._context.counters["executor.envelopes"] += len(applied.envelopes)
@@ -186,7 +193,12 @@ class Executor:
     async def _newest_commit(self) -> CommitAnswer:
         request = WorldRequest(world_id=self._replica.world_id)
         answer = await call(
-            self._context, self._authorities.certifier, "get_commit", request, CommitAnswer, deadline_ms=TRY_MS
+            self._context,
+            self._authorities.certifier,
+            "get_commit",
+            request,
+            CommitAnswer,
+            deadline_ms=TRY_MS,
         )
         if answer.commit is not None:
             chain.check_commit(self._authorities, answer.commit, world_id=self._replica.world_id)
@@ -252,7 +264,9 @@ class Executor:
             if head is not None and (head.commit.record.height > put_height or stale):
                 fresh = await self._refreshed(head)
                 try:
-                    await self._context.dht.put_record(names.head_key(self._replica.world_id), fresh.to_bytes())
+                    await self._context.dht.put_record(
+                        names.head_key(self._replica.world_id), fresh.to_bytes()
+                    )
                     put_height, put_at = fresh.commit.record.height, trio.current_time()
                     self._context.counters["executor.head_put"] += 1
                 except NetworkError:
@@ -273,5 +287,3 @@ class Executor:
         fresh = WorldHeadAnnounce(head.header, head.authorities, commit, head.attestations, head.block_hash)
         self._tracker.offer(fresh)
         return fresh
-
-

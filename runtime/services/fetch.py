@@ -51,7 +51,13 @@ class Sources:
         peers = sorted({*self.known, *connected} - {self.context.peer_id})
         self.context.rng.shuffle(peers)
         online = set(connected)
-        peers.sort(key=lambda peer: (self.rests_until_ms.get(peer, 0) > now_ms, peer not in self.known, peer not in online))
+        peers.sort(
+            key=lambda peer: (
+                self.rests_until_ms.get(peer, 0) > now_ms,
+                peer not in self.known,
+                peer not in online,
+            )
+        )
         return peers[: limits.FETCH_PROVIDERS_MAX]
 
     async def _look_up(self) -> None:
@@ -92,7 +98,9 @@ async def call(
     deadline_ms: int = names.REQUEST_TOTAL_MS,
 ) -> B:
     """One typed request to one peer. Raises p2p errors, and Invalid for an answer that is malformed."""
-    return answer.from_bytes(await context.network.request(peer, method, request.to_bytes(), deadline_ms=deadline_ms))
+    return answer.from_bytes(
+        await context.network.request(peer, method, request.to_bytes(), deadline_ms=deadline_ms)
+    )
 
 
 async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId], Awaitable[T]]) -> T:
@@ -151,7 +159,9 @@ async def fetch_blob(sources: Sources, content_id: bytes, bytes_max: int = BLOB_
     return await ask_any(sources, "blob", content_id.hex(), ask)
 
 
-async def ask_first(sources: Sources, method: str, request: Body, answer: type[B], check: Callable[[B], None]) -> B:
+async def ask_first(
+    sources: Sources, method: str, request: Body, answer: type[B], check: Callable[[B], None]
+) -> B:
     """One typed request to any source; `check` raises Invalid for an answer that is false. Raises Missing."""
 
     async def ask(peer: PeerId) -> B:

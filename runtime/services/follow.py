@@ -54,9 +54,7 @@ async def follow(replica: Replica, tracker: HeadTracker, sources: Sources, progr
             await tracker.changed.wait_at_most(RETRY_S)
 
 
-async def sync_to(
-    replica: Replica, head: WorldHeadAnnounce, sources: Sources, progress: Progress
-) -> None:
+async def sync_to(replica: Replica, head: WorldHeadAnnounce, sources: Sources, progress: Progress) -> None:
     """Apply every height up to the head's. Raises Missing (try later), Invalid or Diverged (the head is false)."""
     target = head.commit.record.height
     hashes = await skeleton(replica, head, sources)
@@ -85,7 +83,9 @@ async def skeleton(replica: Replica, head: WorldHeadAnnounce, sources: Sources) 
     while height > replica.height:
         low = max(replica.height + 1, height - WINDOW + 1)
         blocks = await _window(replica, sources, low, height, expected)
-        await sources.context.offload(lambda: sources.context.db.commit((), [block.preimage() for block in blocks]))
+        await sources.context.offload(
+            lambda: sources.context.db.commit((), [block.preimage() for block in blocks])
+        )
         for block in blocks:
             hashes[block.height] = block.hash()
         expected, height = blocks[0].prev_block_hash, low - 1
@@ -94,7 +94,9 @@ async def skeleton(replica: Replica, head: WorldHeadAnnounce, sources: Sources) 
     return hashes
 
 
-async def _window(replica: Replica, sources: Sources, low: int, high: int, expected: bytes) -> list[WorldBlock]:
+async def _window(
+    replica: Replica, sources: Sources, low: int, high: int, expected: bytes
+) -> list[WorldBlock]:
     """Blocks low..high, the last hashing to `expected` and each linking to the one before it."""
     if low == high:
         block = WorldBlock.from_preimage(await fetch_blob(sources, expected, limits.BLOCK_BYTES_MAX + 64))
@@ -105,7 +107,9 @@ async def _window(replica: Replica, sources: Sources, low: int, high: int, expec
 
     async def ask(peer: bytes) -> list[WorldBlock]:
         blocks: list[WorldBlock] = []
-        async with sources.context.network.request_parts(peer, "get_blocks", request, deadline_ms=TRY_MS) as answer:
+        async with sources.context.network.request_parts(
+            peer, "get_blocks", request, deadline_ms=TRY_MS
+        ) as answer:
             while (part := await answer.part()) is not None:
                 listed = codec.decode(part, 1 << 20, "get_blocks")
                 if type(listed) is not list or len(blocks) + len(listed) > WINDOW:
@@ -139,7 +143,12 @@ async def _pipeline(
 ) -> AsyncIterator[_Material]:
     """Materials in order of height, a bounded number fetched ahead."""
     last = first + len(hashes) - 1
-    slots: dict[int, tuple[trio.MemorySendChannel[_Material | WorldError], trio.MemoryReceiveChannel[_Material | WorldError]]]
+    slots: dict[
+        int,
+        tuple[
+            trio.MemorySendChannel[_Material | WorldError], trio.MemoryReceiveChannel[_Material | WorldError]
+        ],
+    ]
     slots = {}
 
     async def fetch(height: int) -> None:
@@ -165,7 +174,9 @@ async def _pipeline(
 async def _material(replica: Replica, sources: Sources, block_hash: bytes) -> _Material:
     bounds = replica.genesis.body.limits
     block = WorldBlock.from_preimage(await fetch_blob(sources, block_hash, limits.BLOCK_BYTES_MAX + 64))
-    batch = ActionBatch.from_preimage(await fetch_blob(sources, block.batch_hash, limits.BATCH_BYTES_MAX + 64))
+    batch = ActionBatch.from_preimage(
+        await fetch_blob(sources, block.batch_hash, limits.BATCH_BYTES_MAX + 64)
+    )
     actions = await fetch_blob(sources, batch.actions_ref, bounds.batch_bytes_max)
     if replica.executes:
         return _Material(block, batch, actions, b"", b"")
@@ -177,9 +188,17 @@ async def _material(replica: Replica, sources: Sources, block_hash: bytes) -> _M
 async def _check(replica: Replica, sources: Sources, material: _Material, head: WorldHeadAnnounce) -> Applied:
     """What a height gives: by execution where this node executes, by the block's roots where it only stores."""
     envelopes = chain.check_batch_form(
-        replica.genesis, replica.height, replica.batch_hash, replica.timestamp_ms, material.batch, material.actions
+        replica.genesis,
+        replica.height,
+        replica.batch_hash,
+        replica.timestamp_ms,
+        material.batch,
+        material.actions,
     )
-    if material.block.height == head.commit.record.height and material.block.batch_hash != head.commit.record.batch_hash:
+    if (
+        material.block.height == head.commit.record.height
+        and material.block.batch_hash != head.commit.record.batch_hash
+    ):
         raise Invalid("head.commit", "is of another batch than the block")
     if replica.executes:
         return await sources.context.offload(lambda: _replayed(replica, material, envelopes))
@@ -189,7 +208,9 @@ async def _check(replica: Replica, sources: Sources, material: _Material, head: 
 def _replayed(replica: Replica, material: _Material, envelopes: list[Envelope]) -> Applied:
     assert replica.tip is not None
     signatures = world.check_signatures(envelopes)
-    built = chain.verify_block(replica.genesis, replica.tip, material.batch, envelopes, signatures, material.block)
+    built = chain.verify_block(
+        replica.genesis, replica.tip, material.batch, envelopes, signatures, material.block
+    )
     return Applied(
         block=built.block,
         batch=material.batch,
@@ -211,6 +232,12 @@ def _stored(replica: Replica, material: _Material, envelopes: list[Envelope]) ->
         batch=material.batch,
         envelopes=tuple(envelopes),
         receipts=receipts,
-        blobs=(block.preimage(), material.batch.preimage(), material.actions, material.receipts, material.journal),
+        blobs=(
+            block.preimage(),
+            material.batch.preimage(),
+            material.actions,
+            material.receipts,
+            material.journal,
+        ),
         tip=None,
     )

@@ -66,7 +66,9 @@ class Gateway:
         """Judge, store in one transaction, then promise."""
         del caller  # keys are free: fairness is a matter of quotas, not of names
         envelopes = request.envelopes
-        verdicts = await self._context.offload(lambda: [self._signature_fault(envelope) for envelope in envelopes])
+        verdicts = await self._context.offload(
+            lambda: [self._signature_fault(envelope) for envelope in envelopes]
+        )
         results: list[SubmitResult | None] = []
         accepted: list[Envelope] = []
         mine: list[tuple[bytes, int]] = []
@@ -94,14 +96,19 @@ class Gateway:
             self._fresh += accepted
             self._arrived.wake()
         promises = [
-            result or SubmitResult(outcome="accepted", acceptance=seal(self._acceptance(envelope, now_ms), self._context.key))
+            result
+            or SubmitResult(
+                outcome="accepted", acceptance=seal(self._acceptance(envelope, now_ms), self._context.key)
+            )
             for envelope, result in zip(envelopes, results, strict=True)
         ]
         return SubmitAnswer(results=tuple(promises))
 
     def _signature_fault(self, envelope: Envelope) -> WorldError | None:
         try:
-            rules.check_envelope(envelope, self._world_id, self._replica.genesis.body.limits.envelope_bytes_max)
+            rules.check_envelope(
+                envelope, self._world_id, self._replica.genesis.body.limits.envelope_bytes_max
+            )
         except WorldError as error:
             return error
         return None
@@ -113,14 +120,20 @@ class Gateway:
             return False
         height, bounds = self._replica.height, self._replica.genesis.body.limits
         if record.expires_at_height <= height:
-            raise Denied("envelope.expires_at_height", f"{record.expires_at_height} is not above height {height}")
+            raise Denied(
+                "envelope.expires_at_height", f"{record.expires_at_height} is not above height {height}"
+            )
         if record.expires_at_height > height + bounds.expiry_blocks_max:
             raise Denied(
-                "envelope.expires_at_height", f"more than {bounds.expiry_blocks_max} (expiry_blocks_max) above {height}"
+                "envelope.expires_at_height",
+                f"more than {bounds.expiry_blocks_max} (expiry_blocks_max) above {height}",
             )
         ahead_ms = record.timestamp_ms - self._context.now_ms()
         if ahead_ms > bounds.action_skew_ms:
-            raise Denied("envelope.timestamp_ms", f"{ahead_ms} ms ahead, at most {bounds.action_skew_ms} (action_skew_ms)")
+            raise Denied(
+                "envelope.timestamp_ms",
+                f"{ahead_ms} ms ahead, at most {bounds.action_skew_ms} (action_skew_ms)",
+            )
         next_nonce = self._tables.nonce(record.actor_id)
         if record.nonce < next_nonce:
             raise Denied("envelope.nonce", f"{record.nonce} is taken, the next is {next_nonce}")
@@ -132,7 +145,9 @@ class Gateway:
             raise Denied("envelope.nonce", f"{record.nonce} is promised to envelope {rival.hex()}")
         if self._tables.outbox_count() >= limits.OUTBOX_ENVELOPES_MAX:
             raise Busy("outbox_envelopes_max", limits.OUTBOX_RESEND_MS)
-        return True  # also while another request is storing the same one: this promise waits for its own commit
+        return (
+            True  # also while another request is storing the same one: this promise waits for its own commit
+        )
 
     def _acceptance(self, envelope: Envelope, now_ms: int) -> Acceptance:
         return Acceptance(
@@ -186,7 +201,8 @@ class Gateway:
             due = [
                 envelope
                 for envelope in waiting
-                if envelope.record.nonce < self._tables.nonce(envelope.record.actor_id) + limits.MEMPOOL_NONCES_AHEAD_MAX
+                if envelope.record.nonce
+                < self._tables.nonce(envelope.record.actor_id) + limits.MEMPOOL_NONCES_AHEAD_MAX
             ]
             if due:
                 await self._hand_over(due)
@@ -195,13 +211,19 @@ class Gateway:
         """Send to the lease holder by rr, in chunks that fit a frame; what fails is sent again next round."""
         try:
             lease = await call(
-                self._context, self._certifier, "lease_get", WorldRequest(world_id=self._world_id), LeaseAnswer
+                self._context,
+                self._certifier,
+                "lease_get",
+                WorldRequest(world_id=self._world_id),
+                LeaseAnswer,
             )
             if lease.lease is None:
                 return
             for chunk in _chunks(envelopes):
                 request = SubmitRequest(world_id=self._world_id, envelopes=tuple(chunk))
-                await call(self._context, lease.lease.record.holder_id, "submit_actions", request, SubmitAnswer)
+                await call(
+                    self._context, lease.lease.record.holder_id, "submit_actions", request, SubmitAnswer
+                )
                 self._context.counters["gateway.resent"] += len(chunk)
         except (NetworkError, Invalid):
             self._context.counters["gateway.resend_failed"] += 1
@@ -209,16 +231,15 @@ class Gateway:
     def _sweep(self) -> None:
         """Drop outbox entries whose end is verified: taken or dead, and past their expiry."""
         height = self._replica.height
-        done = [
-            entry.envelope
-            for entry in self._tables.outbox_expiring(height)
-        ]
+        done = [entry.envelope for entry in self._tables.outbox_expiring(height)]
         if done:
             self._context.db.commit(self._tables.drop_outbox(done))
 
     def _is_dead(self, envelope: Envelope) -> bool:
         record = envelope.record
-        return record.expires_at_height <= self._replica.height or record.nonce < self._tables.nonce(record.actor_id)
+        return record.expires_at_height <= self._replica.height or record.nonce < self._tables.nonce(
+            record.actor_id
+        )
 
 
 def _head_chunk(envelopes: list[Envelope]) -> tuple[list[Envelope], list[Envelope]]:
@@ -237,7 +258,9 @@ def _chunks(envelopes: list[Envelope]) -> list[list[Envelope]]:
     size = 0
     for envelope in envelopes:
         length = len(envelope.to_bytes())
-        if chunks[-1] and (size + length > RESEND_CHUNK_BYTES_MAX or len(chunks[-1]) == limits.SUBMIT_ENVELOPES_MAX):
+        if chunks[-1] and (
+            size + length > RESEND_CHUNK_BYTES_MAX or len(chunks[-1]) == limits.SUBMIT_ENVELOPES_MAX
+        ):
             chunks.append([])
             size = 0
         chunks[-1].append(envelope)
@@ -249,4 +272,6 @@ def refusal(error: WorldError) -> SubmitResult:
     """A refusal as its result: the class is the reason's word, the text is for people."""
     retry_after_ms = error.retry_after_ms if isinstance(error, Busy) else None
     reason = "Duplicate" if isinstance(error, Ignored) else type(error).__name__
-    return SubmitResult(outcome="refused", reason=reason, message=str(error)[:500], retry_after_ms=retry_after_ms)
+    return SubmitResult(
+        outcome="refused", reason=reason, message=str(error)[:500], retry_after_ms=retry_after_ms
+    )

@@ -101,7 +101,9 @@ class HeadTracker:
     async def _ask(self, peer: bytes) -> None:
         request = messages.WorldRequest(world_id=self.world_id)
         try:
-            answer = await call(self._context, peer, "get_world_head", request, messages.HeadAnswer, deadline_ms=2_000)
+            answer = await call(
+                self._context, peer, "get_world_head", request, messages.HeadAnswer, deadline_ms=2_000
+            )
             if answer.head is not None:
                 chain.check_head(answer.head, self.world_id)
                 self.offer(answer.head)

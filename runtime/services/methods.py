@@ -116,7 +116,9 @@ class MethodTable:
 
         return handle
 
-    def _parts_handler(self, name: str, method: Method) -> Callable[[PeerId, bytes, SendPart], Awaitable[bytes]]:
+    def _parts_handler(
+        self, name: str, method: Method
+    ) -> Callable[[PeerId, bytes, SendPart], Awaitable[bytes]]:
         async def handle(caller: PeerId, body: bytes, send: SendPart) -> bytes:
             handler, request = self._find(name, method, body)
             try:

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 from runtime import chain, limits, world
 from runtime.errors import Corrupt, Missing
-from runtime.records import ActionBatch, Envelope, Genesis, Receipt, WorldBlock, WorldHeadAnnounce, decode_envelopes
+from runtime.records import (
+    ActionBatch,
+    Envelope,
+    Genesis,
+    Receipt,
+    WorldBlock,
+    WorldHeadAnnounce,
+    decode_envelopes,
+)
 from runtime.services.context import Context, Signal
 from runtime.world_tables import WorldTables
 
@@ -152,4 +160,3 @@ class Replica:
         last = min(self.height, height + limits.SYNC_BLOCKS_AHEAD_MAX)
         held = {applied.block.height: applied for applied in self._recent}
         return [held.get(at) or self._load(at) for at in range(height + 1, last + 1)]
-

@@ -108,7 +108,9 @@ class NodeDesk:
 
     async def has_blobs(self, caller: PeerId, request: HasBlobsRequest) -> HasBlobsAnswer:
         del caller
-        return HasBlobsAnswer(has=tuple(self._context.db.blobs.has(content_id) for content_id in request.hashes))
+        return HasBlobsAnswer(
+            has=tuple(self._context.db.blobs.has(content_id) for content_id in request.hashes)
+        )
 
 
 class WorldDesk:
@@ -247,4 +249,3 @@ class WorldDesk:
             raise Missing("state", f"of height {block.height}: this node does not execute")
         proof: state.StateProof = tip.state.prove(request.namespace, request.key)
         return StateProofAnswer(head=head, block=block, proof=proof.to_bytes())
-

@@ -70,5 +70,3 @@ async def bootstrap_world_from_dht(
     if replica.height < head.commit.record.height:
         await sync_to(replica, head, sources, progress)
     return VerifiedWorld(genesis, head, replica, age_ms)
-
-

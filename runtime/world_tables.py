@@ -1,0 +1,262 @@
+"""The rows of one world, typed: what a key looks like and what its value means.
+
+Hides: row keys and encodings. Guarantees: every value is canonical CBOR or a fixed-size integer; a row that does not
+read is Corrupt, naming the table and the command that repairs it. Writers return rows, so that one transaction can
+hold those of several; readers read at once. Owned by nobody: the tasks of a world share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from runtime import codec, limits
+from runtime.errors import Corrupt, WorldError
+from runtime.records import (
+    ActionBatch,
+    ActionEnvelope,
+    Commit,
+    Envelope,
+    LeaseGrant,
+    Receipt,
+    Sealed,
+    WorldBlock,
+    WorldHeadAnnounce,
+    sealed_from_bytes,
+    sealed_from_value,
+)
+from runtime.world_db import Delete, Expect, Put, Row, Table, WorldDb
+
+T = TypeVar("T")
+_HEIGHT_BYTES = 8
+_OUTBOX_ROW_BYTES_MAX = limits.ENVELOPE_BYTES_MAX + 64
+_PLACE_BYTES_MAX = 64
+_SCAN_ROWS = 256
+_REPAIR = "move db/ in the data directory away and start again: the node fetches what it needs from its peers"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an envelope stands: the block's height, its index in the batch, and whether the kernel took it."""
+
+    height: int
+    index: int
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """An envelope that this gateway has promised to send until its end is verified."""
+
+    envelope: Envelope
+    accepted_at_ms: int
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(_HEIGHT_BYTES, "big")
+
+
+class WorldTables:
+    """Typed rows of one world in a WorldDb."""
+
+    def __init__(self, db: WorldDb, world_id: str) -> None:
+        self._db = db
+        self._world = world_id.encode()
+        # Kept in memory, since every submit asks: counted once here, then moved by the rows that are made.
+        self._outbox_count = len(
+            self._db.scan(Table.OUTBOX, self._world, self._end(), limit=limits.OUTBOX_ENVELOPES_MAX)
+        )
+
+    def _key(self, rest: bytes) -> bytes:
+        return self._world + rest
+
+    def _end(self) -> bytes:
+        # Above every key of this world: none has a rest of 64 bytes 0xff.
+        return self._world + b"\xff" * 64
+
+    def _read(self, table: Table, rest: bytes, read: Callable[[bytes], T]) -> T | None:
+        value = self._db.get(table, self._key(rest))
+        return None if value is None else self._parsed(table, rest, value, read)
+
+    @staticmethod
+    def _parsed(table: Table, rest: bytes, value: bytes, read: Callable[[bytes], T]) -> T:
+        try:
+            return read(value)
+        except WorldError as error:
+            raise Corrupt(f"row {rest.hex()} of table {table}", str(error), _REPAIR) from error
+
+    # --- chain ---------------------------------------------------------------------------------------------
+
+    def block_hash(self, height: int) -> bytes | None:
+        """Hash of the applied block at a height."""
+        return self._db.get(Table.BLOCKS, self._key(_number(height)))
+
+    def block_hashes(self, first: int, last: int) -> list[bytes]:
+        """Hashes of the applied blocks first..last. Raises Corrupt when one is missing."""
+        found: list[bytes] = []
+        while first <= last:
+            rows = self._db.scan(Table.BLOCKS, self._key(_number(first)), self._key(_number(last + 1)))
+            if not rows:
+                raise Corrupt(f"row {first} of table {Table.BLOCKS}", "is missing below the cursor", _REPAIR)
+            found += [value for _key, value in rows]
+            first += len(rows)
+        return found
+
+    def cursor(self, name: str) -> int:
+        """Height up to which `executed`, `verified` or `stored` work is on disk; 0 before the first."""
+        value = self._db.get(Table.CURSORS, self._key(name.encode()))
+        return 0 if value is None else int.from_bytes(value, "big")
+
+    def nonce(self, actor_id: bytes) -> int:
+        """Number of the actor's envelopes that applied blocks have taken: its next nonce."""
+        value = self._db.get(Table.NONCES, self._key(actor_id))
+        return 0 if value is None else int.from_bytes(value, "big")
+
+    def place(self, envelope_hash: bytes) -> Place | None:
+        """Where an applied block took or refused the envelope; the place that took it, when it was refused before."""
+
+        def read(value: bytes) -> Place:
+            height, index, taken = codec.decode(value, _PLACE_BYTES_MAX, "place")
+            return Place(height, index, taken)
+
+        return self._read(Table.PLACES, envelope_hash, read)
+
+    def applied_rows(
+        self, cursor: str, block: WorldBlock, envelopes: Sequence[Envelope], receipts: Sequence[Receipt]
+    ) -> list[Row]:
+        """All that a block changes: its hash by height, nonces, places, the cursor."""
+        taken = {receipt.envelope_hash for receipt in receipts if receipt.index is not None}
+        rows: list[Row] = [Put(Table.BLOCKS, self._key(_number(block.height)), block.hash())]
+        nonces: dict[bytes, int] = {}
+        for index, envelope in enumerate(envelopes):
+            digest, actor = envelope.hash(), envelope.record.actor_id
+            if digest in taken:
+                nonces[actor] = nonces.get(actor, self.nonce(actor)) + 1
+            elif self.place(digest) is not None:
+                continue  # a copy of an envelope that stands already: the first place is what people ask for
+            place = codec.encode([block.height, index, digest in taken])
+            rows.append(Put(Table.PLACES, self._key(digest), place))
+        rows += [Put(Table.NONCES, self._key(actor), _number(nonce)) for actor, nonce in nonces.items()]
+        rows.append(Put(Table.CURSORS, self._key(cursor.encode()), _number(block.height)))
+        return rows
+
+    def head(self) -> WorldHeadAnnounce | None:
+        """The newest head that was kept."""
+        return self._read(Table.HEADS, b"", WorldHeadAnnounce.from_bytes)
+
+    def put_head(self, head: WorldHeadAnnounce) -> list[Row]:
+        return [Put(Table.HEADS, self._key(b""), head.to_bytes())]
+
+    # --- order (the coordinator's) -------------------------------------------------------------------------
+
+    def batch(self, height: int) -> Sealed[ActionBatch] | None:
+        return self._read(Table.BATCHES, _number(height), lambda value: sealed_from_bytes(ActionBatch, value))
+
+    def commit(self, height: int) -> Sealed[Commit] | None:
+        return self._read(Table.COMMITS, _number(height), lambda value: sealed_from_bytes(Commit, value))
+
+    def committed_height(self) -> int:
+        """The last certified height; 0 before the first."""
+        rows = self._db.scan(Table.COMMITS, self._key(b""), self._end(), reverse=True, limit=1)
+        return int.from_bytes(rows[0][0][len(self._world) :], "big") if rows else 0
+
+    def last_commit(self) -> tuple[Sealed[ActionBatch], Sealed[Commit]] | None:
+        """The last certified batch with its commit."""
+        height = self.committed_height()
+        batch, commit = self.batch(height), self.commit(height)
+        return None if batch is None or commit is None else (batch, commit)
+
+    def put_commit(
+        self, batch: Sealed[ActionBatch], commit: Sealed[Commit]
+    ) -> tuple[list[Row], list[Expect]]:
+        """Rows of a new commit, and what must hold: nothing at its height, and its predecessor below it."""
+        height = commit.record.height
+        key = self._key(_number(height))
+        rows: list[Row] = [
+            Put(Table.BATCHES, key, batch.to_bytes()),
+            Put(Table.COMMITS, key, commit.to_bytes()),
+        ]
+        expect = [Expect(Table.COMMITS, key, None)]
+        if height > 1:
+            below = self._key(_number(height - 1))
+            expect.append(Expect(Table.COMMITS, below, self._db.get(Table.COMMITS, below)))
+        return rows, expect
+
+    def put_refreshed(self, commit: Sealed[Commit]) -> list[Row]:
+        """The same commit with a newer as_of_ms."""
+        return [Put(Table.COMMITS, self._key(_number(commit.record.height)), commit.to_bytes())]
+
+    def lease(self) -> Sealed[LeaseGrant] | None:
+        """The newest lease that was granted (maybe over)."""
+        return self._read(Table.LEASES, b"", lambda value: sealed_from_bytes(LeaseGrant, value))
+
+    def put_lease(self, lease: Sealed[LeaseGrant]) -> tuple[list[Row], list[Expect]]:
+        """Rows of a new lease, provided that the one it follows is still the newest."""
+        key = self._key(b"")
+        return [Put(Table.LEASES, key, lease.to_bytes())], [
+            Expect(Table.LEASES, key, self._db.get(Table.LEASES, key))
+        ]
+
+    # --- outbox (the gateway's) ----------------------------------------------------------------------------
+
+    def outbox_count(self) -> int:
+        return self._outbox_count
+
+    def outbox_entry(self, envelope_hash: bytes) -> OutboxEntry | None:
+        return self._read(Table.OUTBOX, envelope_hash, _outbox_entry)
+
+    def outbox_by_nonce(self, actor_id: bytes, nonce: int) -> bytes | None:
+        """Hash of the envelope that is promised for this nonce."""
+        return self._db.get(Table.OUTBOX_ORDER, self._key(actor_id + _number(nonce)))
+
+    def put_outbox(self, envelopes: Sequence[Envelope], accepted_at_ms: int) -> list[Row]:
+        rows: list[Row] = []
+        for envelope in envelopes:
+            digest, record = envelope.hash(), envelope.record
+            value = codec.array_of((envelope.to_bytes(), codec.encode(accepted_at_ms)))
+            rows.append(Put(Table.OUTBOX, self._key(digest), value))
+            rows.append(Put(Table.OUTBOX_ORDER, self._key(record.actor_id + _number(record.nonce)), digest))
+            rows.append(Put(Table.OUTBOX_EXPIRY, self._key(_number(record.expires_at_height) + digest), b""))
+        self._outbox_count += len(envelopes)
+        return rows
+
+    def drop_outbox(self, envelopes: Sequence[Envelope]) -> list[Row]:
+        rows: list[Row] = []
+        for envelope in envelopes:
+            digest, record = envelope.hash(), envelope.record
+            rows.append(Delete(Table.OUTBOX, self._key(digest)))
+            rows.append(Delete(Table.OUTBOX_ORDER, self._key(record.actor_id + _number(record.nonce))))
+            rows.append(Delete(Table.OUTBOX_EXPIRY, self._key(_number(record.expires_at_height) + digest)))
+        self._outbox_count = max(0, self._outbox_count - len(envelopes))
+        return rows
+
+    def outbox_untaken(self, accepted_before_ms: int, limit: int) -> list[Envelope]:
+        """Promised envelopes that no applied block has taken, by (actor, nonce), from each actor's next nonce on."""
+        found: list[Envelope] = []
+        start: bytes | None = self._key(b"")
+        while start is not None and len(found) < limit:
+            rows = self._db.scan(Table.OUTBOX_ORDER, start, self._end(), limit=_SCAN_ROWS)
+            start = rows[-1][0] + b"\x00" if len(rows) == _SCAN_ROWS else None
+            for key, digest in rows:
+                rest = key[len(self._world) :]
+                actor, nonce = rest[:-_HEIGHT_BYTES], int.from_bytes(rest[-_HEIGHT_BYTES:], "big")
+                next_nonce = self.nonce(actor)
+                if nonce < next_nonce:  # jump over what is taken
+                    start = self._key(actor + _number(next_nonce))
+                    break
+                entry = self.outbox_entry(digest)
+                if entry is not None and entry.accepted_at_ms <= accepted_before_ms:
+                    found.append(entry.envelope)
+        return found[:limit]
+
+    def outbox_expiring(self, height: int, limit: int = 4_096) -> list[OutboxEntry]:
+        """Promised envelopes whose expiry height is applied: taken or dead, their end is known."""
+        rows = self._db.scan(Table.OUTBOX_EXPIRY, self._key(b""), self._key(_number(height + 1)), limit=limit)
+        entries = [self.outbox_entry(key[-codec.HASH_BYTES :]) for key, _value in rows]
+        return [entry for entry in entries if entry is not None]
+
+
+def _outbox_entry(value: bytes) -> OutboxEntry:
+    envelope, accepted_at_ms = codec.decode(value, _OUTBOX_ROW_BYTES_MAX, "outbox")
+    return OutboxEntry(sealed_from_value(ActionEnvelope, envelope), accepted_at_ms)
