@@ -40,23 +40,35 @@ def _limit(default: int, low: int, high: int, about: str) -> Any:
 class NodeLimits:
     """What an operator may set under `[limits]`; the other limits of docs/operations.md are fixed."""
 
-    disk_bytes_max: int = _limit(20_000_000_000, 64 << 20, 1 << 46, "blobs and tables on disk; writes past it are refused")
+    disk_bytes_max: int = _limit(
+        20_000_000_000, 64 << 20, 1 << 46, "blobs and tables on disk; writes past it are refused"
+    )
     known_peers_max: int = _limit(names.KNOWN_PEERS_MAX, 1, 65_536, "peers remembered in peers.json")
     addrs_per_peer_max: int = _limit(names.ADDRS_PER_PEER_MAX, 1, 64, "addresses remembered for one peer")
-    in_flight_per_peer_max: int = _limit(names.IN_FLIGHT_PER_PEER_MAX, 1, 4_096, "requests of one peer being answered")
-    in_flight_total_max: int = _limit(names.IN_FLIGHT_TOTAL_MAX, 1, 65_536, "requests of all peers being answered")
+    in_flight_per_peer_max: int = _limit(
+        names.IN_FLIGHT_PER_PEER_MAX, 1, 4_096, "requests of one peer being answered"
+    )
+    in_flight_total_max: int = _limit(
+        names.IN_FLIGHT_TOTAL_MAX, 1, 65_536, "requests of all peers being answered"
+    )
     streams_per_peer_max: int = _limit(names.STREAMS_PER_PEER_MAX, 1, 1_024, "open streams of one peer")
     requests_per_s_per_peer_max: int = _limit(
         names.REQUESTS_PER_S_PER_PEER_MAX, 1, 1_000_000, "requests of one peer in a second"
     )
     request_bytes_per_s_per_peer_max: int = _limit(
-        names.REQUEST_BYTES_PER_S_PER_PEER_MAX, names.FRAME_BYTES_MAX, 1 << 40, "request bytes of one peer in a second"
+        names.REQUEST_BYTES_PER_S_PER_PEER_MAX,
+        names.FRAME_BYTES_MAX,
+        1 << 40,
+        "request bytes of one peer in a second",
     )
     provider_republish_ms: int = _limit(
         names.PROVIDER_REPUBLISH_MS, 1_000, 43_200_000, "how often what this node provides is announced again"
     )
     provider_cache_ttl_ms: int = _limit(
-        names.PROVIDER_CACHE_TTL_MS, 0, 86_400_000, "how long providers seen in the DHT are remembered; 0: not at all"
+        names.PROVIDER_CACHE_TTL_MS,
+        0,
+        86_400_000,
+        "how long providers seen in the DHT are remembered; 0: not at all",
     )
     head_cache_ttl_ms: int = _limit(
         names.HEAD_CACHE_TTL_MS, 0, 86_400_000, "how long a head seen in the DHT is a floor; 0: not at all"
@@ -212,7 +224,9 @@ def _list_of(
 
 def _world(value: object, base: Path) -> WorldSource:
     if isinstance(value, str):
-        return WorldSource(id=value) if looks_like_world_id(value) else WorldSource(genesis=_path(value, base))
+        return (
+            WorldSource(id=value) if looks_like_world_id(value) else WorldSource(genesis=_path(value, base))
+        )
     if not isinstance(value, dict):
         raise _Bad('must be a table with `genesis = "FILE"` or `id = "WORLD ID"`')
     for key in value:
@@ -234,7 +248,11 @@ def _limit_reader(name: str) -> Callable[[object, Path], int]:
 
     def read(value: object, base: Path) -> int:
         del base
-        if isinstance(value, str) and re.fullmatch(r"-?[0-9]+(_[0-9]+)*", value, re.ASCII) and len(value) < 40:
+        if (
+            isinstance(value, str)
+            and re.fullmatch(r"-?[0-9]+(_[0-9]+)*", value, re.ASCII)
+            and len(value) < 40
+        ):
             value = int(value)
         if type(value) is not int or not low <= value <= high:
             raise _Bad(f"{value!r} is not an integer {low}..{high}")
@@ -255,7 +273,7 @@ _READERS: Final[dict[str, Callable[[object, Path], Any]]] = {
     "log_format": _word_of(LOG_FORMATS, "log format"),
     **{f"limits.{name}": _limit_reader(name) for name in _LIMIT_NAMES},
 }
-_TOP_KEYS: Final = tuple(key for key in _READERS if "." not in key) + ("limits",)
+_TOP_KEYS: Final = (*(key for key in _READERS if "." not in key), "limits")
 _LISTS: Final = ("roles", "listen", "announce", "bootstrap", "world")
 _ENV_KEYS: Final = {f"{ENV_PREFIX}{key.upper()}": key for key in _TOP_KEYS if key != "limits"} | {
     f"{ENV_LIMIT_PREFIX}{name.upper()}": f"limits.{name}" for name in _LIMIT_NAMES
@@ -333,10 +351,11 @@ class _Reading:
                 name = key.removeprefix("limits.")
                 self._mistakes.append(Mistake(f"--limit {name}", _unknown_limit(name)))
                 continue
-            if key in _LISTS and isinstance(value, list | tuple):
-                value = [part for item in value for part in (_split(item) if key == "roles" else [item])]
             what = f"{flag} {key.removeprefix('limits.')}" if flag == "--limit" else flag
-            self._take(key, value, flag, what, Path())
+            given = value
+            if key == "roles" and isinstance(value, list | tuple):
+                given = [word for item in value for word in _split(str(item))]
+            self._take(key, given, flag, what, Path())
 
     def _take(self, key: str, value: object, origin: str, what: str, base: Path) -> None:
         try:

@@ -119,7 +119,9 @@ class DataDir:
         except GenesisFileBad as bad:
             raise Corrupt(str(path), bad.why, f"mv {path} {path}.damaged") from bad
         if genesis.header.world_id != world_id:
-            raise Corrupt(str(path), f"is the genesis of world {genesis.header.world_id}", f"mv {path} {path}.damaged")
+            raise Corrupt(
+                str(path), f"is the genesis of world {genesis.header.world_id}", f"mv {path} {path}.damaged"
+            )
         return genesis
 
     def keep_genesis(self, genesis: Genesis) -> None:

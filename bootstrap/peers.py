@@ -21,7 +21,9 @@ from p2p import names
 ADDR_CHARS_MAX: Final = 512
 PEERS_FILE_BYTES_MAX: Final = 64 << 20
 _PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
-_HOST_NAME = re.compile(r"(?=.{1,253}$)[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,62})(\.[a-zA-Z0-9_][a-zA-Z0-9_-]{0,62})*\.?", re.ASCII)
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}$)[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,62})(\.[a-zA-Z0-9_][a-zA-Z0-9_-]{0,62})*\.?", re.ASCII
+)
 _DNS: Final = ("dns", "dns4", "dns6")
 
 
@@ -159,40 +161,48 @@ class AddressBook:
     def to_bytes(self) -> bytes:
         """The text of peers.json."""
         peers = [
-            {"peer_id": names.peer_text(peer.peer_id), "addrs": list(peer.addrs), "last_seen_ms": peer.last_seen_ms}
+            {
+                "peer_id": names.peer_text(peer.peer_id),
+                "addrs": list(peer.addrs),
+                "last_seen_ms": peer.last_seen_ms,
+            }
             for peer in self.newest_first()
         ]
         return (json.dumps({"v": 1, "peers": peers}, indent=1) + "\n").encode()
 
 
+class PeersFileBad(ValueError):
+    """A peers.json that is not one: which field, and why."""
+
+
 def parse_known_peers(data: bytes) -> list[KnownPeer]:
-    """What a peers.json holds. Raises ValueError with the field that is wrong."""
+    """What a peers.json holds. Raises ValueError (PeersFileBad, mostly) with the field that is wrong."""
     if len(data) > PEERS_FILE_BYTES_MAX:
-        raise ValueError(f"is over {PEERS_FILE_BYTES_MAX} bytes (peers_file_bytes_max)")
+        raise PeersFileBad(f"is over {PEERS_FILE_BYTES_MAX} bytes (peers_file_bytes_max)")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {error}") from error
+        raise PeersFileBad(f"is not JSON: {error}") from error
     listed = document.get("peers") if isinstance(document, dict) and document.get("v") == 1 else None
     if not isinstance(listed, list):
-        raise ValueError("must be an object with v = 1 and a list `peers`")
+        raise PeersFileBad("must be an object with v = 1 and a list `peers`")
     return [_known_peer(item, f"peers[{index}]") for index, item in enumerate(listed)]
 
 
 def _known_peer(item: object, field: str) -> KnownPeer:
     if not isinstance(item, dict) or item.keys() != {"peer_id", "addrs", "last_seen_ms"}:
-        raise ValueError(f"{field}: must hold peer_id, addrs and last_seen_ms")
+        raise PeersFileBad(f"{field}: must hold peer_id, addrs and last_seen_ms")
     text, addrs, last_seen_ms = item["peer_id"], item["addrs"], item["last_seen_ms"]
     if type(last_seen_ms) is not int or last_seen_ms < 0:
-        raise ValueError(f"{field}.last_seen_ms: must be an integer of at least 0")
+        raise PeersFileBad(f"{field}.last_seen_ms: must be an integer of at least 0")
     if not isinstance(text, str):
-        raise ValueError(f"{field}.peer_id: must be text")
+        raise PeersFileBad(f"{field}.peer_id: must be text")
     peer_id = peer_id_from_text(text)
     if not isinstance(addrs, list) or not all(isinstance(addr, str) for addr in addrs):
-        raise ValueError(f"{field}.addrs: must be a list of multiaddrs")
+        raise PeersFileBad(f"{field}.addrs: must be a list of multiaddrs")
     for addr in addrs:
         if parse_peer_addr(addr).peer_id != peer_id:
-            raise ValueError(f"{field}.addrs: {addr[:80]!r} is not an address of this peer")
+            raise PeersFileBad(f"{field}.addrs: {addr[:80]!r} is not an address of this peer")
     return KnownPeer(peer_id, tuple(addrs), last_seen_ms)
 
 
@@ -210,7 +220,7 @@ def load_address_book(path: Path, *, peers_max: int, addrs_max: int) -> tuple[Ad
         return AddressBook(parse_known_peers(data), peers_max=peers_max, addrs_max=addrs_max), ""
     except ValueError as error:
         aside = path.with_name(path.name + ".damaged")
-        os.replace(path, aside)
+        path.replace(aside)
         return empty, f"{path}: {error}; moved to {aside.name}"
 
 
@@ -223,7 +233,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -15,8 +15,21 @@ from typing import Final, TextIO
 LINE_CHARS_MAX: Final = 16_384
 _OWN: Final = ("bootstrap", "runtime", "p2p")
 # Libraries whose warnings are about other people's packets: only errors pass, unless debugging.
-_NOISY: Final = ("libp2p", "multiaddr", "aioquic", "zeroconf", "asyncio", "async_service", "async-service", "pymultihash")
-_STANDARD: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
+_NOISY: Final = (
+    "libp2p",
+    "multiaddr",
+    "aioquic",
+    "zeroconf",
+    "asyncio",
+    "async_service",
+    "async-service",
+    "pymultihash",
+)
+_STANDARD: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
+    "message",
+    "asctime",
+    "taskName",
+}
 
 
 class TextFormatter(logging.Formatter):

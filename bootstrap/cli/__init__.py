@@ -47,6 +47,15 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(entry[0]), entry[1])
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from bootstrap.config import nearest
+
+            ctx.fail(f"no command {args[0]!r}{nearest(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
         with formatter.section("Commands"):
@@ -63,7 +72,9 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version."
+)
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks (or AW_DEBUG=1).")
 def program() -> None:
     """Agent World Runtime: peers that run shared, deterministic worlds.
@@ -87,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of stdout has gone; a second failure at interpreter exit would hide that this is no mistake.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.NO
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return Exit.WRONG_USE
     except Exception as error:
         if debug:
             sys.excepthook(type(error), error, error.__traceback__)

@@ -108,14 +108,26 @@ def _of_the_world(error: BaseException) -> list[Failure]:
         case errors.Corrupt():
             return [Failure(Exit.DAMAGED, error.where, error.why, error.repair)]
         case errors.StoreFull():
-            return [Failure(Exit.WRONG_USE, error.where, f"no space left ({error.limit})", "free or allow more space")]
-        case errors.Diverged() | errors.Ignored() | errors.Denied() | errors.Mismatch() | errors.UnknownVersion():
+            return [
+                Failure(
+                    Exit.WRONG_USE, error.where, f"no space left ({error.limit})", "free or allow more space"
+                )
+            ]
+        case (
+            errors.Diverged()
+            | errors.Ignored()
+            | errors.Denied()
+            | errors.Mismatch()
+            | errors.UnknownVersion()
+        ):
             return [Failure(Exit.NO, "not verified", str(error))]
         case errors.Invalid():
             return [Failure(Exit.NO, "not verified", f"{error.field}: {error.why}")]
         case errors.Missing():
             hint = "another --node or --bootstrap, or later"
-            return [Failure(Exit.NOT_REACHED, f"{error.what} {error.key}", "nobody who was asked holds it", hint)]
+            return [
+                Failure(Exit.NOT_REACHED, f"{error.what} {error.key}", "nobody who was asked holds it", hint)
+            ]
         case errors.Busy():
             return [Failure(Exit.NOT_REACHED, "busy", str(error), "again later")]
     return []
@@ -128,7 +140,10 @@ def _of_the_network(error: BaseException) -> list[Failure]:
         case errors.ListenFailed():
             hint = "--listen /ip4/127.0.0.1/tcp/0 takes a free port"
             return [Failure(Exit.WRONG_USE, f"listen {error.addr}", error.why, hint)]
-        case errors.RequestFailed() if error.retryable or error.code.name in ("ERR_NOT_FOUND", "ERR_UNSUPPORTED"):
+        case errors.RequestFailed() if error.retryable or error.code.name in (
+            "ERR_NOT_FOUND",
+            "ERR_UNSUPPORTED",
+        ):
             why = f"{error.code.name}: {error.message}"
             return [Failure(Exit.NOT_REACHED, "the peer has no answer", why, "another --node, or later")]
         case errors.RequestFailed():

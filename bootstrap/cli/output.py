@@ -83,5 +83,7 @@ def _lines(value: object) -> list[str]:
     if isinstance(shown, list):
         return [item if isinstance(item, str) else json.dumps(item) for item in shown] or ["-"]
     if isinstance(shown, dict):
-        return [f"{key} {item if isinstance(item, str) else json.dumps(item)}" for key, item in shown.items()] or ["-"]
+        return [
+            f"{key} {item if isinstance(item, str) else json.dumps(item)}" for key, item in shown.items()
+        ] or ["-"]
     return [str(shown)]

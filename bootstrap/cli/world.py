@@ -1,0 +1,158 @@
+"""`aw world`: make a genesis file, show what one says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bootstrap.cli.failures import Exit, Failure
+from bootstrap.cli.files import read_text, write_new
+from bootstrap.cli.keys import identity_of
+from bootstrap.cli.options import data_dir_option, json_option
+from bootstrap.cli.output import note, print_answer, print_json
+from bootstrap.cli.world_form import BOUNDS, WORLD_LIMITS, read_world_form
+from bootstrap.config import looks_like_world_id
+from bootstrap.data_dir import DataDir, read_genesis_file
+from runtime.records import Genesis
+
+
+@click.group()
+def world() -> None:
+    """Genesis files: make a world, show what one says."""
+
+
+@world.command()
+@click.option("--from", "form", type=click.Path(path_type=Path), help="TOML file; flags replace its keys.")
+@click.option("--name", help="Name of the world: a-z, 0-9, `_`, `.`, `-`.")
+@click.option("--proposer", "proposers", multiple=True, metavar="KEY", help="A sequencer. Repeatable.")
+@click.option("--executor", "executors", multiple=True, metavar="KEY", help="An executor. Repeatable.")
+@click.option("--certifier", metavar="KEY", help="The coordinator.")
+@click.option(
+    "--root-key", "root_keys", multiple=True, metavar="KEY", help="May replace the others. Repeatable."
+)
+@click.option("--root-threshold", type=int, help="How many root keys it takes (1).")
+@click.option("--bounds", "bounds_text", metavar="X0:X1,Y0:Y1,Z0:Z1", help="The box of positions, in cm.")
+@click.option("--max-move-cm", type=int, help="The longest move of one action.")
+@click.option(
+    "--resource", "resource_kinds", multiple=True, metavar="KIND", help="A resource kind. Repeatable."
+)
+@click.option(
+    "--balance", "balances", multiple=True, metavar="KEY:KIND:AMOUNT", help="A balance. Repeatable."
+)
+@click.option(
+    "--limit", "limit_texts", multiple=True, metavar="NAME=VALUE", help="A world limit. Repeatable."
+)
+@click.option("--checkpoint-interval", type=int, help="Blocks between checkpoints.")
+@click.option("--max-block-gap-ms", type=int, help="0: no empty blocks for their own sake.")
+@click.option("--created-ms", type=int, help="Unix time in ms (now).")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="File to write (NAME.genesis); never overwritten."
+)
+@json_option
+def create(
+    form: Path | None,
+    bounds_text: str | None,
+    balances: Sequence[str],
+    limit_texts: Sequence[str],
+    out: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Write a genesis file and print its world id. KEY is a peer id or a key file."""
+    flags = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    flags = {key: value for key, value in flags.items() if value not in (None, [])}
+    if bounds_text is not None:
+        flags["bounds"] = _bounds(bounds_text)
+    if balances:
+        flags["balance"] = [_balance(text) for text in balances]
+    if limit_texts:
+        flags["limits"] = dict(_limit(text) for text in limit_texts)
+    text = None if form is None else read_text(form)
+    genesis = read_world_form(
+        text, str(form or ""), flags, created_ms=int(time.time() * 1_000), identity_of=identity_of
+    )
+    path = out or Path(f"{genesis.header.name}.genesis")
+    write_new(path, genesis.to_bytes())
+    if as_json:
+        print_json({"world_id": genesis.header.world_id, "name": genesis.header.name, "file": path})
+    else:
+        click.echo(genesis.header.world_id)
+        note(f"wrote {path}")
+
+
+@world.command()
+@click.argument("which", metavar="FILE|WORLD")
+@data_dir_option
+@json_option
+def show(which: str, data_dir: Path, as_json: bool) -> None:
+    """What a genesis says: of a FILE, or of a WORLD id that the data dir holds."""
+    print_answer(describe(_find(which, DataDir(data_dir))), as_json)
+
+
+def describe(genesis: Genesis) -> dict[str, object]:
+    """A genesis as people read it."""
+    header, body, authorities = genesis.header, genesis.body, genesis.authorities
+    return {
+        "world_id": header.world_id,
+        "name": header.name,
+        "created_ms": header.created_ms,
+        "header_hash": header.hash(),
+        "root_keys": header.root_keys,
+        "root_threshold": header.root_threshold,
+        "proposers": authorities.proposers,
+        "executors": authorities.executors,
+        "certifier": authorities.certifier,
+        "bounds": body.bounds,
+        "max_move_cm": body.max_move_cm,
+        "resource_kinds": body.resource_kinds,
+        "balances": [
+            {"actor": actor, "kind": kind, "amount": amount} for actor, kind, amount in body.balances
+        ],
+        "limits": body.limits,
+        "checkpoint_interval": body.checkpoint_interval,
+        "max_block_gap_ms": body.max_block_gap_ms,
+        "admission": body.admission,
+    }
+
+
+def _find(which: str, data_dir: DataDir) -> Genesis:
+    if not looks_like_world_id(which) or Path(which).exists():
+        return read_genesis_file(Path(which))
+    genesis = data_dir.genesis(which)
+    if genesis is None:
+        why = f"no genesis in {data_dir.worlds_path}"
+        raise Failure(Exit.WRONG_USE, f"world {which}", why, "aw world show FILE, or --data-dir DIR")
+    return genesis
+
+
+def _bounds(text: str) -> dict[str, int]:
+    parts = [number for axis in text.split(",") for number in axis.split(":")]
+    if len(parts) != len(BOUNDS):
+        raise click.BadParameter(f"{text!r} is not X0:X1,Y0:Y1,Z0:Z1", param_hint="--bounds")
+    return {name: _integer(part, "--bounds") for name, part in zip(BOUNDS, parts, strict=True)}
+
+
+def _balance(text: str) -> dict[str, object]:
+    parts = text.rsplit(":", 2)
+    if len(parts) != 3:
+        raise click.BadParameter(f"{text!r} is not KEY:KIND:AMOUNT", param_hint="--balance")
+    return {"actor": parts[0], "kind": parts[1], "amount": _integer(parts[2], "--balance")}
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        known = ", ".join(WORLD_LIMITS)
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE; names: {known}", param_hint="--limit")
+    return name, _integer(value, "--limit")
+
+
+def _integer(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not an integer", param_hint=option) from error
