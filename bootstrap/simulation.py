@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 import trio.testing
@@ -227,14 +227,13 @@ def _envelopes(network: _Network, count: int) -> list[Envelope]:
 
 async def _submit(network: _Network, envelopes: list[Envelope]) -> int:
     """Hand in through the gateway, again and again while it is refused for now; gives how many were accepted."""
-    gateway = network.contexts["gateway"]
-    caller = network.contexts["storage"]  # any node is a client
     accepted, waiting = 0, list(envelopes)
     while waiting:
         chunk, waiting = waiting[:16], waiting[16:]
         request = SubmitRequest(world_id=network.genesis.header.world_id, envelopes=tuple(chunk))
         try:
-            answer = await call(caller, gateway.peer_id, "submit_actions", request, SubmitAnswer)
+            caller = network.contexts["storage"]  # any node is a client; it may have been started again
+            answer = await call(caller, network.keys["gateway"].identity, "submit_actions", request, SubmitAnswer)
         except NetworkError:
             waiting += chunk  # accepted or not: handing in the same envelope again is no mistake
             await trio.sleep(0.5)
@@ -293,7 +292,7 @@ async def simulate(seed: int, envelope_count: int = 200, faults: Faults | None =
 def run_seed(seed: int, envelope_count: int = 200, faults: Faults | None = None) -> Result:
     """`simulate` under a mock clock, with trio's own order of tasks decided by the seed (private to trio 0.35)."""
     # trio offers no public switch for this; trio is pinned to 0.35 in pyproject.toml.
-    core = trio._core._run  # type: ignore[attr-defined]  # noqa: SLF001
+    core: Any = trio._core._run  # noqa: SLF001
     before = core._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001
     core._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001
     core._r.seed(seed)  # noqa: SLF001

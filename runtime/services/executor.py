@@ -176,8 +176,10 @@ class Executor:
             height = self._replica.height
             try:
                 await self._learn_commit()
-                while self._known_height > self._replica.height and not self._ready:
-                    await self._fetch_committed(self._replica.height + 1)
+                while self._known_height > self._replica.height:
+                    # Later heights may be at hand already: it is the next one that everything waits for.
+                    if self._replica.height + 1 not in self._ready:
+                        await self._fetch_committed(self._replica.height + 1)
                     await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
             except (Missing, NetworkError, Invalid, Busy):
                 self._context.counters["executor.catch_up_failed"] += 1
