@@ -20,7 +20,6 @@ from p2p import names
 
 ADDR_CHARS_MAX: Final = 512
 PEERS_FILE_BYTES_MAX: Final = 64 << 20
-_PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,62})(\.[a-zA-Z0-9_][a-zA-Z0-9_-]{0,62})*\.?", re.ASCII
 )
@@ -84,7 +83,7 @@ def peer_id_from_text(text: str) -> bytes:
         peer_id = names.peer_from_text(text)
     except ValueError as error:
         raise ValueError(f"has {text[:80]!r} where an Ed25519 peer id 12D3KooW... is needed") from error
-    if len(peer_id) != 38 or peer_id[:6] != _PEER_ID_PREFIX:
+    if len(peer_id) != 38 or peer_id[:6] != names.PEER_ID_PREFIX:
         raise ValueError(f"has {text[:80]!r} where an Ed25519 peer id 12D3KooW... is needed")
     return peer_id
 

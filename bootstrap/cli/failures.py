@@ -135,8 +135,11 @@ def _of_the_world(error: BaseException) -> list[Failure]:
 
 def _of_the_network(error: BaseException) -> list[Failure]:
     from p2p import errors
+    from p2p.identity import IdentityFileBad
 
     match error:
+        case IdentityFileBad():
+            return [Failure(Exit.DAMAGED, f"identity file {error.path}", error.why, error.try_this)]
         case errors.ListenFailed():
             hint = "--listen /ip4/127.0.0.1/tcp/0 takes a free port"
             return [Failure(Exit.WRONG_USE, f"listen {error.addr}", error.why, hint)]

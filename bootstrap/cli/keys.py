@@ -10,29 +10,28 @@ from pathlib import Path
 
 from bootstrap.cli.failures import Exit, Failure
 from bootstrap.peers import peer_id_from_text
-from p2p import identity
 from runtime.keys import SigningKey
 
 
 def create_key_file(path: Path) -> SigningKey:
     """Make a key and its file. Raises Failure (exit 2) when the file is there or cannot be made."""
+    from p2p.identity import IdentityFileBad, create_identity
+
     try:
-        return SigningKey(identity.create_key_file(path))
-    except FileExistsError as error:
-        raise Failure(
-            Exit.WRONG_USE, str(path), "is there already, and is not overwritten", "another FILE"
-        ) from error
-    except OSError as error:
-        raise Failure(Exit.WRONG_USE, str(path), error.strerror or "cannot be made") from error
+        return SigningKey(create_identity(path).seed)
+    except IdentityFileBad as bad:
+        raise Failure(Exit.WRONG_USE, f"key file {path}", bad.why, bad.try_this) from bad
 
 
 def load_signing_key(path: Path) -> SigningKey:
     """The key of a file. Raises Failure (exit 2)."""
+    from p2p.identity import IdentityFileBad, load_identity
+
     try:
-        return _read_key(path)
-    except ValueError as error:
-        hint = "" if path.exists() else f"aw key new {path}"
-        raise Failure(Exit.WRONG_USE, "key file", str(error), hint) from error
+        return SigningKey(load_identity(path).seed)
+    except IdentityFileBad as bad:
+        hint = bad.try_this if path.exists() else f"aw key new {path}"
+        raise Failure(Exit.WRONG_USE, f"key file {path}", bad.why, hint) from bad
 
 
 def identity_of(text: str, folder: Path) -> bytes:
@@ -40,13 +39,7 @@ def identity_of(text: str, folder: Path) -> bytes:
     path = folder / text
     if text.startswith("12D3KooW") and not path.exists():
         return peer_id_from_text(text)
-    if not path.exists():
-        raise ValueError(f"{text!r} is neither a peer id 12D3KooW... nor a key file")
-    return _read_key(path).identity
-
-
-def _read_key(path: Path) -> SigningKey:
     try:
-        return SigningKey(identity.read_key_file(path))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or 'cannot be read'}") from error
+        return load_signing_key(path).identity
+    except Failure as bad:
+        raise ValueError(f"{text!r} is neither a peer id 12D3KooW... nor a key file: {bad.why}") from bad

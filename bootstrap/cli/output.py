@@ -12,20 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from p2p import names
-
-_PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
 
 
 def plain(value: object) -> Any:
     """A value as JSON has it: bytes as hex, a peer id as base58, records as objects."""
     match value:
         case bytes():
-            is_peer = len(value) == 38 and value[:6] == _PEER_ID_PREFIX
+            is_peer = len(value) == 38 and value[:6] == names.PEER_ID_PREFIX
             return names.peer_text(value) if is_peer else value.hex()
         case None | bool() | int() | float() | str():
             return value.value if isinstance(value, Enum) else value

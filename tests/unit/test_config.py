@@ -42,7 +42,10 @@ def test_the_example_of_the_documentation_is_read() -> None:
     """
     effective = read_config(text, "conf/node.toml")
     assert effective.config.data_dir == Path("conf/aw-data")
-    assert effective.config.worlds == (WorldSource(genesis=Path("conf/flights.genesis")), WorldSource(id=WORLD))
+    assert effective.config.worlds == (
+        WorldSource(genesis=Path("conf/flights.genesis")),
+        WorldSource(id=WORLD),
+    )
     assert effective.config.limits.disk_bytes_max == 20_000_000_000
     assert effective.origins["roles"] == "conf/node.toml"
     assert effective.origins["limits.disk_bytes_max"] == "conf/node.toml"
@@ -62,7 +65,11 @@ def test_flags_win_over_variables_and_those_over_the_file() -> None:
 
 
 def test_lists_in_variables_are_separated_by_commas_and_numbers_are_numbers() -> None:
-    env = {"AW_ROLES": "index, coordinator", "AW_WORLD": f"{WORLD},w.genesis", "AW_LIMIT_DISK_BYTES_MAX": "1_000_000_000"}
+    env = {
+        "AW_ROLES": "index, coordinator",
+        "AW_WORLD": f"{WORLD},w.genesis",
+        "AW_LIMIT_DISK_BYTES_MAX": "1_000_000_000",
+    }
     effective = read_config(env=env)
     assert effective.config.roles == ("index", "coordinator")
     assert effective.config.worlds == (WorldSource(id=WORLD), WorldSource(genesis=Path("w.genesis")))
@@ -87,7 +94,9 @@ def test_all_mistakes_of_all_sources_are_told_at_once() -> None:
     disk_byte_max = 1
     known_peers_max = true
     """
-    told = mistakes_of(text, flags={"roles": ("gatway",)}, env={"AW_BOOTSTRAP": "/ip4/1.2.3.4/tcp/1", "AW_ROLE": "x"})
+    told = mistakes_of(
+        text, flags={"roles": ("gatway",)}, env={"AW_BOOTSTRAP": "/ip4/1.2.3.4/tcp/1", "AW_ROLE": "x"}
+    )
     assert set(told) == {
         "node.toml: rolls",
         "node.toml: listen[0]",
@@ -127,7 +136,11 @@ def test_an_unknown_variable_of_ours_is_a_mistake_and_one_of_the_command_line_is
         ('roles = ["index", "index"]', "node.toml: roles[1]", "'index' is there twice"),
         ('roles = "index"', "node.toml: roles", "must be a list"),
         ('bootstrap = ["/ip4/1.2.3.4/tcp/7"]', "node.toml: bootstrap[0]", "must end in /p2p/PEER ID"),
-        ("[limits]\ndisk_bytes_max = 5", "node.toml: limits.disk_bytes_max", "5 is not an integer 67108864.."),
+        (
+            "[limits]\ndisk_bytes_max = 5",
+            "node.toml: limits.disk_bytes_max",
+            "5 is not an integer 67108864..",
+        ),
         ("[limits]\nframe_bytes_max = 5", "node.toml: limits.frame_bytes_max", "cannot set"),
         ("limits = 3", "node.toml: limits", "must be a table"),
         ('world = ["x", 3]', "node.toml: world[1]", "must be a table"),
@@ -143,8 +156,14 @@ def test_a_bad_value_is_told_with_its_place_and_its_limit(text: str, what: str, 
 
 def test_a_number_on_the_command_line_that_is_none_is_a_mistake() -> None:
     for text in ("x", "", "1e9", "0x10", "-1", "1" * 50):
-        assert "is not an integer" in mistakes_of(flags={"limits.known_peers_max": text})["--limit known_peers_max"]
-    assert "nearest: known_peers_max" in mistakes_of(flags={"limits.known_peer_max": "1"})["--limit known_peer_max"]
+        assert (
+            "is not an integer"
+            in mistakes_of(flags={"limits.known_peers_max": text})["--limit known_peers_max"]
+        )
+    assert (
+        "nearest: known_peers_max"
+        in mistakes_of(flags={"limits.known_peer_max": "1"})["--limit known_peer_max"]
+    )
 
 
 def test_every_default_limit_is_within_its_own_range_and_named_by_its_unit() -> None:

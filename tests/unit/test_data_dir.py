@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,9 @@ def test_all_bad_genesis_files_are_told_at_once(tmp_path: Path) -> None:
         choose_worlds(DataDir(tmp_path), sources)
     told = [f"{mistake.what}: {mistake.why}" for mistake in caught.value.mistakes]
     assert len(told) == 4
-    for text, why in zip(told, ("No such file", "genesis_bytes_max", "is no genesis", "is named twice"), strict=True):
+    for text, why in zip(
+        told, ("No such file", "genesis_bytes_max", "is no genesis", "is named twice"), strict=True
+    ):
         assert why in text
 
 
@@ -178,7 +179,9 @@ def test_the_address_file_counts_only_while_the_node_runs(tmp_path: Path) -> Non
         assert held.running_addrs() == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"addrs": [3]}', '{"addrs": ["/ip4/1.2.3.4/tcp/1"]}', '{"addrs": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"addrs": [3]}', '{"addrs": ["/ip4/1.2.3.4/tcp/1"]}', '{"addrs": 3}']
+)
 def test_a_damaged_address_file_is_told(tmp_path: Path, text: str) -> None:
     with open_data_dir(tmp_path) as held:
         held.address_path.write_text(text)

@@ -115,7 +115,9 @@ def test_no_file_is_an_empty_book(tmp_path: Path) -> None:
         ('{"v": 1, "peers": [{"peer_id": "x", "addrs": [], "last_seen_ms": 1}]}', "Ed25519 peer id"),
     ],
 )
-def test_a_damaged_file_is_set_aside_and_costs_only_the_addresses(tmp_path: Path, text: str, why: str) -> None:
+def test_a_damaged_file_is_set_aside_and_costs_only_the_addresses(
+    tmp_path: Path, text: str, why: str
+) -> None:
     with pytest.raises(ValueError, match=why):
         parse_known_peers(text.encode())
     path = tmp_path / "peers.json"
@@ -127,7 +129,9 @@ def test_a_damaged_file_is_set_aside_and_costs_only_the_addresses(tmp_path: Path
     assert not path.exists()
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "peers.json"
     write_atomically(path, b"old")
 
