@@ -72,6 +72,14 @@ class Denied(WorldError):
         self.why = why
 
 
+class NonceDenied(Denied):
+    """An envelope whose nonce is taken or promised to another one; `next_nonce` is the first that is free."""
+
+    def __init__(self, nonce: int, why: str, next_nonce: int) -> None:
+        super().__init__("envelope.nonce", f"{nonce} is {why}, the next is {next_nonce}")
+        self.next_nonce = next_nonce
+
+
 class Busy(WorldError):
     """A named limit is reached for now; `retry_after_ms` is a hint."""
 

@@ -246,7 +246,8 @@ class SubmitRequest(Body):
 @dataclass(frozen=True, slots=True)
 class SubmitResult(Body):
     """One envelope's fate: `accepted` (with the gateway's promise), `pooled` (a sequencer holds it in memory, no
-    promise), or `refused` (with a reason word and, when trying later may help, retry_after_ms)."""
+    promise), or `refused` (with a reason word; retry_after_ms when trying later may help; next_nonce, by the gateway's
+    own word, when the nonce was not free)."""
 
     NAME: ClassVar[str] = "submit_result"
 
@@ -255,6 +256,7 @@ class SubmitResult(Body):
     reason: Annotated[str, text_upto(64)] | None = None
     message: Annotated[str, text_upto(512)] | None = None
     retry_after_ms: Count | None = None
+    next_nonce: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)

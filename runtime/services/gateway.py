@@ -16,7 +16,7 @@ import trio
 from p2p.errors import NetworkError
 from p2p.network import PeerId, Subscription
 from runtime import codec, limits, rules
-from runtime.errors import Busy, Denied, Ignored, Invalid, WorldError
+from runtime.errors import Busy, Denied, Ignored, Invalid, NonceDenied, WorldError
 from runtime.messages import (
     ActionStatusAnswer,
     ActionStatusRequest,
@@ -136,18 +136,29 @@ class Gateway:
             )
         next_nonce = self._tables.nonce(record.actor_id)
         if record.nonce < next_nonce:
-            raise Denied("envelope.nonce", f"{record.nonce} is taken, the next is {next_nonce}")
+            raise NonceDenied(record.nonce, "taken", self._free_nonce(record.actor_id))
         if record.nonce >= next_nonce + limits.MEMPOOL_NONCES_AHEAD_MAX:
             raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
         key = (record.actor_id, record.nonce)
         rival = self._promising.get(key) or self._tables.outbox_by_nonce(*key)
         if rival is not None and rival != digest:
-            raise Denied("envelope.nonce", f"{record.nonce} is promised to envelope {rival.hex()}")
+            raise NonceDenied(
+                record.nonce, f"promised to envelope {rival.hex()}", self._free_nonce(record.actor_id)
+            )
         if self._tables.outbox_count() >= limits.OUTBOX_ENVELOPES_MAX:
             raise Busy("outbox_envelopes_max", limits.OUTBOX_RESEND_MS)
         return (
             True  # also while another request is storing the same one: this promise waits for its own commit
         )
+
+    def _free_nonce(self, actor_id: bytes) -> int:
+        """The first nonce of an actor that no block has taken and no promise here names."""
+        nonce = self._tables.nonce(actor_id)
+        while (actor_id, nonce) in self._promising or self._tables.outbox_by_nonce(
+            actor_id, nonce
+        ) is not None:
+            nonce += 1
+        return nonce
 
     def _acceptance(self, envelope: Envelope, now_ms: int) -> Acceptance:
         return Acceptance(
@@ -271,7 +282,12 @@ def _chunks(envelopes: list[Envelope]) -> list[list[Envelope]]:
 def refusal(error: WorldError) -> SubmitResult:
     """A refusal as its result: the class is the reason's word, the text is for people."""
     retry_after_ms = error.retry_after_ms if isinstance(error, Busy) else None
+    next_nonce = error.next_nonce if isinstance(error, NonceDenied) else None
     reason = "Duplicate" if isinstance(error, Ignored) else type(error).__name__
     return SubmitResult(
-        outcome="refused", reason=reason, message=str(error)[:500], retry_after_ms=retry_after_ms
+        outcome="refused",
+        reason=reason,
+        message=str(error)[:500],
+        retry_after_ms=retry_after_ms,
+        next_nonce=next_nonce,
     )
