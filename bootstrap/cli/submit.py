@@ -30,8 +30,9 @@ from bootstrap.cli.output import note, print_json, progress
 from bootstrap.cli.reach import find_world, node_addrs, quiet_logs
 from runtime import limits
 from runtime.actions import Code
+from runtime.errors import Invalid
 from runtime.keys import SigningKey
-from runtime.records import ActionEnvelope, Envelope, Genesis, encode_envelopes, seal
+from runtime.records import SEAL_OVERHEAD_BYTES, ActionEnvelope, Envelope, Genesis, encode_envelopes, seal
 
 if TYPE_CHECKING:
     from runtime.messages import SubmitResult
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 EXPIRES_IN_BLOCKS: Final = 1_024
 POLL_MS: Final = 200
+NONCE_TRIES_MAX: Final = 16
 WINDOW_ENVELOPES_MAX: Final = limits.MEMPOOL_NONCES_AHEAD_MAX
 WINDOW_BYTES_MAX: Final = 512 * 1024
 
@@ -231,10 +233,11 @@ async def _submit_all(addrs: list[str], asked: Submission, key: SigningKey, fate
         genesis = await client.genesis(world_id)
         head = await client.head(world_id)
         height = 0 if head is None else head.commit.record.height
-        nonce = asked.nonce
-        if nonce is None:
+        if asked.nonce is None:
             nonce = 0 if head is None else await _proved_nonce(client, world_id, key.identity)
-        envelopes = sign_envelopes(asked, genesis, height, nonce, key)
+            envelopes = await _with_free_nonces(client, asked, genesis, height, nonce, key)
+        else:
+            envelopes = sign_envelopes(asked, genesis, height, asked.nonce, key)
         fates.open_count = len(envelopes)
         sent = await _send(client, world_id, envelopes, fates, tell_accepted=not asked.wait_verified)
         if asked.wait_verified:
@@ -242,6 +245,7 @@ async def _submit_all(addrs: list[str], asked: Submission, key: SigningKey, fate
 
 
 async def _proved_nonce(client: DistributedClient, world_id: str, actor_id: bytes) -> int:
+    """The actor's nonce in the newest state; 0 from a node that proves no state (its gateway will tell)."""
     from p2p.errors import Code as WireCode
     from p2p.errors import RequestFailed
     from runtime.cells import ACTORS, Actor
@@ -249,11 +253,27 @@ async def _proved_nonce(client: DistributedClient, world_id: str, actor_id: byte
     try:
         proved = await client.state_value(world_id, ACTORS, actor_id)
     except RequestFailed as failed:
-        if failed.code not in (WireCode.ERR_NOT_FOUND, WireCode.ERR_NOT_AVAILABLE, WireCode.ERR_UNSUPPORTED):
-            raise
-        hint = "--nonce N, or --node of an executor or an observer"
-        raise Failure(Exit.NOT_REACHED, "nonce", "the node does not prove state", hint) from failed
+        if failed.code in (WireCode.ERR_NOT_FOUND, WireCode.ERR_NOT_AVAILABLE, WireCode.ERR_UNSUPPORTED):
+            return 0
+        raise
     return 0 if proved.value is None else Actor.from_value(proved.value).nonce
+
+
+async def _with_free_nonces(
+    client: DistributedClient, asked: Submission, genesis: Genesis, height: int, nonce: int, key: SigningKey
+) -> list[Envelope]:
+    """Signed with the nonces that the gateway calls free, which counts what it has promised and no block holds yet.
+
+    Only the first envelope is handed in to find out: were all, the later ones might be taken under wrong nonces.
+    """
+    for _ in range(NONCE_TRIES_MAX):
+        envelopes = sign_envelopes(asked, genesis, height, nonce, key)
+        (result,) = await client.submit(genesis.header.world_id, envelopes[:1])
+        if result.next_nonce is None or result.next_nonce <= nonce:
+            return envelopes
+        nonce = result.next_nonce
+    why = f"not found free within {NONCE_TRIES_MAX} tries: does another program submit with this key?"
+    raise Failure(Exit.NOT_REACHED, "nonce", why, "again, or --nonce N")
 
 
 def sign_envelopes(
@@ -273,12 +293,14 @@ def sign_envelopes(
             atomic=asked.atomic,
             actions=actions,
         )
-        sealed = seal(record, key)
-        size = len(sealed.to_bytes())
+        try:
+            size = len(record.to_bytes()) + SEAL_OVERHEAD_BYTES
+        except Invalid as error:
+            raise Failure(Exit.WRONG_USE, f"envelope {offset}", error.why, "a smaller --batch") from error
         if size > bounds.envelope_bytes_max:
             why = f"{size} bytes, over {bounds.envelope_bytes_max} (envelope_bytes_max)"
             raise Failure(Exit.WRONG_USE, f"envelope {offset}", why, "a smaller --batch")
-        envelopes.append(sealed)
+        envelopes.append(seal(record, key))
     return envelopes
 
 
