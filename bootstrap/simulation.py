@@ -139,7 +139,8 @@ async def _trouble(network: _Network, count: int) -> None:
             continue
         others = [key.identity for other, key in network.keys.items() if other != name]
         network.note(f"{name} is cut off")
-        network.hub.cut([network.keys[name].identity], network.rng.sample(others, network.rng.randrange(1, len(others) + 1)))
+        lost = network.rng.sample(others, network.rng.randrange(1, len(others) + 1))
+        network.hub.cut([network.keys[name].identity], lost)
         await trio.sleep(network.rng.randrange(6_000) / 1_000)
         network.hub.heal()
         network.note("links are whole")
@@ -233,7 +234,9 @@ async def _submit(network: _Network, envelopes: list[Envelope]) -> int:
         request = SubmitRequest(world_id=network.genesis.header.world_id, envelopes=tuple(chunk))
         try:
             caller = network.contexts["storage"]  # any node is a client; it may have been started again
-            answer = await call(caller, network.keys["gateway"].identity, "submit_actions", request, SubmitAnswer)
+            answer = await call(
+                caller, network.keys["gateway"].identity, "submit_actions", request, SubmitAnswer
+            )
         except NetworkError:
             waiting += chunk  # accepted or not: handing in the same envelope again is no mistake
             await trio.sleep(0.5)

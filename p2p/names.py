@@ -20,6 +20,9 @@ TOPIC_KINDS: Final = ("action", "batch", "block", "head", "event", "evidence")
 # blake3 is multihash code 0x1e; a digest is always 0x20 = 32 bytes here.
 MULTIHASH_BLAKE3_PREFIX: Final = b"\x1e\x20"
 
+# An Ed25519 peer id is an identity multihash of the protobuf {type: 1, key: 32 bytes}.
+PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
+
 
 def topic(world_id: str, kind: str) -> str:
     """Gossip topic `aw.<world_id>.<kind>`; `kind` is one of TOPIC_KINDS."""

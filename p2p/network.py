@@ -114,7 +114,9 @@ class DistributedNetwork(Protocol):
     async def connect(self, addrs: Sequence[str]) -> PeerId:
         """Dial multiaddrs of one peer, each ending in /p2p/<peer id>, until one works. Raises Unreachable."""
 
-    async def request(self, peer: PeerId, method: str, body: bytes, *, deadline_ms: int = names.REQUEST_TOTAL_MS) -> bytes:
+    async def request(
+        self, peer: PeerId, method: str, body: bytes, *, deadline_ms: int = names.REQUEST_TOTAL_MS
+    ) -> bytes:
         """One request, one answer. A request to one's own peer id goes to the own routes in process.
 
         Raises RequestFailed, Unreachable, RequestTimeout. Cancelling it ends the waiter only.
@@ -165,7 +167,9 @@ class DistributedDht(Protocol):
     async def provide(self, content_id: bytes) -> None:
         """Say that this node serves the 32-byte content id."""
 
-    async def find_providers(self, content_id: bytes, count_max: int = names.PROVIDERS_PER_KEY_MAX) -> list[PeerInfo]:
+    async def find_providers(
+        self, content_id: bytes, count_max: int = names.PROVIDERS_PER_KEY_MAX
+    ) -> list[PeerInfo]:
         """Distinct providers known to the network now, without this node itself."""
 
     def counters(self) -> dict[str, int]:

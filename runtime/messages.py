@@ -281,7 +281,7 @@ class ActionStatusRequest(Body):
 
 @dataclass(frozen=True, slots=True)
 class ActionStatusAnswer(Body):
-    """`pending` (in the outbox), `taken` (at this place), `refused` (by the kernel, at this place), `dead`, `unknown`."""
+    """`pending` (in the outbox), `taken` or `refused` by the kernel (at this place), `dead`, `unknown`."""
 
     NAME: ClassVar[str] = "action_status"
 

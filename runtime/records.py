@@ -8,6 +8,7 @@ Bytes: `record.to_bytes()`; hash and blob: `record.hash()`, `record.preimage()`;
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from runtime import codec, limits
@@ -173,12 +174,12 @@ class SignedAuthorities:
 
 
 def signed_authorities_from_value(value: codec.Value, field: str = "authorities") -> SignedAuthorities:
-    """Read `[set, signatures]`; the count and the signatures are judged against a header by genesis.check_authorities."""
+    """Read `[set, signatures]`; count and signatures are judged against a header by genesis.check_authorities."""
     if type(value) is not list or len(value) != 2:
         raise Invalid(field, "must be [set, [[root index, signature], ...]]")
     signatures = _ROOT_SIGNATURES.unpack(value[1], f"{field}.signatures")
     _ROOT_SIGNATURES.check(signatures, f"{field}.signatures")
-    if any(a[0] >= b[0] for a, b in zip(signatures, signatures[1:], strict=False)):
+    if any(a[0] >= b[0] for a, b in pairwise(signatures)):
         raise Invalid(f"{field}.signatures", "root indexes must ascend")
     return SignedAuthorities(AuthoritySet.from_value(value[0], field), signatures)
 
@@ -286,7 +287,7 @@ class GenesisBody(Record):
 
     def check(self) -> None:
         pairs = [(actor, kind) for actor, kind, _amount in self.balances]
-        if any(not a < b for a, b in zip(pairs, pairs[1:], strict=False)):
+        if any(not a < b for a, b in pairwise(pairs)):
             raise Invalid("genesis_body.balances", "must ascend by (actor, kind) without equals")
         totals = dict.fromkeys(self.resource_kinds, 0)
         for index, (_actor, kind, amount) in enumerate(self.balances):
@@ -505,7 +506,7 @@ class WorldHeadAnnounce(Record):
 
     def check(self) -> None:
         ids = [item.record.executor_id for item in self.attestations]
-        if any(not a < b for a, b in zip(ids, ids[1:], strict=False)):
+        if any(not a < b for a, b in pairwise(ids)):
             raise Invalid("head.attestations", "executors must ascend without equals")
 
 

@@ -184,7 +184,7 @@ def nested(record: type[Record]) -> Kind:
         if type(value) is not record:
             raise Invalid(field, f"must be a {record.NAME}")
 
-    return Kind(check, lambda value: value.to_value(), lambda value, field: record.from_value(value, field))
+    return Kind(check, lambda value: value.to_value(), record.from_value)
 
 
 # --- records -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Implements docs/protocol.md, sections "Results" and "Head" (publishing).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -124,7 +125,7 @@ class Executor:
                 await self._arrived.wait()
                 continue
             try:
-                applied = await self._context.offload(lambda: self._step(committed))
+                applied = await self._context.offload(partial(self._step, committed))
             except Invalid as error:
                 # A committed batch that is malformed: only a new epoch with `resume` goes on from here.
                 raise Corrupt(

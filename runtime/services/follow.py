@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -83,9 +84,8 @@ async def skeleton(replica: Replica, head: WorldHeadAnnounce, sources: Sources) 
     while height > replica.height:
         low = max(replica.height + 1, height - WINDOW + 1)
         blocks = await _window(replica, sources, low, height, expected)
-        await sources.context.offload(
-            lambda: sources.context.db.commit((), [block.preimage() for block in blocks])
-        )
+        records = [block.preimage() for block in blocks]
+        await sources.context.offload(partial(sources.context.db.commit, (), records))
         for block in blocks:
             hashes[block.height] = block.hash()
         expected, height = blocks[0].prev_block_hash, low - 1

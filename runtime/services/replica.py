@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from runtime import chain, limits, world
 from runtime.errors import Corrupt, Missing
@@ -79,7 +80,7 @@ class Replica:
             return
         for height in range(1, target + 1):
             applied = self._load(height)
-            self._move(applied, await self._context.offload(lambda: self._replay(applied)))
+            self._move(applied, await self._context.offload(partial(self._replay, applied)))
             progress(height, target)
 
     def _replay(self, applied: Applied) -> chain.Tip:

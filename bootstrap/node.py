@@ -1,0 +1,330 @@
+"""One node, from configuration to shutdown; and the two clients that are no node.
+
+Hides: the order of birth and death. Born: data dir, database, routes, network, worlds, ready. Dead: the reverse, each
+step bounded in time. Guarantees: `ready` is said once everything answers; nothing listens before the routes stand;
+the database is closed last.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, NoReturn, TypeVar
+
+import trio
+
+from bootstrap.config import NodeConfig
+from bootstrap.data_dir import ChosenWorld, DataDir, choose_worlds, open_data_dir
+from bootstrap.peers import AddressBook, load_address_book, write_atomically
+from bootstrap.world_node import WorldNode, run_world
+from p2p import names
+from p2p.errors import Unreachable
+from p2p.host import HostConfig, Libp2pNetwork, open_network
+from p2p.identity import Identity, create_identity, load_identity
+from p2p.providers import CachedDht, ProviderCache, republish_loop
+from p2p.router import RouterLimits
+from runtime.errors import Missing
+from runtime.keys import SigningKey
+from runtime.messages import WorldStatus
+from runtime.records import Genesis
+from runtime.services import HeadRecords
+from runtime.services.client import DistributedClient
+from runtime.services.context import Context
+from runtime.services.fetch import Sources, sleep_ms
+from runtime.services.methods import MethodTable
+from runtime.services.replica import Progress
+from runtime.services.serve import NodeDesk
+from runtime.services.sync import bootstrap_world_from_dht, fetch_genesis
+from runtime.world_db import LmdbWorldDb, MemoryWorldDb, WorldDb
+
+T = TypeVar("T")
+PEERS_SAVE_MS: Final = 30_000
+GENESIS_RETRY_MS: Final = 1_000
+_log = logging.getLogger(__name__)
+
+Ready = Callable[[dict[str, object]], None]
+
+
+def now_ms() -> int:
+    """The wall clock, ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Offload in production: a worker thread. A cancelled caller waits: work on disk is never abandoned."""
+    return await trio.to_thread.run_sync(work)
+
+
+@dataclass(slots=True)
+class _Worlds:
+    """The worlds that run, for `status`."""
+
+    running: dict[str, WorldNode]
+
+    def statuses(self) -> tuple[WorldStatus, ...]:
+        return tuple(self.running[world_id].status() for world_id in sorted(self.running))
+
+
+def load_or_create_identity(data_dir: DataDir) -> Identity:
+    """The node's key, made on the first start."""
+    if data_dir.identity_path.exists():
+        return load_identity(data_dir.identity_path)
+    return create_identity(data_dir.identity_path)
+
+
+async def run_node(config: NodeConfig, ready: Ready) -> NoReturn:
+    """Run until cancelled. Raises DataDirUnusable, ConfigMistakes, ListenFailed, Corrupt: nothing is then running."""
+    with open_data_dir(config.data_dir) as data_dir:
+        identity = load_or_create_identity(data_dir)
+        worlds = choose_worlds(data_dir, config.worlds)
+        db = LmdbWorldDb(data_dir.path, map_bytes=config.limits.disk_bytes_max)
+        try:
+            await _run_with(config, data_dir, identity, worlds, db, ready)
+        finally:
+            data_dir.remove_address()
+            db.close()
+    raise AssertionError("a node ends only by cancellation")
+
+
+async def _run_with(
+    config: NodeConfig,
+    data_dir: DataDir,
+    identity: Identity,
+    chosen: Sequence[ChosenWorld],
+    db: WorldDb,
+    ready: Ready,
+) -> None:
+    methods, worlds = MethodTable(), _Worlds({})
+    book, complaint = load_address_book(
+        data_dir.peers_path,
+        peers_max=config.limits.known_peers_max,
+        addrs_max=config.limits.addrs_per_peer_max,
+    )
+    if complaint:
+        _log.warning("%s", complaint)
+    rng = random.Random(secrets.randbits(128))
+    host = HostConfig(
+        identity=identity,
+        listen=config.listen,
+        announce=config.announce,
+        bootstrap=(*config.bootstrap, *_known_addrs(book, config)),
+        router_limits=_router_limits(config),
+        rng=rng,
+        now_ms=now_ms,
+    )
+    async with open_network(host, methods.routes(), HeadRecords()) as network:
+        providers = ProviderCache(
+            identity.peer_id,
+            rng,
+            ttl_ms=config.limits.provider_cache_ttl_ms,
+            republish_ms=config.limits.provider_republish_ms,
+        )
+        dht = CachedDht(
+            network.dht, providers, HeadRecords(), now_ms, head_ttl_ms=config.limits.head_cache_ttl_ms
+        )
+        context = Context(network, dht, providers, db, SigningKey(identity.seed), now_ms, rng, in_thread)
+        desk = NodeDesk(context, config.roles, worlds.statuses, config.limits.in_force())
+        methods.mount_node(desk.handlers())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_republish, providers, network)
+            nursery.start_soon(_remember_peers, data_dir, book, network)
+            data_dir.write_address(names.peer_text(identity.peer_id), network.addrs())
+            for world in chosen:
+                genesis = world.genesis or await _learn_genesis(context, world.world_id)
+                data_dir.keep_genesis(genesis)
+                worlds.running[world.world_id] = await _start_world(
+                    nursery, context, methods, genesis, config
+                )
+            ready(_ready_event(config, data_dir, identity, network, chosen))
+            await trio.sleep_forever()
+
+
+async def _start_world(
+    nursery: trio.Nursery, context: Context, methods: MethodTable, genesis: Genesis, config: NodeConfig
+) -> WorldNode:
+    progress = log_progress(f"world {genesis.header.name}")
+    node: WorldNode = await nursery.start(
+        run_world, context, methods, genesis, frozenset(config.roles), progress
+    )
+    return node
+
+
+def _known_addrs(book: AddressBook, config: NodeConfig) -> list[str]:
+    """Addresses of peers met before, which may outlive the configured ones."""
+    given = set(config.bootstrap)
+    return [addr for peer in book.newest_first() for addr in peer.addrs if addr not in given]
+
+
+def _router_limits(config: NodeConfig) -> RouterLimits:
+    limits = config.limits
+    return RouterLimits(
+        in_flight_per_peer_max=limits.in_flight_per_peer_max,
+        in_flight_total_max=limits.in_flight_total_max,
+        streams_per_peer_max=limits.streams_per_peer_max,
+        requests_per_s_max=limits.requests_per_s_per_peer_max,
+        request_bytes_per_s_max=limits.request_bytes_per_s_per_peer_max,
+    )
+
+
+def _ready_event(
+    config: NodeConfig,
+    data_dir: DataDir,
+    identity: Identity,
+    network: Libp2pNetwork,
+    chosen: Sequence[ChosenWorld],
+) -> dict[str, object]:
+    return {
+        "event": "ready",
+        "peer_id": names.peer_text(identity.peer_id),
+        "addrs": network.addrs(),
+        "roles": list(config.roles),
+        "worlds": [world.world_id for world in chosen],
+        "data_dir": str(data_dir.path),
+    }
+
+
+def log_progress(what: str) -> Progress:
+    """Says at most once a second how far something slow is."""
+    said = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if done < total and time.monotonic() - said >= 1:
+            said = time.monotonic()
+            _log.info("%s: height %d of %d", what, done, total)
+
+    return progress
+
+
+async def _learn_genesis(context: Context, world_id: str) -> Genesis:
+    """Ask until somebody has it: a node may be started before its peers."""
+    sources = Sources(context, world_id)
+    while True:
+        try:
+            return await fetch_genesis(sources)
+        except Missing as missing:
+            _log.info("genesis of world %s: %s", world_id, missing)
+            await sleep_ms(GENESIS_RETRY_MS)
+
+
+async def _republish(providers: ProviderCache, network: Libp2pNetwork) -> None:
+    """Worlds are provided as long as this process runs them, so what is registered is held."""
+
+    async def sleep_until_ms(at_ms: int) -> None:
+        await sleep_ms(max(0, at_ms - now_ms()))
+
+    await republish_loop(providers, network.dht, now_ms, sleep_until_ms, lambda content_id: True)
+
+
+async def _remember_peers(data_dir: DataDir, book: AddressBook, network: Libp2pNetwork) -> None:
+    """Keep peers.json: whom a restart may dial."""
+    while True:
+        await sleep_ms(PEERS_SAVE_MS)
+        for peer in network.peers():
+            addrs = network.addrs_of(peer)
+            if addrs:
+                book.saw(peer, addrs, now_ms())
+        data = book.to_bytes()
+        await trio.to_thread.run_sync(write_atomically, data_dir.peers_path, data)
+
+
+# --- clients -----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _open_caller(bootstrap: Sequence[str]) -> AsyncIterator[Libp2pNetwork]:
+    """A network for a program that is no node: a fresh identity, no listener, no record."""
+    config = HostConfig(
+        identity=Identity(secrets.token_bytes(32)),
+        listen=(),
+        announce=(),
+        bootstrap=tuple(bootstrap),
+        router_limits=RouterLimits(),
+        rng=random.Random(secrets.randbits(128)),
+        now_ms=now_ms,
+    )
+    async with open_network(config, {}, HeadRecords()) as network:
+        yield network
+
+
+@asynccontextmanager
+async def open_client(addrs: Sequence[str]) -> AsyncIterator[DistributedClient]:
+    """Typed calls to the first of these nodes that can be dialled. Raises Unreachable, the last one's."""
+    async with _open_caller(()) as network:
+        failure: Unreachable | None = None
+        for addr in addrs:
+            try:
+                peer = await network.connect([addr])
+            except Unreachable as error:
+                failure = error
+                continue
+            yield DistributedClient(network, peer)
+            return
+        raise failure or Unreachable("none", "no address was given")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `aw verify` found, replaying every block from genesis."""
+
+    world_id: str
+    name: str
+    trust: str
+    epoch: int
+    height: int
+    block_hash: bytes
+    state_root: bytes
+    head_age_ms: int
+    blocks_replayed: int
+    blobs_fetched: int
+    bytes_fetched: int
+
+
+async def verify_world(
+    world_id: str, bootstrap: Sequence[str], progress: Progress, *, head_age_max_ms: int | None = None
+) -> VerifyReport:
+    """Find a world by its id alone, fetch all of it, execute it, compare.
+
+    Raises Unreachable (no bootstrap peer), Missing (no head, no provider), Ignored (head too old), Diverged, Invalid.
+    """
+    async with _open_caller(()) as network:
+        await _connect_any(network, bootstrap)
+        rng = random.Random(secrets.randbits(128))
+        identity = network.peer_id
+        providers = ProviderCache(identity, rng)
+        dht = CachedDht(network.dht, providers, HeadRecords(), now_ms)
+        key = SigningKey(network.identity.seed)
+        context = Context(network, dht, providers, MemoryWorldDb(), key, now_ms, rng, in_thread)
+        found = await bootstrap_world_from_dht(context, world_id, progress, head_age_max_ms=head_age_max_ms)
+        replica = found.replica
+        assert replica.tip is not None
+        return VerifyReport(
+            world_id=world_id,
+            name=found.genesis.header.name,
+            trust=found.trust,
+            epoch=found.head.commit.record.epoch,
+            height=replica.height,
+            block_hash=replica.block_hash,
+            state_root=replica.tip.state.root(),
+            head_age_ms=found.head_age_ms,
+            blocks_replayed=replica.height,
+            blobs_fetched=context.counters["fetch.blobs"],
+            bytes_fetched=context.counters["fetch.bytes"],
+        )
+
+
+async def _connect_any(network: Libp2pNetwork, addrs: Sequence[str]) -> None:
+    failure: Unreachable | None = None
+    for addr in addrs:
+        try:
+            await network.connect([addr])
+        except Unreachable as error:
+            failure = error
+        else:
+            return
+    raise failure or Unreachable("none", "no bootstrap address was given")

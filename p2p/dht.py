@@ -1,0 +1,208 @@
+"""The Kad-DHT at /aw/kad/1.0.0: records under a stateless validator, providers by multihash.
+
+Hides: py-libp2p's KadDHT. Guarantees: a read asks the network, the own copy being a floor; an older record is never
+put over a newer one; providers are distinct and without this node. What this node has put and provided is told again
+to servers that appear later. Implements docs/protocol.md, section "DHT".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+from libp2p.kad_dht.kad_dht import KadDHT
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo as LibPeerInfo
+from libp2p.records.validator import Validator
+from multiaddr import Multiaddr
+
+from p2p import names
+from p2p.errors import NetworkError, RecordRefused, Unreachable
+from p2p.network import PeerId, PeerInfo, RecordRule
+
+OWN_RECORDS_MAX = 1_024
+PROVIDERS_ASKED = 200  # entries repeat, and repeats count
+_log = logging.getLogger(__name__)
+
+
+class RuleValidator(Validator):
+    """A RecordRule as the library's validator."""
+
+    def __init__(self, rule: RecordRule) -> None:
+        self._rule = rule
+
+    def validate(self, key: str, value: bytes) -> None:
+        if len(key.encode()) > names.RECORD_KEY_BYTES_MAX:
+            raise RecordRefused(key[:64], f"key over {names.RECORD_KEY_BYTES_MAX} bytes")
+        if len(value) > names.RECORD_BYTES_MAX:
+            raise RecordRefused(key, f"{len(value)} bytes, at most {names.RECORD_BYTES_MAX}")
+        self._rule.validate(key, value)
+
+    def select(self, key: str, values: list[bytes]) -> int:
+        return self._rule.select(key, values)
+
+
+class KadDht:
+    """A DistributedDht over the library's KadDHT."""
+
+    def __init__(self, kad: KadDHT, rule: RecordRule, peer_id: PeerId, counters: Counter[str]) -> None:
+        self._kad = kad
+        self._rule = RuleValidator(rule)
+        self._peer_id = peer_id
+        self._counters = counters
+        self._put: dict[str, bytes] = {}
+        self._provided: dict[bytes, None] = {}
+        self._reading: dict[str, trio.Event] = {}
+        self._grown = 0
+
+    def counters(self) -> dict[str, int]:
+        return {name: count for name, count in sorted(self._counters.items()) if name.startswith("dht.")}
+
+    # --- records -------------------------------------------------------------------------------------------
+
+    def _own(self, key: str) -> bytes | None:
+        record = self._kad.value_store.get(key.encode())
+        return None if record is None else bytes(record.value)
+
+    async def put_record(self, key: str, value: bytes) -> None:
+        self._rule.validate(key, value)
+        held = self._own(key)
+        if held is not None and held != value and self._rule.select(key, [held, value]) == 0:
+            self._counters["dht.refused"] += 1
+            raise RecordRefused(key, "is older than the record that is held")
+        self._put[key] = value
+        while len(self._put) > OWN_RECORDS_MAX:
+            del self._put[next(iter(self._put))]
+        self._counters["dht.puts"] += 1
+        await self._within_deadline("put", self._kad.put_value(key, value))
+
+    async def get_record(self, key: str) -> bytes | None:
+        while key in self._reading:  # one reader takes the own copy out for a moment: others wait for it
+            await self._reading[key].wait()
+        self._reading[key] = trio.Event()
+        try:
+            return await self._read(key)
+        finally:
+            self._reading.pop(key).set()
+
+    async def _read(self, key: str) -> bytes | None:
+        """The library answers from its own copy when it has one, so that copy is taken out while it asks."""
+        store, key_bytes = self._kad.value_store.store, key.encode()
+        self._counters["dht.lookups"] += 1
+        own = store.pop(key_bytes, None)
+        try:
+            await self._within_deadline("get", self._kad.get_value(key))
+        finally:
+            found = store.get(key_bytes)
+            if own is not None and (
+                found is None or self._rule.select(key, [bytes(own[0].value), bytes(found[0].value)]) == 0
+            ):
+                store[key_bytes] = own
+        best = store.get(key_bytes)
+        return None if best is None else bytes(best[0].value)
+
+    # --- providers -----------------------------------------------------------------------------------------
+
+    async def provide(self, content_id: bytes) -> None:
+        key = names.provider_key(content_id)
+        self._provided[key] = None
+        while len(self._provided) > names.PROVIDED_KEYS_MAX:
+            del self._provided[next(iter(self._provided))]
+        self._counters["dht.provides"] += 1
+        if not await self._within_deadline("provide", self._kad.provider_store.provide(key)):
+            raise Unreachable("any DHT server", "the provider record reached nobody yet")
+
+    async def find_providers(
+        self, content_id: bytes, count_max: int = names.PROVIDERS_PER_KEY_MAX
+    ) -> list[PeerInfo]:
+        key = names.provider_key(content_id)
+        self._counters["dht.lookups"] += 1
+        # What was found before is kept for 48 h with a new time, so that the dead would live on: ask afresh.
+        own = self._kad.provider_store.providers.pop(key, None)
+        try:
+            found = await self._within_deadline(
+                "find_providers", self._kad.provider_store.find_providers(key, PROVIDERS_ASKED)
+            )
+        except NetworkError:
+            self._keep_served(key, own, ())
+            raise
+        self._keep_served(key, own, [str(info.peer_id) for info in found])
+        distinct: dict[PeerId, PeerInfo] = {}
+        for info in [*self._served(own), *found]:
+            peer_id = info.peer_id.to_bytes()
+            if peer_id != self._peer_id:
+                addrs = tuple(
+                    _dialable(addr, info.peer_id) for addr in info.addrs[: names.ADDRS_PER_PEER_MAX]
+                )
+                if addrs or peer_id not in distinct:
+                    distinct[peer_id] = PeerInfo(peer_id, addrs)
+        return list(distinct.values())[:count_max]
+
+    def _served(self, own: Any) -> Sequence[LibPeerInfo]:
+        """Records that this node keeps as a server, for everybody."""
+        return (
+            [] if own is None else [LibPeerInfo(record.peer_id, record.addresses) for record in own.values()]
+        )
+
+    def _keep_served(self, key: bytes, own: Any, found: Sequence[str]) -> None:
+        """Keep what was told to this node as a server, and nothing that it only found."""
+        store = self._kad.provider_store.providers
+        told = {peer: record for peer, record in store.pop(key, {}).items() if peer not in found}
+        kept = {**told, **(own or {})}
+        if kept:
+            store[key] = kept
+
+    # --- servers come and go -------------------------------------------------------------------------------
+
+    def grown(self) -> int:
+        """How often a server was added to the routing table."""
+        return self._grown
+
+    async def introduce(self, peer_id: PeerId) -> None:
+        """Take a connected DHT server into the routing table."""
+        lib_id = ID(peer_id)
+        if lib_id not in self._kad.routing_table.get_peer_ids():
+            await self._kad.add_peer(lib_id)
+        self._grown += 1  # also when it was there: it may be back with an empty store
+
+    def forget(self, peer_id: PeerId) -> None:
+        """A peer that is gone is asked no more: each lookup would wait for it."""
+        self._kad.routing_table.remove_peer(ID(peer_id))
+
+    async def tell_new_servers(self) -> None:
+        """Fill the table, and put and provide again what was put and provided here."""
+        await self._quietly("refresh", self._kad.refresh_routing_table())
+        for key, value in list(self._put.items()):
+            if self._own(key) in {None, value}:
+                await self._quietly("put", self._kad.put_value(key, value))
+        for provided in list(self._provided):
+            await self._quietly("provide", self._kad.provider_store.provide(provided))
+
+    async def _quietly(self, what: str, work: Any) -> None:
+        try:
+            await self._within_deadline(what, work)
+        except NetworkError as error:
+            self._counters["dht.retell_failed"] += 1
+            _log.info("%s for new DHT servers: %s", what, error)
+
+    async def _within_deadline(self, what: str, work: Any) -> Any:
+        """The library's errors are many and say little: to the caller they all mean that the DHT did not answer."""
+        try:
+            with trio.fail_after(names.DHT_LOOKUP_MS / 1_000):
+                return await work
+        except trio.TooSlowError:
+            self._counters["dht.too_slow"] += 1
+            raise Unreachable("the DHT", f"{what} took over {names.DHT_LOOKUP_MS} ms") from None
+        except NetworkError:
+            raise
+        except Exception as error:
+            self._counters["dht.failed"] += 1
+            raise Unreachable("the DHT", f"{what} failed ({type(error).__name__})") from error
+
+
+def _dialable(addr: Multiaddr, peer_id: ID) -> str:
+    text = str(addr)
+    return text if "/p2p/" in text else f"{text}/p2p/{peer_id.to_base58()}"

@@ -1,0 +1,323 @@
+"""Life and death of the libp2p host: `open_network` gives a node's network, ready, and takes it down again.
+
+Hides: py-libp2p. Guarantees: noise and yamux over TCP only, never plaintext or secio; the routes stand before the
+first listener; started means that real addresses are bound; leaving closes every connection within a bounded time.
+Every fault of the library is cured in cures.py. Implements docs/protocol.md, section "Connections".
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_pair
+from libp2p.custom_types import TProtocol
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.tools.anyio_service import background_trio_service
+from multiaddr import Multiaddr
+
+from p2p import cures, names
+from p2p.connections import Connections
+from p2p.dht import KadDht, RuleValidator
+from p2p.errors import ListenFailed, StreamBroken, Unreachable
+from p2p.gossip import Gossip
+from p2p.identity import Identity
+from p2p.network import Answer, Check, PeerId, RecordRule, Routes, Subscription
+from p2p.request_response import RequestClient, Router
+from p2p.router import RouterLimits
+
+CLOSE_S_MAX: Final = 5.0
+RETELL_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """What a host is told. `listen` empty: a client, which nobody dials and which serves no DHT."""
+
+    identity: Identity
+    listen: tuple[str, ...]
+    rng: random.Random
+    now_ms: Callable[[], int]
+    announce: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    router_limits: RouterLimits = field(default_factory=RouterLimits)
+
+
+class Libp2pStream:
+    """A negotiated libp2p stream as a RawStream. Foreign errors are translated here, once."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def read(self, bytes_max: int) -> bytes:
+        try:
+            return bytes(await self._stream.read(bytes_max))
+        except (StreamEOF, MuxedStreamEOF):
+            return b""
+        except Exception as error:
+            raise StreamBroken(type(error).__name__) from error
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._stream.write(data)
+        except Exception as error:
+            raise StreamBroken(type(error).__name__) from error
+
+    async def close(self) -> None:
+        try:
+            await self._stream.close_write()
+        except Exception as error:
+            raise StreamBroken(type(error).__name__) from error
+
+    async def reset(self) -> None:
+        try:
+            await self._stream.reset()
+        except Exception:  # noqa: BLE001  # a stream that cannot be reset is gone already
+            return
+
+
+class Libp2pNetwork:
+    """A DistributedNetwork over py-libp2p."""
+
+    def __init__(self, config: HostConfig, host: Any, parts: _Parts) -> None:
+        self.identity = config.identity
+        self._announce = config.announce
+        self._host = host
+        self._client = parts.client
+        self._connections = parts.connections
+        self._gossip = parts.gossip
+        self._counters = parts.counters
+        self.dht = parts.dht
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.identity.peer_id
+
+    def addrs(self) -> list[str]:
+        suffix = f"/p2p/{names.peer_text(self.peer_id)}"
+        found = list(self._announce) or [str(addr) for addr in self._host.get_addrs()]
+        return [addr if "/p2p/" in addr else addr + suffix for addr in found]
+
+    def addrs_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Where a peer can be dialled, as far as is known."""
+        return self._connections.addrs_of(peer)
+
+    def peers(self) -> list[PeerId]:
+        return self._connections.peers()
+
+    def counters(self) -> dict[str, int]:
+        counted = Counter(self._counters)
+        counted.update(cures.CountedRpcQueue.dropped)
+        counted["connections.open"] = len(self.peers())
+        return {name: count for name, count in sorted(counted.items()) if not name.startswith("dht.")}
+
+    async def connect(self, addrs: Sequence[str]) -> PeerId:
+        return await self._connections.connect(addrs)
+
+    async def request(
+        self, peer: PeerId, method: str, body: bytes, *, deadline_ms: int = names.REQUEST_TOTAL_MS
+    ) -> bytes:
+        return await self._client.request(peer, method, body, deadline_ms=deadline_ms)
+
+    def request_parts(
+        self,
+        peer: PeerId,
+        method: str,
+        body: bytes,
+        *,
+        deadline_ms: int = names.REQUEST_TOTAL_MS,
+        bytes_max: int = names.ANSWER_PARTS_BYTES_MAX,
+    ) -> AbstractAsyncContextManager[Answer]:
+        return self._client.request_parts(peer, method, body, deadline_ms=deadline_ms, bytes_max=bytes_max)
+
+    async def join(self, topic: str, check: Check) -> Subscription:
+        return await self._gossip.join(topic, check)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a host is composed of."""
+
+    counters: Counter[str]
+    router: Router
+    client: RequestClient
+    connections: Connections
+    gossip: Gossip
+    pubsub: cures.CuredPubsub
+    mesh: Any
+    kad: KadDHT
+    dht: KadDht
+
+
+@asynccontextmanager
+async def open_network(
+    config: HostConfig, routes: Routes, record_rule: RecordRule
+) -> AsyncIterator[Libp2pNetwork]:
+    """A network that listens, answers, gossips and keeps its peers, until the block is left.
+
+    Raises ListenFailed when an address cannot be bound.
+    """
+    cures.apply_process_cures()
+    listen = [Multiaddr(addr) for addr in config.listen]
+    for addr in listen:
+        _check_free(addr)
+    host = _make_host(config, listen)
+    parts = _compose(config, host, routes, record_rule)
+    async with host.run(listen):
+        bound = host.get_transport_addrs()
+        if len(bound) < len(listen):
+            raise ListenFailed(", ".join(config.listen), "was not bound")
+        async with (
+            background_trio_service(parts.pubsub),
+            background_trio_service(parts.mesh),
+            background_trio_service(parts.kad),
+            trio.open_nursery() as nursery,
+        ):
+            await parts.pubsub.wait_until_ready()
+            await nursery.start(parts.client.run)
+            nursery.start_soon(parts.connections.watch)
+            nursery.start_soon(parts.connections.introduce_newcomers)
+            nursery.start_soon(parts.connections.keep_dialled, config.bootstrap)
+            nursery.start_soon(cures.clear_recent_deliveries, parts.mesh)
+            nursery.start_soon(_tell_new_servers, parts.dht)
+            try:
+                yield Libp2pNetwork(config, host, parts)
+            finally:
+                with trio.move_on_after(CLOSE_S_MAX, shield=True):
+                    await parts.connections.close_all()
+                nursery.cancel_scope.cancel()
+        with trio.move_on_after(CLOSE_S_MAX, shield=True):
+            await host.close()
+
+
+def _check_free(addr: Multiaddr) -> None:
+    """The library binds with SO_REUSEPORT: two nodes on one port would share the peers between them, unsaid."""
+    host = addr.value_for_protocol("ip4") or addr.value_for_protocol("ip6") if _is_ip(addr) else None
+    port = int(addr.value_for_protocol("tcp") or 0)
+    if host is None or not port:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # A port in TIME_WAIT after a restart is free; one that somebody listens on is not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            raise ListenFailed(str(addr), error.strerror or str(error)) from error
+
+
+def _is_ip(addr: Multiaddr) -> bool:
+    return any(protocol.name in {"ip4", "ip6"} for protocol in addr.protocols())
+
+
+def _make_host(config: HostConfig, listen: list[Multiaddr]) -> Any:
+    pair = create_new_key_pair(config.identity.seed)
+    noise = NoiseTransport(pair, noise_privkey=create_x25519_pair().private_key)
+    announce = [Multiaddr(addr) for addr in config.announce]
+    return new_host(
+        key_pair=pair,
+        sec_opt={NOISE: noise},
+        muxer_opt={TProtocol(YAMUX): Yamux},
+        listen_addrs=listen or None,
+        announce_addrs=announce or None,
+        enable_metrics=False,
+        connection_config=ConnectionConfig(
+            max_connections=names.CONNECTIONS_MAX,
+            high_watermark=names.CONNECTIONS_MAX,
+            min_connections=0,
+            low_watermark=0,
+            outbound_stream_protocol_negotiation_timeout=float(names.NEGOTIATION_S),
+            inbound_stream_protocol_negotiation_timeout=float(names.NEGOTIATION_S),
+        ),
+    )
+
+
+def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordRule) -> _Parts:
+    counters: Counter[str] = Counter()
+    peer_id = config.identity.peer_id
+    router = Router(routes, counters, limits=config.router_limits)
+    connections: Connections
+
+    async def open_stream(peer: PeerId) -> Libp2pStream:
+        await connections.reach(peer)
+        return await _open_stream(host, peer)
+
+    client = RequestClient(open_stream, peer_id, router, counters)
+    cures.guard_streams(host, counters)
+    cures.give_inbound_slots_back(host)
+    cures.stop_auto_connector(host)
+
+    async def serve(stream: Any) -> None:
+        await router.serve(Libp2pStream(stream), stream.muxed_conn.peer_id.to_bytes())
+
+    host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
+    mesh = cures.make_gossip_router()
+    pubsub = cures.CuredPubsub(host, mesh, counters, config.now_ms() * 1_000_000)
+    kad = KadDHT(host, DHTMode.SERVER if config.listen else DHTMode.CLIENT, strict_validation=True)
+    kad.register_validator("aw", RuleValidator(record_rule))
+    cures.widen_dht_limits(kad)
+    if config.listen:
+        cures.silence_add_provider(host, kad)
+    dht = KadDht(kad, record_rule, peer_id, counters)
+    connections = Connections(host, counters, config.rng, lambda peer: _introduce(host, dht, pubsub, peer))
+    gossip = Gossip(pubsub, peer_id, counters)
+    return _Parts(counters, router, client, connections, gossip, pubsub, mesh, kad, dht)
+
+
+async def _open_stream(host: Any, peer: PeerId) -> Libp2pStream:
+    lib_id, protocols = ID(peer), [TProtocol(names.RR_PROTOCOL)]
+    why = ""
+    for _ in range(2):  # a connection that has just died is listed for a moment: try once more
+        try:
+            with trio.fail_after(names.NEGOTIATION_S * 2):
+                return Libp2pStream(await host.new_stream(lib_id, protocols))
+        except trio.TooSlowError:
+            why = "no stream within the deadline"
+        except Exception as error:  # noqa: BLE001  # the library raises many kinds: all mean no stream
+            why = f"no stream ({type(error).__name__})"
+    raise Unreachable(names.peer_text(peer), why)
+
+
+async def _introduce(host: Any, dht: KadDht, pubsub: cures.CuredPubsub, peer: PeerId) -> bool:
+    """Make a new peer known to gossip and DHT; False while identify has not told what it speaks."""
+    lib_id = ID(peer)
+    protocols = cures.known_protocols(host, lib_id)
+    if not protocols:
+        cures.ask_identify(host, lib_id)
+        return False
+    if names.GOSSIP_PROTOCOL in protocols and lib_id not in pubsub.peers:
+        await pubsub.ensure_peer_stream(lib_id, timeout=names.NEGOTIATION_S)
+    if names.KAD_PROTOCOL in protocols:
+        await dht.introduce(peer)
+    return True
+
+
+async def _tell_new_servers(dht: KadDht) -> None:
+    """When the routing table has grown and is quiet again, tell the newcomers what this node has put and provides."""
+    told = 0
+    while True:
+        await trio.sleep(RETELL_S)
+        seen = dht.grown()
+        if seen == told:
+            continue
+        await trio.sleep(RETELL_S)
+        if dht.grown() == seen:
+            told = seen
+            await dht.tell_new_servers()
