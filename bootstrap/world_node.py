@@ -77,61 +77,101 @@ async def run_world(
     Raises Corrupt when the stored chain does not replay.
     """
     world_id = genesis.header.world_id
-    tables = WorldTables(context.db, world_id)
-    tracker = HeadTracker(context, genesis, tables)
-    signed = SignedAuthorities(genesis.authorities)
-    sources = Sources(context, world_id)
-    cursor = cursor_of(roles)
-    replica = None if cursor is None else Replica(context, genesis, tables, cursor)
-    if replica is not None:
-        await replica.restore(progress)
+    parts = _compose(context, genesis, roles)
+    if parts.replica is not None:
+        await parts.replica.restore(progress)
     subscriptions = await _join(context, genesis, roles)
-    desk = WorldDesk(context, genesis, signed, tables, tracker, replica)
-    mounts: list[Handlers] = [desk.handlers()]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(tracker.listen, subscriptions["head"])
-        nursery.start_soon(tracker.poll)
-        sequencer = gateway = None
-        if "coordinator" in roles:
-            coordinator = Coordinator(context, genesis, tables, tracker)
-            mounts.append(coordinator.handlers())
-            await nursery.start(coordinator.run)
-        else:
-            mounts.append({"get_commit": desk.get_commit})
-        if "sequencer" in roles:
-            assert replica is not None
-            sequencer = Sequencer(context, replica, signed.authorities)
-            await nursery.start(sequencer.run, subscriptions["action"], subscriptions["batch"])
-        if "gateway" in roles:
-            assert replica is not None
-            pool = None if sequencer is None else sequencer.pool
-            gateway = Gateway(context, replica, signed.authorities.certifier, pool)
-            mounts.append(gateway.handlers())
-            await nursery.start(gateway.run, subscriptions["action"])
-        elif sequencer is not None:
-            mounts.append(sequencer.handlers())
-        if "executor" in roles:
-            assert replica is not None
-            executor = Executor(context, replica, tracker, sources, signed)
-            mounts.append(executor.handlers())
-            await nursery.start(
-                executor.run, subscriptions["batch"], subscriptions["block"], subscriptions["head"]
-            )
-        elif replica is not None:
-            loop = keep_verified if cursor == "verified" else keep_stored
-            await nursery.start(loop, replica, tracker, sources, progress)
-        if "index" in roles:
-            await nursery.start(keep_indexed, context, tracker)
+        nursery.start_soon(parts.tracker.listen, subscriptions["head"])
+        nursery.start_soon(parts.tracker.poll)
+        mounts = [parts.desk.handlers()]
+        mounts += await _start_order(nursery, parts, roles, subscriptions)
+        mounts += await _start_results(nursery, parts, roles, subscriptions, progress)
         for kind in _unread(roles):
             nursery.start_soon(_drain, subscriptions[kind])
         for handlers in mounts:
             methods.mount_world(world_id, handlers)
-        if replica is not None:
+        if parts.replica is not None:
             context.providers.register(genesis_module.world_content_id(world_id), context.now_ms())
-        task_status.started(
-            WorldNode(genesis, replica, tracker, lambda: _status(genesis, tables, tracker, replica, roles))
-        )
+        task_status.started(WorldNode(genesis, parts.replica, parts.tracker, lambda: _status(parts, roles)))
     raise AssertionError("the services of a world end only by cancellation")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What all roles of one world share on a node."""
+
+    context: Context
+    genesis: Genesis
+    signed: SignedAuthorities
+    tables: WorldTables
+    tracker: HeadTracker
+    sources: Sources
+    replica: Replica | None
+    desk: WorldDesk
+
+
+def _compose(context: Context, genesis: Genesis, roles: frozenset[str]) -> _Parts:
+    tables = WorldTables(context.db, genesis.header.world_id)
+    tracker = HeadTracker(context, genesis, tables)
+    signed = SignedAuthorities(genesis.authorities)
+    cursor = cursor_of(roles)
+    replica = None if cursor is None else Replica(context, genesis, tables, cursor)
+    desk = WorldDesk(context, genesis, signed, tables, tracker, replica)
+    sources = Sources(context, genesis.header.world_id)
+    return _Parts(context, genesis, signed, tables, tracker, sources, replica, desk)
+
+
+async def _start_order(
+    nursery: trio.Nursery, parts: _Parts, roles: frozenset[str], subscriptions: dict[str, Subscription]
+) -> list[Handlers]:
+    """Coordinator, sequencer, gateway: who orders actions."""
+    context, replica, authorities = parts.context, parts.replica, parts.signed.authorities
+    mounts: list[Handlers] = []
+    pool = None
+    if "coordinator" in roles:
+        coordinator = Coordinator(context, parts.genesis, parts.tables, parts.tracker)
+        await nursery.start(coordinator.run)
+        mounts.append(coordinator.handlers())
+    else:
+        mounts.append({"get_commit": parts.desk.get_commit})
+    if "sequencer" in roles:
+        assert replica is not None
+        sequencer = Sequencer(context, replica, authorities)
+        await nursery.start(sequencer.run, subscriptions["action"], subscriptions["batch"])
+        pool = sequencer.pool
+        if "gateway" not in roles:
+            mounts.append(sequencer.handlers())
+    if "gateway" in roles:
+        assert replica is not None
+        gateway = Gateway(context, replica, authorities.certifier, pool)
+        await nursery.start(gateway.run, subscriptions["action"])
+        mounts.append(gateway.handlers())
+    return mounts
+
+
+async def _start_results(
+    nursery: trio.Nursery,
+    parts: _Parts,
+    roles: frozenset[str],
+    subscriptions: dict[str, Subscription],
+    progress: Progress,
+) -> list[Handlers]:
+    """Executor, or whoever follows its heads; index."""
+    replica, mounts = parts.replica, list[Handlers]()
+    if "executor" in roles:
+        assert replica is not None
+        executor = Executor(parts.context, replica, parts.tracker, parts.sources, parts.signed)
+        await nursery.start(
+            executor.run, subscriptions["batch"], subscriptions["block"], subscriptions["head"]
+        )
+        mounts.append(executor.handlers())
+    elif replica is not None:
+        loop = keep_verified if replica.cursor == "verified" else keep_stored
+        await nursery.start(loop, replica, parts.tracker, parts.sources, progress)
+    if "index" in roles:
+        await nursery.start(keep_indexed, parts.context, parts.tracker)
+    return mounts
 
 
 async def _join(context: Context, genesis: Genesis, roles: frozenset[str]) -> dict[str, Subscription]:
@@ -161,29 +201,24 @@ async def _drain(subscription: Subscription) -> NoReturn:
         await subscription.receive()
 
 
-def _status(
-    genesis: Genesis,
-    tables: WorldTables,
-    tracker: HeadTracker,
-    replica: Replica | None,
-    roles: frozenset[str],
-) -> WorldStatus:
+def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
+    replica = parts.replica
 
     def height_of(cursor: str) -> int | None:
         return replica.height if replica is not None and replica.cursor == cursor else None
 
-    root = None if replica is None or replica.tip is None else replica.tip.state.root()
-    lease = tables.lease() if "coordinator" in roles else None
+    coordinates = "coordinator" in roles
+    lease = parts.tables.lease() if coordinates else None
     return WorldStatus(
-        world_id=genesis.header.world_id,
-        name=genesis.header.name,
-        epoch=genesis.authorities.epoch,
-        head_height=tracker.height,
-        committed=tables.committed_height() if "coordinator" in roles else None,
+        world_id=parts.genesis.header.world_id,
+        name=parts.genesis.header.name,
+        epoch=parts.genesis.authorities.epoch,
+        head_height=parts.tracker.height,
+        committed=parts.tables.committed_height() if coordinates else None,
+        lease_holder=None if lease is None else lease.record.holder_id,
         stored=height_of("stored"),
         executed=height_of("executed"),
         verified=height_of("verified"),
-        state_root=root,
-        lease_holder=None if lease is None else lease.record.holder_id,
-        halted=tracker.follower.is_halted,
+        state_root=None if replica is None or replica.tip is None else replica.tip.state.root(),
+        halted=parts.tracker.follower.is_halted,
     )
