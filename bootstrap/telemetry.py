@@ -14,7 +14,7 @@ from typing import Final, TextIO
 
 LINE_CHARS_MAX: Final = 16_384
 _OWN: Final = ("bootstrap", "runtime", "p2p")
-# Libraries whose warnings are about other people's packets: only errors pass, unless debugging.
+# Libraries whose warnings and errors are mostly about other people's packets: heard only when debugging.
 _NOISY: Final = (
     "libp2p",
     "multiaddr",
@@ -69,7 +69,7 @@ def configure_logging(level: str, form: str, stream: TextIO | None = None) -> No
     for name in _OWN:
         logging.getLogger(name).setLevel(number)
     for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.DEBUG if number == logging.DEBUG else logging.ERROR)
+        logging.getLogger(name).setLevel(logging.DEBUG if number == logging.DEBUG else logging.CRITICAL)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return Exit.WRONG_USE
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # the one place where every outcome becomes an exit code
         if debug:
             sys.excepthook(type(error), error, error.__traceback__)
         return print_failures(explain(error))

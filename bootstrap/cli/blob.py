@@ -18,6 +18,7 @@ from bootstrap.cli.output import note, print_answer, print_json
 from bootstrap.cli.reach import ask_node
 from bootstrap.config import NodeLimits
 from bootstrap.data_dir import DataDir, DataDirInUse, open_data_dir
+from p2p import names
 from runtime import codec
 from runtime.blob_store import BlobStore
 from runtime.errors import Invalid, Missing
@@ -151,7 +152,7 @@ def _size(content_id: bytes, nodes: Sequence[str], data_dir: Path, timeout_s: fl
         request = BlobRequest(content_hash=content_id, length=0).to_bytes()
         try:
             async with client.network.request_parts(
-                client.peer, "fetch_blob", request, bytes_max=1
+                client.peer, "fetch_blob", request, bytes_max=names.PART_BYTES_MAX
             ) as answer:
                 while await answer.part() is not None:
                     pass

@@ -154,7 +154,7 @@ def _of_the_network(error: BaseException) -> list[Failure]:
         case errors.AnswerTooLarge() | errors.RecordRefused():
             return [Failure(Exit.NO, "not verified", str(error))]
         case errors.NetworkError():
-            return [Failure(Exit.NOT_REACHED, "not reached", str(error), "another --node, or aw status")]
+            return [Failure(Exit.NOT_REACHED, "not reached", str(error), "another --node, or later")]
     return []
 
 
