@@ -3,7 +3,9 @@ SHELL := /bin/bash
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 \
 	&& $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-STAMP := .venv/.locked
+LOCKED := .venv/.locked
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip --quiet
 export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -13,23 +15,31 @@ help:
 	@echo "make demo [ARGS=...]      a whole network on this machine replays real flights and verifies them"
 	@echo "make test [ARGS=...]      format, lint, types, every test"
 	@echo "make check                format, lint, types, architecture"
+	@echo "make setup                .venv from the lock; the others do it when it is missing or old"
 	@echo "make simulate SEEDS=200 FIRST=0   the whole loop in memory, with faults"
 	@echo "make vectors              write interop/vectors again; review the diff"
 	@echo "make lock | wheel | clean"
 
 setup: $(STAMP)
 
-$(STAMP): .ci/requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: python: none of python3.11, 3.12, 3.13, python3 is 3.11 or newer" >&2; exit 2; }
+# The packages of the lock, and nothing else. `--no-deps`: the lock is the whole set, and .ci/lock says why one of its
+# members is not the one that libp2p asks for. Two of them are pure-Python source packages; they are built with the locked
+# setuptools and wheel, which therefore come first. The stamp is written last, so a setup that was stopped starts over.
+$(LOCKED): .ci/requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: python: none of python3.11, python3.12, python3.13, python3 is 3.11 or newer" >&2; \
+		echo "try: install Python 3.11, or make PYTHON=/path/to/python" >&2; exit 2; }
 	@echo "setting up .venv with $(PYTHON) (once; about a minute)" >&2
 	@rm -rf .venv && $(PYTHON) -m venv .venv
-	@grep -A 99 -E '^(setuptools|wheel)==' .ci/requirements.lock | awk '/^[a-z]/{keep=($$1 ~ /^(setuptools|wheel)==/)} keep' > .venv/build.lock
-	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/build.lock
-	@# --no-deps: the lock is the whole set, see .ci/lock. The two pure-Python source packages in it need no compiler.
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --require-hashes -r .ci/requirements.lock
+	@awk '/^[^ ]/ { keep = /^(setuptools|wheel)==/ } keep' $< > .venv/build.lock
+	@$(PIP) install --no-deps --require-hashes -r .venv/build.lock
+	@$(PIP) install --no-deps --require-hashes --no-build-isolation -r $<
 	@# libp2p needs trio-typing, whose stubs for an old trio would hide the types that trio brings itself.
 	@rm -rf .venv/lib/python3.*/site-packages/trio-stubs
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# This checkout itself. Apart from the lock, so that a changed setting does not cost everybody a new environment.
+$(STAMP): $(LOCKED) pyproject.toml
+	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP)
@@ -48,16 +58,16 @@ test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
 
 simulate: $(STAMP)
-	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0)
+	@$(BIN)/python .ci/simulate.py --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0)
 
 vectors: $(STAMP)
-	$(BIN)/python .ci/vectors.py
+	@$(BIN)/python .ci/vectors.py
 
 lock:
-	.ci/lock
+	@PYTHON="$(PYTHON)" .ci/lock $(ARGS)
 
 wheel: $(STAMP)
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf .venv .cache .hypothesis .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .cache .hypothesis .mypy_cache .ruff_cache build dist *.egg-info .coverage .coverage.*
