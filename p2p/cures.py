@@ -107,6 +107,8 @@ def tame_loggers() -> None:
         logger = logging.getLogger(name)
         logger.propagate = True
         logger.setLevel(logging.ERROR)
+    # A dial that fails is told once, by connections.py, with all that was tried.
+    logging.getLogger("libp2p.transport").setLevel(logging.CRITICAL)
 
 
 def shorten_query_timeout() -> None:

@@ -8,6 +8,7 @@ Implements docs/protocol.md, section "Request / response", as the client of answ
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Final
 
@@ -55,10 +56,8 @@ class StreamedCall:
     async def part(self) -> bytes | None:
         """The next part; None when `last` is there. Raises what a request raises, and AnswerTooLarge."""
         with trio.move_on_at(self.deadline_s):
-            try:
+            with contextlib.suppress(trio.EndOfChannel):  # the end: `_outcome` says which
                 return await self._receive.receive()
-            except trio.EndOfChannel:
-                pass
             if self._outcome is None:
                 raise gone(self._peer, "this node is closing")
             if isinstance(self._outcome, NetworkError):

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from runtime import codec, limits
-from runtime.errors import BadSignature, Invalid
-from runtime.keys import SIGNATURE_BYTES, SigningKey, verify
+from runtime.errors import Invalid
 from runtime.schema import (
     AMOUNT,
-    COUNT,
-    HASH,
     KEY_ID,
     NAME,
     SIGNATURE,
-    Amount,
     Coordinate,
     Count,
     Flag,
@@ -38,86 +34,15 @@ from runtime.schema import (
     one_of,
     tuple_of,
 )
-
-# --- seals -------------------------------------------------------------------------------------------------
-
-
-class Signed(Record):
-    """A record that one key signs; SIGNER names the field that says whose."""
-
-    __slots__ = ()
-    SIGNER: ClassVar[str]
-
-    @property
-    def signer(self) -> bytes:
-        """38-byte key id of the one key that may sign this record."""
-        identity: bytes = getattr(self, self.SIGNER)
-        return identity
-
-
-R = TypeVar("R", bound=Signed)
-SEAL_OVERHEAD_BYTES = 1 + 2 + SIGNATURE_BYTES  # array head, byte-string head, signature
-
-
-@dataclass(frozen=True, slots=True)
-class Sealed(Generic[R]):
-    """`[record, signature]`. Well formed, not yet verified: `verify` says whether the signer signed it."""
-
-    record: R
-    signature: bytes
-
-    def __post_init__(self) -> None:
-        SIGNATURE.check(self.signature, f"{self.record.NAME}.signature")
-
-    def to_value(self) -> list[codec.Value]:
-        return [self.record.to_value(), self.signature]
-
-    def to_bytes(self) -> bytes:
-        """Canonical CBOR of the sealed record."""
-        return b"\x82" + self.record.to_bytes() + b"\x58\x40" + self.signature
-
-    def hash(self) -> bytes:
-        """Hash of the record inside (the signature is not part of it)."""
-        return self.record.hash()
-
-    def verify(self) -> None:
-        """Raise BadSignature unless the record's signer signed it."""
-        if not verify(self.record.signer, self.record.hash(), self.signature):
-            raise BadSignature(self.record.NAME)
-
-
-def seal(record: R, key: SigningKey) -> Sealed[R]:
-    """Sign with the key that the record names. Raises Invalid for another key."""
-    if key.identity != record.signer:
-        raise Invalid(f"{record.NAME}.{record.SIGNER}", "is not the signing key's id")
-    return Sealed(record, key.sign(record.hash()))
-
-
-def sealed_from_value(record: type[R], value: codec.Value, field: str = "") -> Sealed[R]:
-    """Read `[record, signature]` out of a decoded value."""
-    field = field or record.NAME
-    if type(value) is not list or len(value) != 2:
-        raise Invalid(field, "must be [record, signature]")
-    SIGNATURE.check(value[1], f"{field}.signature")
-    return Sealed(record.from_value(value[0], field), value[1])
-
-
-def sealed_from_bytes(record: type[R], data: bytes) -> Sealed[R]:
-    """Read a sealed record from its canonical bytes, at most BYTES_MAX + the seal."""
-    return sealed_from_value(record, codec.decode(data, record.BYTES_MAX + SEAL_OVERHEAD_BYTES, record.NAME))
-
-
-def sealed_kind(record: type[Signed]) -> Kind:
-    """A sealed record as a field."""
-
-    def check(value: Any, field: str) -> None:
-        if type(value) is not Sealed or type(value.record) is not record:
-            raise Invalid(field, f"must be a sealed {record.NAME}")
-
-    return Kind(
-        check, lambda value: value.to_value(), lambda value, field: sealed_from_value(record, value, field)
-    )
-
+from runtime.seals import (
+    SEAL_OVERHEAD_BYTES,
+    Sealed,
+    Signed,
+    seal,
+    sealed_from_bytes,
+    sealed_from_value,
+    sealed_kind,
+)
 
 # --- genesis and authorities -------------------------------------------------------------------------------
 
@@ -587,12 +512,10 @@ def decode_envelopes(data: bytes, bytes_max: int, count_max: int, field: str = "
 
 
 __all__ = [
-    "COUNT",
-    "HASH",
+    "SEAL_OVERHEAD_BYTES",
     "Acceptance",
     "ActionBatch",
     "ActionEnvelope",
-    "Amount",
     "AuthoritySet",
     "BlockAnnounce",
     "BlockAttestation",
@@ -618,5 +541,6 @@ __all__ = [
     "seal",
     "sealed_from_bytes",
     "sealed_from_value",
+    "sealed_kind",
     "signed_authorities_from_value",
 ]

@@ -1,0 +1,235 @@
+"""Who may import whom, what pure files may not touch, and how large things may grow: style as a test.
+
+Every rule is a function of a file's syntax tree; `TestTheRulesThemselves` feeds each of them a bad snippet.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("p2p", "runtime", "bootstrap")
+TOP_LEVEL = {
+    "pyproject.toml", "p2p", "runtime", "bootstrap", "tests", "interop", "README.md",
+    "docs", "examples", "benchmarks", "deploy", "Makefile", ".ci", ".gitignore", "LICENSE", "CHANGELOG.md",
+}  # fmt: skip
+LIBP2P_FILES = {f"p2p/{name}.py" for name in ("host", "cures", "connections", "gossip", "dht", "identity")}
+TRIO_FILES = LIBP2P_FILES | {
+    f"p2p/{name}.py"
+    for name in ("request_response", "router", "sessions", "streamed", "streams", "memory", "memory_streams")
+}
+IO_FILES = {f"runtime/{name}.py" for name in ("blob_store", "world_db")}
+PORTS = {"p2p/network.py"}  # names what is awaited, and awaits nothing
+PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames")}
+IMPURE_MODULES = {
+    "time",
+    "random",
+    "os",
+    "socket",
+    "secrets",
+    "datetime",
+    "uuid",
+    "threading",
+    "asyncio",
+    "trio",
+}
+CONSENSUS_FILES = {
+    f"runtime/{name}.py"
+    for name in ("codec", "schema", "records", "keys", "genesis", "state", "cells", "actions", "world", "chain", "heads", "proofs")
+}  # fmt: skip
+BANNED_NAMES = {"manager", "base", "utils", "util", "common", "misc", "helpers"}
+MODULE_LINES_MAX, FUNCTION_LINES_MAX = 600, 80
+
+Rule = Callable[[str, ast.Module], Iterator[str]]
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of everything that a module imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_pure(path: str) -> bool:
+    if path.startswith("runtime/") and "/services/" not in path:
+        return path not in IO_FILES
+    return path in PURE_P2P
+
+
+def check_layers(path: str, tree: ast.Module) -> Iterator[str]:
+    """bootstrap -> runtime.services -> {runtime core, p2p}; the last two know nothing of each other."""
+    package = path.split("/", maxsplit=1)[0]
+    is_service = path.startswith("runtime/services/")
+    for name in imported(tree):
+        top = name.split(".")[0]
+        if package == "p2p" and top in {"runtime", "bootstrap"}:
+            yield f"p2p imports {name}"
+        if package == "runtime" and top == "bootstrap":
+            yield f"runtime imports {name}"
+        if package == "runtime" and not is_service and (top == "p2p" or name.startswith("runtime.services")):
+            yield f"the core imports {name}"
+        if top in {"tests", "interop", "benchmarks", "examples"}:
+            yield f"imports {name}"
+
+
+def check_libraries(path: str, tree: ast.Module) -> Iterator[str]:
+    """Each foreign library in the files that hide it."""
+    tops = {name.split(".")[0] for name in imported(tree)}
+    allowed = {
+        "libp2p": path in LIBP2P_FILES,
+        "trio": path in TRIO_FILES or path.startswith(("runtime/services/", "bootstrap/")),
+        "lmdb": path in IO_FILES,
+        "cbor2": path == "runtime/codec.py",
+        "blake3": path == "runtime/codec.py",
+        "nacl": path in {"runtime/keys.py", "p2p/identity.py"},
+        "wasmtime": path == "runtime/wasm.py",
+        "click": path.startswith("bootstrap/cli/"),
+    }
+    yield from (f"imports {library}" for library, may in allowed.items() if library in tops and not may)
+
+
+def check_pure(path: str, tree: ast.Module) -> Iterator[str]:
+    """Time, chance and the outside world are arguments of pure files."""
+    if is_pure(path):
+        tops = {name.split(".")[0] for name in imported(tree)}
+        yield from (f"a pure file imports {module}" for module in sorted(tops & IMPURE_MODULES))
+        for node in ast.walk(tree) if path not in PORTS else ():
+            if isinstance(node, ast.AsyncFunctionDef | ast.Await):
+                yield f"line {node.lineno}: a pure file is not async"
+
+
+def check_consensus(path: str, tree: ast.Module) -> Iterator[str]:
+    """No float, no true division, no builtin hash() in anything that reaches a state root."""
+    if path not in CONSENSUS_FILES:
+        return
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=float()):
+                yield f"line {node.lineno}: float literal"
+            case ast.BinOp(op=ast.Div()) | ast.AugAssign(op=ast.Div()):
+                yield f"line {node.lineno}: true division"
+            case ast.Call(func=ast.Name(id="float" | "hash" | "id" as name)):
+                yield f"line {node.lineno}: {name}()"
+
+
+def check_size(path: str, tree: ast.Module) -> Iterator[str]:
+    """A file or a function that cannot be read in one go is redesigned."""
+    last = max((node.end_lineno or 0 for node in tree.body), default=0)
+    if last > MODULE_LINES_MAX:
+        yield f"{last} lines, at most {MODULE_LINES_MAX}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > FUNCTION_LINES_MAX:
+                yield f"{node.name}: {lines} lines, at most {FUNCTION_LINES_MAX}"
+
+
+def check_names(path: str, tree: ast.Module) -> Iterator[str]:
+    """A name that says nothing hides a missing idea; every module says what it hides."""
+    if Path(path).stem in BANNED_NAMES:
+        yield "file name says nothing"
+    if not ast.get_docstring(tree):
+        yield "has no module docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name.lower() in BANNED_NAMES:
+            yield f"class {node.name} says nothing"
+
+
+def check_swallowing(path: str, tree: ast.Module) -> Iterator[str]:
+    """An error that is caught is handled, counted or told."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and all(isinstance(item, ast.Pass) for item in node.body):
+            yield f"line {node.lineno}: except: pass"
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield f"line {node.lineno}: bare except"
+
+
+RULES: tuple[Rule, ...] = (
+    check_layers,
+    check_libraries,
+    check_pure,
+    check_consensus,
+    check_size,
+    check_names,
+    check_swallowing,
+)
+
+
+def sources() -> list[str]:
+    found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_file_keeps_the_rule(rule: Rule) -> None:
+    broken = [
+        f"{path}: {what}"
+        for path in sources()
+        for what in rule(path, ast.parse((ROOT / path).read_text("utf-8")))
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_there_are_files_to_check() -> None:
+    assert len(sources()) > 50
+    assert set(sources()) >= LIBP2P_FILES | TRIO_FILES | IO_FILES | PURE_P2P | CONSENSUS_FILES
+
+
+def test_the_top_level_is_as_it_was_fixed() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    found = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert found <= TOP_LEVEL, f"not allowed at the top level: {sorted(found - TOP_LEVEL)}"
+
+
+def test_importing_the_packages_loads_neither_libp2p_nor_trio() -> None:
+    script = "import sys, p2p, runtime, bootstrap; sys.exit(bool({'libp2p', 'trio'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+class TestTheRulesThemselves:
+    """A check that was never seen failing is not yet a check."""
+
+    @pytest.mark.parametrize(
+        ("rule", "path", "code"),
+        [
+            (check_layers, "p2p/frames.py", "import runtime.codec"),
+            (check_layers, "runtime/world.py", "from p2p import names"),
+            (check_layers, "runtime/world.py", "from runtime.services import context"),
+            (check_layers, "runtime/services/gateway.py", "import bootstrap.node"),
+            (check_layers, "bootstrap/node.py", "import interop"),
+            (check_libraries, "p2p/router.py", "import libp2p"),
+            (check_libraries, "runtime/services/gateway.py", "from libp2p import new_host"),
+            (check_libraries, "runtime/world.py", "import trio"),
+            (check_libraries, "runtime/records.py", "import cbor2"),
+            (check_libraries, "bootstrap/node.py", "import lmdb"),
+            (check_pure, "runtime/sequencing.py", "import time"),
+            (check_pure, "p2p/names.py", "from random import Random"),
+            (check_pure, "runtime/chain.py", "async def step(): ..."),
+            (check_consensus, "runtime/world.py", "x = 1.5"),
+            (check_consensus, "runtime/state.py", "x = 4 / 2"),
+            (check_consensus, "runtime/codec.py", "x = hash('a')"),
+            (check_size, "runtime/world.py", "x = 1\n" * 700),
+            (check_size, "runtime/world.py", "def f():\n" + "    x = 1\n" * 90),
+            (check_names, "p2p/utils.py", '"""Doc."""'),
+            (check_names, "p2p/frames.py", "x = 1"),
+            (check_names, "p2p/frames.py", '"""Doc."""\nclass Manager: ...'),
+            (check_swallowing, "p2p/frames.py", "try:\n    f()\nexcept ValueError:\n    pass"),
+            (check_swallowing, "p2p/frames.py", "try:\n    f()\nexcept:\n    raise"),
+        ],
+    )
+    def test_a_broken_rule_is_told(self, rule: Rule, path: str, code: str) -> None:
+        assert list(rule(path, ast.parse(code)))
+
+    def test_what_is_allowed_is_not_told(self) -> None:
+        code = '"""Doc."""\nimport trio\nfrom runtime import codec\nfrom p2p import names\n'
+        for rule in RULES:
+            assert not list(rule("runtime/services/gateway.py", ast.parse(code)))
