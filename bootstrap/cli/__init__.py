@@ -92,8 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         return _run(arguments)
-    except (KeyboardInterrupt, click.Abort):
-        _die_of_interrupt()
     except BrokenPipeError:
         # The reader of stdout has gone; a second failure at interpreter exit would hide that this is no mistake.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,17 +99,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return Exit.WRONG_USE
-    except Exception as error:  # noqa: BLE001  # the one place where every outcome becomes an exit code
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001  # every outcome has its exit code
+        if _is_interrupt(error):
+            _die_of_interrupt()
         if debug:
             sys.excepthook(type(error), error, error.__traceback__)
         return print_failures(explain(error))
-    return Exit.BUG
 
 
 def _run(arguments: Sequence[str]) -> int:
     outcome: Any = program.main(list(arguments), prog_name="aw", standalone_mode=False)
     sys.stdout.flush()
     return outcome if isinstance(outcome, int) else Exit.YES
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """True for Ctrl-C, also when trio has wrapped it together with what it interrupted."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt | click.Abort)
 
 
 def _die_of_interrupt() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -222,6 +223,35 @@ def test_an_address_that_answers_nothing_is_exit_3_and_is_named(lab: Lab) -> Non
     assert done.out == ""
     fallback = lab.aw("status", "--node", addr, "--node", lab.ready["addrs"][0], "--json")
     assert fallback.json["peer_id"] == lab.ready["peer_id"]
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A listener that takes connections and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener
+
+
+def test_a_peer_that_never_says_a_word_is_exit_3_in_time(lab: Lab, silent: socket.socket) -> None:
+    addr = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{lab.ready['peer_id']}"
+    done = lab.aw("status", "--node", addr, "--timeout", "2")
+    assert done.code == 3
+    assert addr in done.err
+
+
+def test_ctrl_c_ends_a_command_by_the_signal_and_without_a_traceback(lab: Lab, silent: socket.socket) -> None:
+    addr = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{lab.ready['peer_id']}"
+    command = [*AW, "verify", lab.world_id, "--bootstrap", addr]
+    with subprocess.Popen(command, cwd=lab.folder, env=lab.env, stderr=subprocess.PIPE, text=True) as process:
+        silent.settimeout(COMMAND_S_MAX)
+        connection, _address = silent.accept()
+        process.send_signal(signal.SIGINT)
+        _out, err = process.communicate(timeout=COMMAND_S_MAX)
+        connection.close()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
