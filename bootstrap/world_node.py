@@ -34,8 +34,6 @@ from runtime.services.serve import WorldDesk
 from runtime.services.storage import keep_stored
 from runtime.world_tables import WorldTables
 
-ROLES: Final = ("gateway", "sequencer", "coordinator", "executor", "storage", "index", "observer")
-
 # What applying a block means on a node: the strongest of its roles decides.
 _CURSORS: Final = (("executor", "executed"), ("observer", "verified"))
 _FOLLOWING_ROLES: Final = frozenset({"storage", "gateway", "sequencer"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap import config, world_node
+from bootstrap import config
 from bootstrap.config import ConfigMistakes, NodeConfig, NodeLimits, WorldSource, read_config
 
 PEER = "12D3KooWPDzoJUKJ6nCvkS7D277fw1STZUU2VjWYBVfzGKLdhSBV"
@@ -171,7 +171,3 @@ def test_every_default_limit_is_within_its_own_range_and_named_by_its_unit() -> 
         assert item.metadata["low"] <= item.default <= item.metadata["high"]
         assert item.name.endswith(("_max", "_ms"))
         assert item.metadata["about"]
-
-
-def test_the_roles_are_those_that_a_node_can_run() -> None:
-    assert config.ROLES == world_node.ROLES
