@@ -6,6 +6,7 @@ Every rule is a function of a file's syntax tree; `TestTheRulesThemselves` feeds
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -41,8 +42,19 @@ IMPURE_MODULES = {
 }
 CONSENSUS_FILES = {
     f"runtime/{name}.py"
-    for name in ("codec", "schema", "records", "keys", "genesis", "state", "cells", "actions", "world", "chain", "heads", "proofs")
+    for name in (
+        "codec", "schema", "seals", "records", "keys", "genesis", "state", "cells", "actions", "world", "chain",
+        "heads", "proofs",
+    )
 }  # fmt: skip
+STRAY = {
+    "tests",
+    "interop",
+    "docs",
+    "benchmarks",
+    "examples",
+}  # top-level names that the libp2p wheel installs, and our own
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
 BANNED_NAMES = {"manager", "base", "utils", "util", "common", "misc", "helpers"}
 MODULE_LINES_MAX, FUNCTION_LINES_MAX = 600, 80
 
@@ -57,6 +69,17 @@ def imported(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in {"import_module", "__import__"}:
+                yield _leading_text(node.args[0])
+
+
+def _leading_text(node: ast.expr) -> str:
+    """What is known of a computed module name: its text, or the text that an f-string starts with."""
+    if isinstance(node, ast.JoinedStr) and node.values:
+        node = node.values[0]
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def is_pure(path: str) -> bool:
@@ -77,7 +100,7 @@ def check_layers(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"runtime imports {name}"
         if package == "runtime" and not is_service and (top == "p2p" or name.startswith("runtime.services")):
             yield f"the core imports {name}"
-        if top in {"tests", "interop", "benchmarks", "examples"}:
+        if top in STRAY:
             yield f"imports {name}"
 
 
@@ -169,6 +192,10 @@ def sources() -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
+def sources_of_tests() -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_every_file_keeps_the_rule(rule: Rule) -> None:
     broken = [
@@ -177,6 +204,29 @@ def test_every_file_keeps_the_rule(rule: Rule) -> None:
         for what in rule(path, ast.parse((ROOT / path).read_text("utf-8")))
     ]
     assert not broken, "\n".join(broken)
+
+
+def unfinished(text: str) -> list[str]:
+    """Marks of work that was put off."""
+    return [
+        f"line {n}: {line.strip()}" for n, line in enumerate(text.splitlines(), 1) if UNFINISHED.search(line)
+    ]
+
+
+def test_nothing_is_marked_as_unfinished() -> None:
+    paths = [*sources(), *(path for path in sources_of_tests() if path != "tests/test_architecture.py")]
+    found = [f"{path}: {what}" for path in paths for what in unfinished((ROOT / path).read_text("utf-8"))]
+    assert not found, "\n".join(found)
+
+
+def test_tests_import_nothing_from_tests() -> None:
+    found = [
+        f"{path}: imports {name}"
+        for path in sources_of_tests()
+        for name in imported(ast.parse((ROOT / path).read_text("utf-8")))
+        if name.split(".")[0] in STRAY | {"conftest"}
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_there_are_files_to_check() -> None:
@@ -206,7 +256,10 @@ class TestTheRulesThemselves:
             (check_layers, "runtime/world.py", "from runtime.services import context"),
             (check_layers, "runtime/services/gateway.py", "import bootstrap.node"),
             (check_layers, "bootstrap/node.py", "import interop"),
+            (check_layers, "bootstrap/node.py", "from docs import conf"),
             (check_libraries, "p2p/router.py", "import libp2p"),
+            (check_libraries, "bootstrap/node.py", "importlib.import_module(f'libp2p.{name}')"),
+            (check_libraries, "runtime/world.py", "__import__('trio')"),
             (check_libraries, "runtime/services/gateway.py", "from libp2p import new_host"),
             (check_libraries, "runtime/world.py", "import trio"),
             (check_libraries, "runtime/records.py", "import cbor2"),
@@ -216,6 +269,7 @@ class TestTheRulesThemselves:
             (check_pure, "runtime/chain.py", "async def step(): ..."),
             (check_consensus, "runtime/world.py", "x = 1.5"),
             (check_consensus, "runtime/state.py", "x = 4 / 2"),
+            (check_consensus, "runtime/seals.py", "x /= 2"),
             (check_consensus, "runtime/codec.py", "x = hash('a')"),
             (check_size, "runtime/world.py", "x = 1\n" * 700),
             (check_size, "runtime/world.py", "def f():\n" + "    x = 1\n" * 90),
@@ -228,6 +282,12 @@ class TestTheRulesThemselves:
     )
     def test_a_broken_rule_is_told(self, rule: Rule, path: str, code: str) -> None:
         assert list(rule(path, ast.parse(code)))
+
+    @pytest.mark.parametrize(
+        "line", ["x = 1  # TODO: more", "# FIXME", '"""XXX."""', "raise NotImplementedError"]
+    )
+    def test_unfinished_work_is_told(self, line: str) -> None:
+        assert unfinished(f"a = 1\n{line}\n") == [f"line 2: {line}"]
 
     def test_what_is_allowed_is_not_told(self) -> None:
         code = '"""Doc."""\nimport trio\nfrom runtime import codec\nfrom p2p import names\n'
