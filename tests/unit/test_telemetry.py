@@ -19,7 +19,7 @@ def _restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    for name in ("bootstrap", "runtime", "p2p", "libp2p"):
+    for name in ("bootstrap", "runtime", "p2p", "libp2p", "libp2p.pubsub"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -51,13 +51,15 @@ def test_a_text_record_stays_one_line_whatever_is_in_it() -> None:
     assert line.endswith("ValueError: a\\nb")
 
 
-def test_ours_is_heard_at_its_level_and_the_library_only_in_errors() -> None:
+def test_ours_is_heard_at_its_level_and_the_library_only_when_it_is_critical() -> None:
     stream = io.StringIO()
     configure_logging("info", "text", stream)
     logging.getLogger("p2p.gossip").debug("hidden")
     logging.getLogger("p2p.gossip").info("ours")
     logging.getLogger("libp2p.pubsub").warning("chatter")
-    logging.getLogger("libp2p.pubsub").error("theirs")
+    logging.getLogger("libp2p.pubsub").setLevel(logging.DEBUG)  # as the library does when it is imported
+    logging.getLogger("libp2p.pubsub").error("chatter")
+    logging.getLogger("libp2p.pubsub").critical("theirs")
     assert [line.rsplit(" ", 1)[1] for line in stream.getvalue().splitlines()] == ["ours", "theirs"]
 
 
