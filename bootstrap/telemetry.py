@@ -62,12 +62,12 @@ def configure_logging(level: str, form: str, stream: TextIO | None = None) -> No
     """Send logs of `level` (debug, info, warning, error) and above to stderr (or `stream`), as `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    if number > logging.DEBUG:
-        # Not by the loggers' own levels: the library sets those anew whenever it is imported.
-        handler.addFilter(_is_worth_hearing)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     number = logging.getLevelNamesMapping()[level.upper()]
+    if number > logging.DEBUG:
+        # Not by the loggers' own levels: the library sets those anew whenever it is imported.
+        handler.addFilter(_is_worth_hearing)
     root.setLevel(max(number, logging.WARNING))
     for name in _OWN:
         logging.getLogger(name).setLevel(number)
