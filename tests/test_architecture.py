@@ -47,13 +47,8 @@ CONSENSUS_FILES = {
         "heads", "proofs",
     )
 }  # fmt: skip
-STRAY = {
-    "tests",
-    "interop",
-    "docs",
-    "benchmarks",
-    "examples",
-}  # top-level names that the libp2p wheel installs, and our own
+# Top-level names that the libp2p wheel installs too, and folders of ours that are no packages.
+STRAY = {"tests", "interop", "docs", "benchmarks", "examples"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
 BANNED_NAMES = {"manager", "base", "utils", "util", "common", "misc", "helpers"}
 MODULE_LINES_MAX, FUNCTION_LINES_MAX = 600, 80
