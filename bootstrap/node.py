@@ -237,7 +237,7 @@ async def _remember_peers(data_dir: DataDir, book: AddressBook, network: Libp2pN
 
 
 @asynccontextmanager
-async def _open_caller(bootstrap: Sequence[str]) -> AsyncIterator[Libp2pNetwork]:
+async def open_caller(bootstrap: Sequence[str]) -> AsyncIterator[Libp2pNetwork]:
     """A network for a program that is no node: a fresh identity, no listener, no record."""
     config = HostConfig(
         identity=Identity(secrets.token_bytes(32)),
@@ -255,7 +255,7 @@ async def _open_caller(bootstrap: Sequence[str]) -> AsyncIterator[Libp2pNetwork]
 @asynccontextmanager
 async def open_client(addrs: Sequence[str]) -> AsyncIterator[DistributedClient]:
     """Typed calls to the first of these nodes that can be dialled. Raises Unreachable, the last one's."""
-    async with _open_caller(()) as network:
+    async with open_caller(()) as network:
         failure: Unreachable | None = None
         for addr in addrs:
             try:
@@ -292,7 +292,7 @@ async def verify_world(
 
     Raises Unreachable (no bootstrap peer), Missing (no head, no provider), Ignored (head too old), Diverged, Invalid.
     """
-    async with _open_caller(()) as network:
+    async with open_caller(()) as network:
         await _connect_any(network, bootstrap)
         rng = random.Random(secrets.randbits(128))
         identity = network.peer_id

@@ -23,7 +23,17 @@ FILE_BYTES_MAX: Final = 64 << 20
 TEXT_BYTES_MAX: Final = 256 << 20  # after decompression: a gzip bomb ends here
 ROWS_MAX: Final = 1_000_000
 GZIP_MAGIC: Final = b"\x1f\x8b"
-FLIGHT_COLUMNS: Final = ("month", "day", "carrier", "flight", "tailnum", "origin", "dest", "dep_time", "arr_time")
+FLIGHT_COLUMNS: Final = (
+    "month",
+    "day",
+    "carrier",
+    "flight",
+    "tailnum",
+    "origin",
+    "dest",
+    "dep_time",
+    "arr_time",
+)
 AIRPORT_COLUMNS: Final = ("faa", "name", "lat", "lon")
 DATA_PACKAGE: Final = "bootstrap.demo.data"
 FLIGHTS_FILE: Final = "flights-2013-01-first-week.csv.gz"
@@ -184,7 +194,9 @@ def _unusable(row: Mapping[str, str], airports: Mapping[str, Airport]) -> str | 
         return "no arrival"
     if row["tailnum"] in _MISSING:
         return "no tail number"
-    if not all(row[field].isascii() and row[field].isdigit() for field in ("month", "day", "flight", "dep_time")):
+    if not all(
+        row[field].isascii() and row[field].isdigit() for field in ("month", "day", "flight", "dep_time")
+    ):
         return "malformed number"
     if not _TAIL.fullmatch(row["tailnum"]) or not _CARRIER.fullmatch(row["carrier"]):
         return "malformed code"

@@ -91,9 +91,7 @@ def make_plan(
     for flight in flights:
         writer.write(flight.carrier, _flight_actions(flight, airports, stands, by_aircraft))
     flown = writer.take()
-    return Plan(
-        genesis, registered, flown, sum(len(item.record.actions) for item in (*registered, *flown))
-    )
+    return Plan(genesis, registered, flown, sum(len(item.record.actions) for item in (*registered, *flown)))
 
 
 def _flight_actions(
@@ -144,7 +142,8 @@ def _genesis(
             max_move_cm=isqrt(longest) + 1,
             resource_kinds=[PASSENGERS],
             balances={
-                (owner_key(seed, carrier).identity, PASSENGERS): amount for carrier, amount in by_carrier.items()
+                (owner_key(seed, carrier).identity, PASSENGERS): amount
+                for carrier, amount in by_carrier.items()
             },
             world_limits=_long_lived(),
         ),

@@ -1,0 +1,325 @@
+"""`aw demo`: a whole network on this machine, real flights, a verdict.
+
+Hides: the order of the demo. Guarantees: nodes are processes of their own, talking libp2p; `verified` is said only
+when the observer has replayed every accepted envelope and holds the executor's state root; exit 0 only then.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from bootstrap.cli.failures import Exit, Failure
+from bootstrap.cli.output import note, print_json
+from bootstrap.demo.flights import (
+    AIRPORTS_FILE,
+    DataFileBad,
+    FlightData,
+    packaged,
+    read_airports,
+    read_file,
+    read_flights,
+)
+from bootstrap.demo.flights import FLIGHTS_FILE as PACKAGED_FLIGHTS
+from bootstrap.demo.options import DemoOptions
+from bootstrap.demo.plan import Authorities, Plan, make_plan
+from bootstrap.demo.processes import Network, NodeFailed
+from bootstrap.demo.report import Report, Show, make_report, print_next_steps, print_table, show_progress
+from bootstrap.demo.tracking import Tracker
+from bootstrap.node import now_ms, open_caller
+from p2p.errors import NetworkError, RequestFailed
+from p2p.network import DistributedNetwork
+from runtime import chain, codec, limits
+from runtime.errors import Missing, WorldError
+from runtime.messages import BlockAnswer, BlockRequest, WorldStatus
+from runtime.records import Envelope, Receipt
+from runtime.services.client import DistributedClient, ProvedOutcome
+
+T = TypeVar("T")
+CHUNK: Final = 64
+POLL_S: Final = 0.1
+PATIENCE_S: Final = 60.0  # for a node that is being started again
+SETTLE_S_MAX: Final = 120.0  # without any progress
+TRIES_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Whom the demo talks to: as any outside program would."""
+
+    gateway: DistributedClient
+    executor: DistributedClient
+    observer: DistributedClient
+    all: tuple[DistributedClient, ...]
+
+
+def main(options: DemoOptions) -> int:
+    """Run the demo; gives the exit code. Raises Failure for bad data, and for nodes that do not start."""
+    data, plan_for = _read(options)
+    with ExitStack() as stack:
+        directory = options.data_dir
+        if directory is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aw-demo-")))
+        elif directory.exists() and any(directory.iterdir()):
+            raise Failure(Exit.WRONG_USE, f"data dir {directory}", "is not empty", "another --data-dir")
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            return trio.run(_run, options, directory, data, plan_for)
+        except* NodeFailed as group:
+            failed = group.exceptions[0]
+            while isinstance(failed, BaseExceptionGroup):
+                failed = failed.exceptions[0]
+            assert isinstance(failed, NodeFailed)
+            tail = failed.log.read_text(errors="replace").splitlines()[-5:] if failed.log.exists() else []
+            raise Failure(Exit.NOT_REACHED, f"node {failed.name}", "; ".join([failed.why, *tail])) from None
+    raise AssertionError("the demo returns or raises")
+
+
+def _read(options: DemoOptions) -> tuple[FlightData, Callable[[Authorities, int], Plan]]:
+    try:
+        airports = read_airports(packaged(AIRPORTS_FILE))
+        if options.data is None:
+            data = read_flights(packaged(PACKAGED_FLIGHTS), airports)
+        else:
+            data = read_flights(read_file(options.data), airports, str(options.data))
+    except DataFileBad as bad:
+        raise Failure(Exit.WRONG_USE, f"data file {bad.path}", f"{bad.field}: {bad.why}") from bad
+    flights = data.flights[: options.flights]
+    if not flights:
+        raise Failure(Exit.WRONG_USE, "data file", "holds no flight that can be flown")
+    return data, lambda nodes, created_ms: make_plan(flights, airports, nodes, options.seed, created_ms)
+
+
+async def _run(
+    options: DemoOptions, directory: Path, data: FlightData, plan_for: Callable[[Authorities, int], Plan]
+) -> int:
+    started = time.monotonic()
+    logging.getLogger().addHandler(logging.NullHandler())
+    network = Network(directory)
+    leader = network.holding("executor").identity.peer_id
+    nodes = Authorities(leader, leader, network.holding("coordinator").identity.peer_id)
+    plan = await trio.to_thread.run_sync(plan_for, nodes, now_ms())
+    genesis_file = directory / "airtraffic.genesis"
+    genesis_file.write_bytes(plan.genesis.to_bytes())
+    network.configure(genesis_file)
+    note(f"world {plan.genesis.header.world_id}: starting {len(network.nodes)} node processes")
+    async with network.running(), open_caller([node.addr for node in network.nodes.values()]) as caller:
+        clients = await _connect(caller, network)
+        tracker = Tracker()
+        with show_progress(len(plan.airports) + len(plan.flights)) as show:
+            flying_s = await _fly(options, network, clients, plan, tracker, show)
+        report = await _judge(options, network, clients, plan, tracker, data)
+        report = make_report(report, wall_s=time.monotonic() - started, flying_s=flying_s)
+        if options.json:
+            print_json(report.as_json())
+        else:
+            print_table(report)
+        if options.keep:
+            print_next_steps(network, plan.genesis.header.world_id)
+            await trio.sleep_forever()
+    return Exit.YES if report.verified and not report.actions_lost else Exit.NO
+
+
+async def _connect(caller: DistributedNetwork, network: Network) -> Clients:
+    made = {}
+    for name, node in network.nodes.items():
+        peer = await _patiently(lambda addr=node.addr: caller.connect([addr]))  # type: ignore[misc]
+        made[name] = DistributedClient(caller, peer)
+    return Clients(made["gateway"], made["executor"], made["observer"], tuple(made.values()))
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again while a node is away. Raises the last error after PATIENCE_S."""
+    deadline = trio.current_time() + PATIENCE_S
+    while True:
+        try:
+            return await ask()
+        except RequestFailed as error:
+            if not error.retryable or trio.current_time() > deadline:
+                raise
+        except NetworkError:
+            if trio.current_time() > deadline:
+                raise
+        await trio.sleep(TRIES_S)
+
+
+# --- flying ------------------------------------------------------------------------------------------------
+
+
+async def _fly(
+    options: DemoOptions, network: Network, clients: Clients, plan: Plan, tracker: Tracker, show: Show
+) -> float:
+    """Submit everything and wait until the observer has replayed it; gives how long that took, in seconds."""
+    world_id = plan.genesis.header.world_id
+    begun = time.monotonic()
+    async with trio.open_nursery() as nursery:
+        for role, after_s in options.kills:
+            nursery.start_soon(_kill_later, network, role, after_s)
+        nursery.start_soon(_watch, clients, world_id, tracker, show)
+        await _submit(clients, world_id, plan.airports, tracker)
+        await _settle(tracker)
+        await _submit(clients, world_id, plan.flights, tracker)
+        await _settle(tracker)
+        flying_s = time.monotonic() - begun
+        if options.kills:  # a kill that is still to come belongs to the demo
+            last_s = max(after_s for _role, after_s in options.kills)
+            await trio.sleep(max(0.0, begun + last_s + 1 - time.monotonic()))
+        nursery.cancel_scope.cancel()
+    return flying_s
+
+
+async def _kill_later(network: Network, role: str, after_s: float) -> None:
+    await trio.sleep(after_s)
+    note(f"kill -9 {network.kill(role)} ({role})")
+
+
+async def _submit(clients: Clients, world_id: str, envelopes: Sequence[Envelope], tracker: Tracker) -> None:
+    """Hand in, in order; what is refused for now comes first in the next round."""
+    waiting = deque(envelopes)
+    while waiting:
+        chunk = [waiting.popleft() for _ in range(min(CHUNK, len(waiting)))]
+        tracker.submit(chunk, time.monotonic())
+        results = await _patiently(lambda chunk=chunk: clients.gateway.submit(world_id, chunk))  # type: ignore[misc]
+        again, wait_ms = [], 0
+        for envelope, result in zip(chunk, results, strict=True):
+            if result.outcome == "accepted":
+                tracker.accepted.add(envelope.hash())
+            elif result.retry_after_ms is not None:
+                again.append(envelope)
+                wait_ms = max(wait_ms, result.retry_after_ms)
+            else:
+                tracker.turned_away[result.reason or "refused"] += 1
+        waiting.extendleft(reversed(again))
+        if again:
+            await trio.sleep(wait_ms / 1_000)
+
+
+async def _settle(tracker: Tracker) -> None:
+    """Until everything that was accepted is verified, or nothing has moved for SETTLE_S_MAX."""
+    moved, height = trio.current_time(), tracker.height
+    while tracker.lost() and trio.current_time() - moved < SETTLE_S_MAX:
+        if tracker.height != height:
+            moved, height = trio.current_time(), tracker.height
+        await trio.sleep(POLL_S)
+
+
+async def _watch(clients: Clients, world_id: str, tracker: Tracker, show: Show) -> None:
+    """Follow what the observer has verified, block by block."""
+    while True:
+        status = await _patiently(lambda: _status(clients.observer, world_id))
+        for height in range(tracker.height + 1, (status.verified or 0) + 1):
+            receipts = await _patiently(lambda height=height: _receipts(clients.observer, world_id, height))  # type: ignore[misc]
+            tracker.block(height, receipts, time.monotonic())
+            show(len(tracker.verified_s), tracker.height, tracker.applied)
+        await trio.sleep(POLL_S)
+
+
+async def _status(client: DistributedClient, world_id: str) -> WorldStatus:
+    status = await client.status()
+    for world in status.worlds:
+        if world.world_id == world_id:
+            return world
+    raise NetworkError(f"world {world_id} is not up yet")
+
+
+async def _receipts(client: DistributedClient, world_id: str, height: int) -> tuple[Receipt, ...]:
+    """A block's receipts, checked against its receipts_root."""
+    request = BlockRequest(world_id=world_id, height=height)
+    block = (await client.call("get_block", request, BlockAnswer)).block
+    receipts = chain.decode_receipts(await client.get_blob(block.receipts_ref, limits.LIST_BYTES_MAX))
+    if codec.merkle_root([receipt.to_bytes() for receipt in receipts]) != block.receipts_root:
+        raise Missing("receipts", f"of height {height}: the observer's list does not fit its block")
+    return receipts
+
+
+# --- judging -----------------------------------------------------------------------------------------------
+
+
+async def _judge(
+    options: DemoOptions, network: Network, clients: Clients, plan: Plan, tracker: Tracker, data: FlightData
+) -> Report:
+    """Compare executor and observer at one height; prove one receipt; count what it took."""
+    world_id = plan.genesis.header.world_id
+    executed, verified = await _same_height(clients, world_id)
+    flown = min(len(data.flights), options.flights or len(data.flights))
+    proved = await _prove_one(clients, world_id, plan, tracker)
+    lookups = 0
+    for client in clients.all:
+        counters = (await _patiently(client.status)).counters
+        lookups += counters.get("dht.lookups", 0)
+    return Report(
+        verified=executed == verified and executed.state_root is not None and not tracker.lost(),
+        world_id=world_id,
+        flights_read=data.rows,
+        flights_flown=sum(1 for envelope in plan.flights if envelope.hash() in tracker.verified_s),
+        flights_planned=flown,
+        flights_skipped=dict(data.skipped),
+        envelopes=len(tracker.submitted_s),
+        actions_submitted=tracker.submitted_actions,
+        actions_applied=tracker.applied,
+        actions_refused=dict(sorted(tracker.refused.items())),
+        actions_lost=_lost_actions(plan, tracker),
+        turned_away=dict(sorted(tracker.turned_away.items())),
+        blocks=tracker.height,
+        head_height=executed.height,
+        verified_height=verified.height,
+        executor_state_root=executed.state_root or b"",
+        observer_state_root=verified.state_root or b"",
+        delays_ms=tuple(tracker.delays_ms()),
+        disk_bytes=network.disk_bytes(),
+        dht_lookups=lookups,
+        processes=tuple(network.described()),
+        restarts=network.restarts,
+        receipt_proved_at=None if proved is None else proved.block.height,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    height: int
+    state_root: bytes | None
+
+
+async def _same_height(clients: Clients, world_id: str) -> tuple[_At, _At]:
+    """What executor and observer hold, once they stand at one height (or after SETTLE_S_MAX, as they are)."""
+    deadline = trio.current_time() + SETTLE_S_MAX
+    while True:
+        left = await _patiently(lambda: _status(clients.executor, world_id))
+        right = await _patiently(lambda: _status(clients.observer, world_id))
+        executed, verified = (
+            _At(left.executed or 0, left.state_root),
+            _At(right.verified or 0, right.state_root),
+        )
+        if executed.height == verified.height or trio.current_time() > deadline:
+            return executed, verified
+        await trio.sleep(POLL_S)
+
+
+async def _prove_one(clients: Clients, world_id: str, plan: Plan, tracker: Tracker) -> ProvedOutcome | None:
+    """The last flight's receipts, with a proof that this process checks itself."""
+    last = plan.flights[-1].hash()
+    if last not in tracker.verified_s:
+        return None
+    try:
+        return await _patiently(lambda: clients.observer.receipt(world_id, last))
+    except (NetworkError, WorldError) as error:
+        note(f"no proof of the last flight's receipts: {error}")
+        return None
+
+
+def _lost_actions(plan: Plan, tracker: Tracker) -> int:
+    lost = tracker.lost()
+    return sum(
+        len(envelope.record.actions)
+        for envelope in (*plan.airports, *plan.flights)
+        if envelope.hash() in lost
+    )
