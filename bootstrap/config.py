@@ -23,6 +23,7 @@ ROLES: Final = ("gateway", "sequencer", "coordinator", "executor", "storage", "i
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 CONFIG_BYTES_MAX: Final = 256 * 1024
+TEXT_CHARS_MAX: Final = 1_024
 WORLDS_MAX: Final = 64
 ADDRS_MAX: Final = 64
 ENV_PREFIX: Final = "AW_"
@@ -146,6 +147,16 @@ def read_config(
     return reading.finish()
 
 
+def parse_toml(text: str, file_name: str) -> dict[str, Any]:
+    """A TOML document of at most CONFIG_BYTES_MAX bytes. Raises ConfigMistakes (one)."""
+    if len(text.encode("utf-8", "surrogatepass")) > CONFIG_BYTES_MAX:
+        raise ConfigMistakes([Mistake(file_name, f"is over {CONFIG_BYTES_MAX} bytes (config_bytes_max)")])
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also of an integer or a nesting that Python does not read
+        raise ConfigMistakes([Mistake(file_name, f"is not TOML: {error}")]) from error
+
+
 def looks_like_world_id(text: str) -> bool:
     """True for 32 characters of lower-case base32."""
     return _WORLD_ID.fullmatch(text) is not None
@@ -169,8 +180,8 @@ class _Bad(Exception):
 
 def _text(value: object, base: Path) -> str:
     del base
-    if not isinstance(value, str) or not value or len(value) > 4_096:
-        raise _Bad("must be text of 1..4096 characters")
+    if not isinstance(value, str) or not 1 <= len(value) <= TEXT_CHARS_MAX or not value.isprintable():
+        raise _Bad(f"must be text of 1..{TEXT_CHARS_MAX} printable characters")
     return value
 
 
@@ -300,13 +311,10 @@ class _Reading:
 
     def take_file(self, text: str, file_name: str) -> None:
         """Keys of a TOML document; its paths are relative to the file's folder."""
-        if len(text.encode()) > CONFIG_BYTES_MAX:
-            self._mistakes.append(Mistake(file_name, f"is over {CONFIG_BYTES_MAX} bytes (config_bytes_max)"))
-            return
         try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            self._mistakes.append(Mistake(file_name, f"is not TOML: {error}"))
+            document = parse_toml(text, file_name)
+        except ConfigMistakes as error:
+            self._mistakes += error.mistakes
             return
         base = Path(file_name).parent
         for key, value in document.items():

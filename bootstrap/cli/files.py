@@ -13,6 +13,14 @@ from bootstrap.cli.failures import Exit, Failure
 TEXT_BYTES_MAX = 1 << 20
 
 
+def is_there(path: Path) -> bool:
+    """Whether something of that name can be found; a name that no file can have is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(path: Path, bytes_max: int, limit_name: str) -> bytes:
     """All bytes of a file, at most `bytes_max`. Raises Failure."""
     try:
@@ -39,7 +47,7 @@ def read_text(path: Path) -> str:
 
 def refuse_existing(path: Path) -> None:
     """Raise Failure when something stands there already."""
-    if path.exists():
+    if is_there(path):
         raise Failure(Exit.WRONG_USE, str(path), "is there already, and is not overwritten", "--out FILE")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bootstrap.cli.failures import Exit, Failure
+from bootstrap.cli.files import is_there
 from bootstrap.peers import peer_id_from_text
 from runtime.keys import SigningKey
 
@@ -30,14 +31,14 @@ def load_signing_key(path: Path) -> SigningKey:
     try:
         return SigningKey(load_identity(path).seed)
     except IdentityFileBad as bad:
-        hint = bad.try_this if path.exists() else f"aw key new {path}"
+        hint = bad.try_this if is_there(path) else f"aw key new {path}"
         raise Failure(Exit.WRONG_USE, f"key file {path}", bad.why, hint) from bad
 
 
 def identity_of(text: str, folder: Path) -> bytes:
     """The key id of a peer id `12D3KooW...`, or of a key file. Raises ValueError with the reason."""
     path = folder / text
-    if text.startswith("12D3KooW") and not path.exists():
+    if text.startswith("12D3KooW") and not is_there(path):
         return peer_id_from_text(text)
     try:
         return load_signing_key(path).identity

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from bootstrap.cli.failures import Exit, Failure
+from bootstrap.cli.files import is_there
 from bootstrap.config import looks_like_world_id
 from bootstrap.data_dir import DataDir, read_genesis_file
 from bootstrap.peers import parse_peer_addr
@@ -65,9 +66,9 @@ def ask_node(
 
 def world_id_of(which: str) -> str | None:
     """The world id that a genesis file or an id says by itself; None for what may be a name."""
-    if Path(which).is_file():
-        return read_genesis_file(Path(which)).header.world_id
-    return which if looks_like_world_id(which) else None
+    if looks_like_world_id(which):
+        return which
+    return read_genesis_file(Path(which)).header.world_id if which and is_there(Path(which)) else None
 
 
 async def find_world(client: DistributedClient, which: str) -> str:

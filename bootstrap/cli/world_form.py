@@ -7,13 +7,12 @@ Documented in docs/operations.md, section "Making a world".
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from bootstrap.config import CONFIG_BYTES_MAX, ConfigMistakes, Mistake, nearest
+from bootstrap.config import ConfigMistakes, Mistake, nearest, parse_toml
 from runtime import genesis as genesis_module
 from runtime import limits
 from runtime.errors import Invalid
@@ -47,12 +46,7 @@ def read_world_form(
     """The genesis of a form: keys of `given` (flags) replace those of the TOML `text`. Raises ConfigMistakes."""
     document: dict[str, Any] = {}
     if text is not None:
-        if len(text.encode()) > CONFIG_BYTES_MAX:
-            raise ConfigMistakes([Mistake(file_name, f"is over {CONFIG_BYTES_MAX} bytes (config_bytes_max)")])
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigMistakes([Mistake(file_name, f"is not TOML: {error}")]) from error
+        document = parse_toml(text, file_name)
     form = _Form(document, dict(given), Path(file_name).parent, identity_of)
     return form.genesis(created_ms)
 

@@ -146,7 +146,7 @@ def test_an_unknown_variable_of_ours_is_a_mistake_and_one_of_the_command_line_is
         ('world = ["x", 3]', "node.toml: world[1]", "must be a table"),
         (f'[[world]]\nid = "{WORLD[1:]}"', "node.toml: world[0].id", "must be 32 characters"),
         ("a = = 1", "node.toml", "is not TOML"),
-        ('data_dir = ""', "node.toml: data_dir", "must be text of 1..4096 characters"),
+        ('data_dir = ""', "node.toml: data_dir", "must be text of 1..1024 printable characters"),
         ("x = 1 #" + "x" * config.CONFIG_BYTES_MAX, "node.toml", "config_bytes_max"),
     ],
 )
@@ -171,3 +171,8 @@ def test_every_default_limit_is_within_its_own_range_and_named_by_its_unit() -> 
         assert item.metadata["low"] <= item.default <= item.metadata["high"]
         assert item.name.endswith(("_max", "_ms"))
         assert item.metadata["about"]
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5_000, 'data_dir = "a\\u0000b"'])
+def test_what_python_cannot_read_is_a_mistake_too(text: str) -> None:
+    assert len(mistakes_of(text)) == 1
