@@ -63,6 +63,8 @@ class ActionMempool:
         self._actors: dict[bytes, _Actor] = {}
         self._peer_of: dict[bytes, bytes] = {}  # envelope hash -> submitting peer; also: what is held
         self._per_peer: dict[bytes, int] = {}
+        # Nonces that commits have ordered and no applied block has taken yet; at most COMMIT_LEAD_MAX batches' worth.
+        self._ordered: dict[bytes, int] = {}
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -80,7 +82,9 @@ class ActionMempool:
         if digest in self._peer_of:
             raise Ignored("duplicate")
         held = self._actors.get(record.actor_id)
-        next_nonce = next_nonce if held is None else max(next_nonce, held.next_nonce)
+        next_nonce = max(
+            next_nonce, self._ordered.get(record.actor_id, 0), 0 if held is None else held.next_nonce
+        )
         if record.nonce < next_nonce:
             raise Ignored(f"nonce {record.nonce} is taken, the next is {next_nonce}")
         if held is not None and record.nonce in held.waiting:
@@ -186,14 +190,21 @@ class ActionMempool:
         """A commit has ordered these: forget them, and expect the nonces after them."""
         for envelope in envelopes:
             record = envelope.record
+            self._ordered[record.actor_id] = max(self._ordered.get(record.actor_id, 0), record.nonce + 1)
             if envelope.hash() in self._peer_of:
                 actor = self._actors[record.actor_id]
                 actor.next_nonce = max(actor.next_nonce, record.nonce + 1)
                 self._remove(record.actor_id, record.nonce)
             self._drop_below(record.actor_id, record.nonce + 1)
 
+    def applied(self, actor_id: bytes, next_nonce: int) -> None:
+        """A block was applied after which the actor's next nonce is this: what was ordered up to it is settled."""
+        if self._ordered.get(actor_id, 0) <= next_nonce:
+            self._ordered.pop(actor_id, None)
+
     def correct(self, actor_id: bytes, next_nonce: int) -> None:
         """An applied block says what the actor's next nonce is; it may be lower than a commit let expect."""
+        self._ordered.pop(actor_id, None)
         if actor_id in self._actors:
             self._actors[actor_id].next_nonce = next_nonce
             self._drop_below(actor_id, next_nonce)

@@ -76,6 +76,7 @@ class Sequencer:
         self._mempool = ActionMempool()
         self._lease: LeaseGrant | None = None
         self._renew_at = 0.0  # trio's clock
+        self._is_new_leader = True
         self._newest: Sealed[Commit] | None = None
         self._parent: _Parent | None = None  # None: to be learned from the coordinator
         self._cut_at_ms = 0
@@ -193,7 +194,8 @@ class Sequencer:
         return True
 
     def _take_up(self, answer: LeaseAnswer) -> None:
-        """Build on the last commit; hand it over again, since the leader before may have died in between."""
+        """Build on the last commit, whoever led when it was made; executors ask for what was not handed over."""
+        self._is_new_leader = True
         header = self._replica.genesis.header
         if answer.batch is None or answer.commit is None:
             self._parent = _Parent(0, header.hash(), header.created_ms)
@@ -205,13 +207,15 @@ class Sequencer:
 
     def _learn(self) -> None:
         """Nonces as applied blocks left them, and the end of what can no longer be taken."""
+        tables = self._replica.tables
         for applied in self._replica.since(self._settled_height):
             self._mempool.settled(applied.envelopes)
             taken = {receipt.envelope_hash for receipt in applied.receipts if receipt.index is not None}
             for envelope in applied.envelopes:
+                actor = envelope.record.actor_id
+                self._mempool.applied(actor, tables.nonce(actor))
                 if envelope.hash() not in taken:
-                    actor = envelope.record.actor_id
-                    self._mempool.correct(actor, self._replica.tables.nonce(actor))
+                    self._mempool.correct(actor, tables.nonce(actor))
             self._settled_height = applied.block.height
         assert self._parent is not None
         self._context.counters["mempool.expired"] += len(self._mempool.expire(self._parent.height + 1))
@@ -219,8 +223,12 @@ class Sequencer:
     def _cut(self) -> list[Envelope] | None:
         """The next batch's envelopes; an empty list when only waiting ones are held for too long; None for no batch."""
         assert self._parent is not None
-        if self._parent.height - self._replica.height >= limits.COMMIT_LEAD_MAX:
-            return None
+        behind = self._parent.height - self._replica.height
+        if behind >= limits.COMMIT_LEAD_MAX or (self._is_new_leader and behind):
+            return (
+                None  # a new leader does not know what the batches before it took until they are applied here
+            )
+        self._is_new_leader = False
         now_ms = self._context.now_ms()
         cut = self._mempool.cut_batch(self._parent.height + 1, now_ms, self._replica.genesis.body.limits)
         if cut:
