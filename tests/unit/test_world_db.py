@@ -132,10 +132,11 @@ class TestLmdb:
             "db = LmdbWorldDb(pathlib.Path(sys.argv[1]))\n"
             "for n in range(1_000_000):\n"
             "    key = n.to_bytes(4, 'big')\n"
-            "    db.commit([Put(Table.CURSORS, b'x' + key, key), Put(Table.CURSORS, b'y' + key, key)], [key * 20_000])\n"
+            "    rows = [Put(Table.CURSORS, mark + key, key) for mark in (b'x', b'y')]\n"
+            "    db.commit(rows, [key * 20_000])\n"
             "    print(n, flush=True)\n"
         )
-        with subprocess.Popen(  # noqa: S603
+        with subprocess.Popen(
             [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
         ) as child:
             assert child.stdout is not None
