@@ -1,0 +1,87 @@
+"""What a gateway says of nonces: which are taken or promised, and which is the first that is free."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+from runtime.keys import SigningKey
+from runtime.messages import SubmitRequest, SubmitResult
+from runtime.records import Envelope
+from runtime.services.context import Context
+from runtime.services.gateway import Gateway
+from runtime.services.replica import Replica
+from runtime.world_db import MemoryWorldDb
+from runtime.world_tables import WorldTables
+
+T = TypeVar("T")
+SAY = ("say", {"text": "x"})
+
+
+async def direct(work: Callable[[], T]) -> T:
+    return work()
+
+
+def submitter(world: Any) -> Callable[..., Awaitable[list[SubmitResult]]]:
+    """A gateway on an empty disk, as a function from envelopes to results."""
+    unused = cast("Any", None)  # submitting asks nobody
+    key, db = SigningKey(b"g" * 32), MemoryWorldDb()
+    created_ms = world.genesis.header.created_ms
+    context = Context(unused, unused, unused, db, key, lambda: created_ms, random.Random(0), direct)
+    tables = WorldTables(db, world.world_id)
+    gateway = Gateway(
+        context, Replica(context, world.genesis, tables, "stored"), world.certifier.identity, None
+    )
+
+    async def submit(*envelopes: Envelope) -> list[SubmitResult]:
+        request = SubmitRequest(world_id=world.world_id, envelopes=envelopes)
+        return list((await gateway.submit(key.identity, request)).results)
+
+    return submit
+
+
+async def test_the_refusal_of_a_promised_nonce_tells_the_first_free_one(
+    small_world: Callable[..., Any],
+) -> None:
+    world = small_world()
+    submit = submitter(world)
+    actor = world.actors[0]
+    promised = [world.envelope(actor, SAY, nonce=nonce) for nonce in (0, 1, 3)]
+    assert [result.outcome for result in await submit(*promised)] == ["accepted"] * 3
+    (refused,) = await submit(world.envelope(actor, ("shout", {}), nonce=0))
+    assert (refused.outcome, refused.reason, refused.next_nonce) == ("refused", "NonceDenied", 2)
+    (filled,) = await submit(world.envelope(actor, ("shout", {}), nonce=2))
+    assert filled.outcome == "accepted"
+    (again,) = await submit(world.envelope(actor, ("shout", {}), nonce=1))
+    assert again.next_nonce == 4
+
+
+async def test_promises_of_the_same_request_count_and_other_refusals_name_no_nonce(
+    small_world: Callable[..., Any],
+) -> None:
+    world = small_world()
+    submit = submitter(world)
+    first, other = world.actors[0], world.actors[1]
+    results = await submit(
+        world.envelope(first, SAY, nonce=0),
+        world.envelope(first, ("shout", {}), nonce=0),
+        world.envelope(other, SAY, nonce=0),
+        world.envelope(other, SAY, nonce=1, expires_at_height=1_000_000),
+    )
+    assert [(result.outcome, result.next_nonce) for result in results] == [
+        ("accepted", None),
+        ("refused", 1),
+        ("accepted", None),
+        ("refused", None),
+    ]
+
+
+async def test_the_same_envelope_again_is_the_same_promise_again(small_world: Callable[..., Any]) -> None:
+    world = small_world()
+    submit = submitter(world)
+    envelope = world.envelope(world.actors[0], SAY)
+    for _ in range(2):
+        (result,) = await submit(envelope)
+        assert result.acceptance is not None
+        assert result.acceptance.record.envelope_hash == envelope.hash()
