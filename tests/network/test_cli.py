@@ -79,7 +79,11 @@ class Lab:
             text=True,
         )
         assert self.process.stdout is not None
-        self.ready = json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.stdout.close()
+            pytest.fail(f"the node ended with {self.process.wait(COMMAND_S_MAX)} before it was ready")
+        self.ready = json.loads(line)
 
     def stop(self, number: signal.Signals) -> int:
         """Signal the node and wait for its end; gives the exit code."""
