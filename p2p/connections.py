@@ -11,6 +11,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import trio
@@ -23,9 +24,10 @@ from p2p.errors import Unreachable
 from p2p.network import PeerId
 
 HARD_CLOSE_S = 2.0
-NEWCOMERS_MAX = 1_024
 INTRODUCE_TRIES = 20
 INTRODUCE_S = 0.25
+INTRODUCE_AGAIN_S = 15.0
+PROBES = 2
 _log = logging.getLogger(__name__)
 
 
@@ -37,24 +39,39 @@ def split_addr(addr: str) -> tuple[str, PeerId]:
     return addr, names.peer_from_text(text)
 
 
+@dataclass(slots=True)
+class _Dial:
+    """A dial under way, for those who want the same peer."""
+
+    ended: trio.Event = field(default_factory=trio.Event)
+    failure: Unreachable | None = None
+
+
 class Connections:
-    """The connections of one host. `introduce(peer)` is awaited in a task of its own for each new peer."""
+    """The connections of one host.
+
+    `introduce(peer, is_new)` is awaited in a task of its own for each new peer until it says True, and again now and
+    then, since a gossip stream may be lost while its connection lives. `forget(peer)` is told of a peer that has gone.
+    """
 
     def __init__(
         self,
         host: Any,
         counters: Counter[str],
         rng: random.Random,
-        introduce: Callable[[PeerId], Awaitable[bool]],
+        introduce: Callable[[PeerId, bool], Awaitable[bool]],
+        forget: Callable[[PeerId], None],
     ) -> None:
         self._host = host
         self._swarm = host.get_network()
         self._counters = counters
         self._rng = rng
         self._introduce = introduce
+        self._forget = forget
         self._addrs: dict[PeerId, tuple[str, ...]] = {}
-        self._dialling: dict[PeerId, trio.Event] = {}
+        self._dialling: dict[PeerId, _Dial] = {}
         self._known: set[PeerId] = set()
+        self._probed: set[int] = set()
 
     # --- asking --------------------------------------------------------------------------------------------
 
@@ -95,15 +112,20 @@ class Connections:
         """Connected to this peer, by these addresses or by known ones. Raises Unreachable."""
         while not self.is_connected(peer):
             if peer in self._dialling:
-                await self._dialling[peer].wait()
-                if not self.is_connected(peer):
-                    raise Unreachable(names.peer_text(peer), "a dial at the same time failed")
-                return
-            self._dialling[peer] = trio.Event()
+                dial = self._dialling[peer]
+                await dial.ended.wait()
+                if dial.failure is not None and not addrs:
+                    raise Unreachable(dial.failure.peer, dial.failure.why)
+                continue  # connected, or cancelled, or it had not the addresses that are given here
+            dial = self._dialling[peer] = _Dial()
             try:
                 await self._dial(peer, addrs or self.addrs_of(peer))
+            except Unreachable as failure:
+                dial.failure = failure
+                raise
             finally:
-                self._dialling.pop(peer).set()
+                del self._dialling[peer]
+                dial.ended.set()
 
     async def _dial(self, peer: PeerId, addrs: Iterable[str]) -> None:
         lib_id, tried = ID(peer), []
@@ -165,50 +187,71 @@ class Connections:
             while True:
                 await trio.sleep(names.LIVENESS_PERIOD_MS / 1_000)
                 for conn in list(self._swarm.get_connections()):
-                    nursery.start_soon(self._check, conn)
+                    if id(conn) not in self._probed:
+                        self._probed.add(id(conn))
+                        nursery.start_soon(self._check, conn, nursery)
 
-    async def _check(self, conn: Any) -> None:
-        alive = trio.Event()
-
-        async def ping(scope: trio.CancelScope) -> None:
-            # In a task of its own: a probe that hangs in the library is left behind, the deadline is not.
-            with scope:
-                found = await ping_connection(conn, ping_timeout=names.LIVENESS_TIMEOUT_MS / 1_000)
-                if found.success:
-                    alive.set()
-
-        scope = trio.CancelScope()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ping, scope)
-            with trio.move_on_after(names.LIVENESS_TIMEOUT_MS / 1_000):
-                await alive.wait()
-            if not alive.is_set():
-                self._counters["connections.found_dead"] += 1
-                await close_hard(conn)
-            scope.cancel()
+    async def _check(self, conn: Any, nursery: trio.Nursery) -> None:
+        try:
+            # Two silences in a row: the cause of one may be this process, when it was busy itself.
+            for _ in range(PROBES):
+                answered, scope = trio.Event(), trio.CancelScope()
+                nursery.start_soon(_probe, conn, answered, scope)
+                with trio.move_on_after(names.LIVENESS_TIMEOUT_MS / 1_000):
+                    await answered.wait()
+                scope.cancel()
+                if answered.is_set():
+                    return
+            self._counters["connections.found_dead"] += 1
+            await close_hard(conn)
+        finally:
+            self._probed.discard(id(conn))
 
     async def introduce_newcomers(self) -> NoReturn:
-        """Have each new peer introduced once, and again when it comes back after having been away."""
+        """Have each new peer introduced, also one that comes back, and every peer again now and then."""
+        again_at = trio.current_time() + INTRODUCE_AGAIN_S
         async with trio.open_nursery() as nursery:
             while True:
                 connected = set(self.peers())
-                for peer in sorted(connected - self._known)[:NEWCOMERS_MAX]:
-                    self._known.add(peer)
-                    nursery.start_soon(self._introduce_one, peer)
-                self._known &= connected
+                for peer in sorted(self._known - connected):
+                    self._forget(peer)
+                for peer in sorted(connected - self._known):
+                    nursery.start_soon(self._introduce_one, peer, True)
+                if trio.current_time() >= again_at:
+                    again_at = trio.current_time() + INTRODUCE_AGAIN_S
+                    for peer in sorted(connected & self._known):
+                        nursery.start_soon(self._introduce_one, peer, False)
+                self._known = connected
                 await trio.sleep(INTRODUCE_S)
 
-    async def _introduce_one(self, peer: PeerId) -> None:
+    async def _introduce_one(self, peer: PeerId, is_new: bool) -> None:
         """Identify has to come first, which the library does in its own time."""
-        for _ in range(INTRODUCE_TRIES):
-            if not self.is_connected(peer) or await self._introduce(peer):
-                return
+        for _ in range(INTRODUCE_TRIES if is_new else 1):
+            try:
+                if not self.is_connected(peer) or await self._introduce(peer, is_new):
+                    return
+            except Exception as error:  # noqa: BLE001  # the library raises many kinds: try again
+                self._counters["connections.introduce_failed"] += 1
+                _log.debug("introducing a peer: %s", type(error).__name__)
             await trio.sleep(INTRODUCE_S)
 
     async def close_all(self) -> None:
         """Close every connection hard: an orderly close hangs on a peer that has stopped reading."""
         for conn in list(self._swarm.get_connections()):
             await close_hard(conn)
+
+
+async def _probe(conn: Any, answered: trio.Event, scope: trio.CancelScope) -> None:
+    """Ping. In a task of its own: one that hangs in the library is left behind, its deadline is not.
+
+    A refusal is a sign of life too; a connection that is really gone is noticed by the swarm.
+    """
+    with scope:
+        try:
+            await ping_connection(conn, ping_timeout=2 * names.LIVENESS_TIMEOUT_MS / 1_000)
+        except Exception as error:  # noqa: BLE001  # a probe must not stop the node
+            _log.debug("ping failed: %s", type(error).__name__)
+        answered.set()
 
 
 async def close_hard(conn: Any) -> None:

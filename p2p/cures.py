@@ -2,7 +2,9 @@
 
 Hides: every patch of library internals in the project. Guarantees: nothing else reaches into libp2p's private parts;
 each cure names the test that fails without it, so that a newer release shows which of them can go.
-Cures of classes hold for the whole process (`apply_process_cures`), cures of objects for one host (`harden`, ...).
+
+ALL is the table of what is in force: a test takes a cure out of it and sees the fault. Cures of the process patch
+classes and modules, once; cures of a host, of gossip and of the DHT patch one object when it is made.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import importlib.metadata
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import libp2p.pubsub.pubsub as pubsub_module
 import trio
+from libp2p.custom_types import TProtocol
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer.id import ID
@@ -34,6 +37,9 @@ DELIVERIES_CLEARED_S: Final = 60.0
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 _log = logging.getLogger(__name__)
 
+dropped: Final[Counter[str]] = Counter()
+"""What the cures of the process have dropped, by reason; of all hosts of the process together."""
+
 
 class IgnoredMessage(Exception):
     """Raised by a topic's validator for a message that is neither forwarded nor held against anybody."""
@@ -46,7 +52,7 @@ def shield_yamux_writes() -> None:
     """A cancelled write leaves half a noise frame or a burnt nonce, and the whole connection dies with it.
 
     yamux.py:874 `_write_frame`, and the window update that `read` sends. Both are shielded: a frame goes out whole.
-    Test: test_a_cancelled_write_does_not_kill_the_connection.
+    Test: test_cancelled_writes_do_not_kill_the_connection.
     """
     for owner, name in (
         (yamux.Yamux, "_write_frame"),
@@ -64,19 +70,16 @@ def _shielded(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
 
 
 def size_gossip_queues() -> None:
-    """Queues of 32 messages, in and out, lose what comes in a burst without a word.
+    """A peer's outbound queue holds 32 RPCs and loses the rest of a burst without a word (rpc_queue.py).
 
-    pubsub.py reads SUBSCRIPTION_CHANNEL_SIZE at subscribe and makes an RpcQueue per peer; both are sized here, and
-    what the outbound one refuses is counted. Test: test_a_burst_of_gossip_arrives_whole.
+    The module makes one per peer by the name RpcQueue: ours is larger, and what it refuses is counted.
+    Test: test_a_burst_of_gossip_arrives_whole.
     """
-    pubsub_module.SUBSCRIPTION_CHANNEL_SIZE = names.GOSSIP_CHANNEL_MESSAGES_MAX
     setattr(pubsub_module, "RpcQueue", CountedRpcQueue)  # noqa: B010  # the module does not export the name
 
 
 class CountedRpcQueue(RpcQueue):
-    """An outbound queue of our size whose refusals are counted in `dropped`, by the process."""
-
-    dropped: Final[Counter[str]] = Counter()
+    """An outbound queue of GOSSIP_OUT_QUEUE_RPCS_MAX whose refusals are counted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["max_size"] = names.GOSSIP_OUT_QUEUE_RPCS_MAX
@@ -85,8 +88,27 @@ class CountedRpcQueue(RpcQueue):
     def push(self, *args: Any, **kwargs: Any) -> bool:
         taken = bool(super().push(*args, **kwargs))
         if not taken:
-            self.dropped["gossip.dropped_out_queue_full"] += 1
+            dropped["gossip.dropped_out_queue_full"] += 1
         return taken
+
+
+def cap_messages_per_rpc() -> None:
+    """Each message of an inbound RPC becomes a task before anything is checked, 7,000 of them in one of 1 MiB.
+
+    pubsub.py:586 has no limit. The function that looks at an RPC first is given the first
+    GOSSIP_MESSAGES_PER_RPC_MAX messages, the rest is counted; after one RPC's tasks the reader waits for its next
+    bytes, so that this is also the bound of what one stream has under way. Test: test_an_overfull_rpc_is_cut.
+    """
+    look = pubsub_module.maybe_consume_signed_record  # type: ignore[attr-defined]
+
+    def capped(message: Any, *args: Any, **kwargs: Any) -> bool:
+        excess = len(message.publish) - names.GOSSIP_MESSAGES_PER_RPC_MAX
+        if excess > 0:
+            dropped["gossip.dropped_rpc_too_full"] += excess
+            del message.publish[names.GOSSIP_MESSAGES_PER_RPC_MAX :]
+        return bool(look(message, *args, **kwargs))
+
+    setattr(pubsub_module, "maybe_consume_signed_record", capped)  # noqa: B010  # not exported either
 
 
 def name_kad_protocol() -> None:
@@ -96,6 +118,17 @@ def name_kad_protocol() -> None:
     """
     for module in _KAD_MODULES:
         importlib.import_module(f"libp2p.kad_dht.{module}").PROTOCOL_ID = names.KAD_PROTOCOL  # type: ignore[attr-defined]
+
+
+def shorten_query_timeout() -> None:
+    """Every lookup phase waits 10 s for a peer that hangs. QUERY_TIMEOUT is imported by name in several modules.
+
+    Test: test_a_query_waits_for_a_hung_peer_no_longer_than_a_negotiation.
+    """
+    for module in _KAD_MODULES:
+        loaded = importlib.import_module(f"libp2p.kad_dht.{module}")
+        if hasattr(loaded, "QUERY_TIMEOUT"):
+            setattr(loaded, "QUERY_TIMEOUT", names.NEGOTIATION_S)  # noqa: B010  # unknown to the type checker
 
 
 def tame_loggers() -> None:
@@ -111,41 +144,6 @@ def tame_loggers() -> None:
     logging.getLogger("libp2p.transport").setLevel(logging.CRITICAL)
 
 
-def shorten_query_timeout() -> None:
-    """Every lookup phase waits 10 s for a peer that hangs. QUERY_TIMEOUT is imported by name in several modules.
-
-    Test: test_a_hung_dht_peer_costs_a_bounded_time.
-    """
-    for module in _KAD_MODULES:
-        loaded = importlib.import_module(f"libp2p.kad_dht.{module}")
-        if hasattr(loaded, "QUERY_TIMEOUT"):
-            setattr(loaded, "QUERY_TIMEOUT", names.NEGOTIATION_S)  # noqa: B010  # unknown to the type checker
-
-
-_PROCESS_CURES: Final = (
-    shield_yamux_writes,
-    size_gossip_queues,
-    name_kad_protocol,
-    shorten_query_timeout,
-    tame_loggers,
-)
-_applied: list[str] = []
-
-
-def apply_process_cures() -> None:
-    """Every cure of the process, once."""
-    if _applied:
-        return
-    version = importlib.metadata.version("libp2p")
-    if version != CURED_VERSION:
-        _log.warning(
-            "libp2p %s is not %s, for which p2p/cures.py was written: run its tests", version, CURED_VERSION
-        )
-    for cure in _PROCESS_CURES:
-        cure()
-        _applied.append(cure.__name__)
-
-
 # --- cures of a host ---------------------------------------------------------------------------------------
 
 
@@ -154,141 +152,195 @@ def guard_streams(host: Any, counters: Counter[str]) -> None:
 
     basic_host.py:1554 awaits the handler without a try, in a nursery under the Swarm service. Negotiation of a token
     that is no UTF-8 and an RPC that is no protobuf raise too. Everything is caught here, counted, and the stream
-    reset. Tests: test_a_token_that_is_no_utf8_..., test_an_rpc_that_is_no_protobuf_....
+    reset. Tests: test_a_token_that_is_no_utf_8_costs_nothing, test_an_rpc_that_is_no_protobuf_costs_nothing.
     """
-    inner = host._swarm_stream_handler  # noqa: SLF001
 
-    async def guarded(stream: Any) -> None:
+    def guard(inner: _StreamHandler) -> _StreamHandler:
+        async def guarded(stream: Any) -> None:
+            try:
+                await inner(stream)
+            except Exception as error:  # noqa: BLE001  # whatever it is, it must not stop the node
+                counters["cure.stream_guard"] += 1
+                _log.info("stream handler failed: %s", type(error).__name__)
+                await _reset(stream)
+
+        return guarded
+
+    _wrap_stream_handler(host, guard)
+
+
+def limit_inbound_streams(host: Any, counters: Counter[str]) -> None:
+    """A peer may hold any number of inbound streams, up to the 10,000 of all peers together.
+
+    Yamux acknowledges every one. Past INBOUND_STREAMS_PER_PEER_MAX a peer's new streams are reset at once, negotiated
+    or not. Test: test_a_flood_of_streams_is_cut_and_others_are_served.
+    """
+    held: Counter[bytes] = Counter()
+
+    def limit(inner: _StreamHandler) -> _StreamHandler:
+        async def limited(stream: Any) -> None:
+            peer = stream.muxed_conn.peer_id.to_bytes()
+            if held[peer] >= names.INBOUND_STREAMS_PER_PEER_MAX:
+                counters["cure.streams_over_limit"] += 1
+                await _reset(stream)
+                return
+            held[peer] += 1
+            try:
+                await inner(stream)
+            finally:
+                held[peer] -= 1
+                if not held[peer]:
+                    del held[peer]
+
+        return limited
+
+    _wrap_stream_handler(host, limit)
+
+
+_StreamHandler = Callable[[Any], Awaitable[None]]
+
+
+def _wrap_stream_handler(host: Any, wrap: Callable[[_StreamHandler], _StreamHandler]) -> None:
+    swarm = host.get_network()
+    swarm.set_stream_handler(wrap(swarm.common_stream_handler))
+
+
+async def _reset(stream: Any) -> None:
+    """Reset, also while being cancelled; one that fails has nothing left to reset."""
+    with trio.CancelScope(shield=True), trio.move_on_after(RESET_S_MAX):
         try:
-            await inner(stream)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it must not stop the node
-            counters["cure.stream_guard"] += 1
-            _log.info("stream handler failed: %s", type(error).__name__)
-            with trio.CancelScope(shield=True), trio.move_on_after(RESET_S_MAX):
-                await _quietly(stream.reset)
-
-    host.get_network().set_stream_handler(guarded)
+            await stream.reset()
+        except Exception as error:  # noqa: BLE001
+            _log.debug("reset failed: %s", type(error).__name__)
 
 
-async def _quietly(call: Callable[[], Awaitable[object]]) -> None:
-    """A reset that fails has nothing left to reset."""
-    try:
-        await call()
-    except Exception as error:  # noqa: BLE001
-        _log.debug("reset failed: %s", type(error).__name__)
-
-
-def give_inbound_slots_back(host: Any) -> None:
+def give_inbound_slots_back(host: Any, counters: Counter[str]) -> None:
     """An inbound connection keeps its slot until the swarm ends: after 250 of them the node accepts no more.
 
     swarm.py:1982 takes the slot, then waits for the swarm's end. Here the upgrade itself waits for the connection's
-    end and then raises, which gives the slot back. TCP only. Test: test_260_short_connections_leave_room_....
+    end and then raises, which gives the slot back. TCP only. Test: test_260_short_connections_leave_room_for_more.
     """
     swarm = host.get_network()
     upgrade = swarm.upgrade_inbound_raw_conn
 
     async def until_closed(raw: Any, maddr: Multiaddr) -> Any:
         muxed = await upgrade(raw, maddr)
+        counters["connections.accepted"] += 1
         await muxed.event_closed.wait()
         raise ConnectionError("inbound connection has ended")
 
     swarm.upgrade_inbound_raw_conn = until_closed
 
 
-def stop_auto_connector(host: Any) -> None:
-    """The auto-connector dials everybody in the peerstore, whatever the watermarks say.
+def stop_auto_connector(host: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """The auto-connector dials everybody in the peerstore, whatever the watermarks say (auto_connector.py:300).
 
     Test: test_nobody_is_dialled_unasked.
     """
 
-    async def never() -> None:
+    async def never(*_args: Any, **_kwargs: Any) -> None:
         """Dial nobody."""
 
     host.get_network().auto_connector.start = never
-
-
-def known_protocols(host: Any, peer: ID) -> list[str]:
-    """What a peer has told by identify; nothing before that."""
-    try:
-        return [str(protocol) for protocol in host.get_peerstore().get_protocols(peer)]
-    except Exception:  # noqa: BLE001  # the peerstore raises for a peer that it does not know
-        return []
-
-
-def ask_identify(host: Any, peer: ID) -> None:
-    """Connections made by `dial_addr` and inbound ones are not identified by the library until a stream needs it.
-
-    Test: test_connected_peers_find_each_other_in_the_dht.
-    """
-    host._schedule_identify(peer, reason="introduce")  # noqa: SLF001
+    host.get_network().auto_connector.maybe_connect = never  # run by the swarm when a peer is lost
 
 
 # --- cures of gossip ---------------------------------------------------------------------------------------
 
 
-class CuredPubsub(Pubsub):
-    """Pubsub whose `push_msg` cannot stop the node, knows IGNORE, and checks what the library does not.
+def ignore_messages(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """A validator says yes or no, and no costs the forwarder; there is no IGNORE (pubsub.py:1603).
 
-    - A message whose `from` embeds no key and whose `key` is garbage raises out of the service (validators.py:62).
-    - `key` may be another key than `from` (rust refuses that, so a py relay of it would be punished).
-    - Each inbound message is a task (pubsub.py:586): no back-pressure before validation. Past
-      GOSSIP_IN_FLIGHT_PER_PEER_MAX of one peer, or GOSSIP_BYTES_MAX bytes, it is dropped and counted.
-    - ACCEPT and REJECT only: an IgnoredMessage raised by a validator leaves before cache, penalty and forwarding.
-    - The sequence number starts at seconds, so that a restart repeats numbers seen (`counter_ns` starts it anew).
-    Tests: tests/network/test_gossip.py.
+    An IgnoredMessage raised by a validator leaves before cache, penalty and forwarding; the message is marked as
+    seen, so that its copies cost nothing. Test: test_an_ignored_message_is_judged_once_and_not_forwarded.
     """
+    push = pubsub.push_msg
 
-    def __init__(self, host: Any, router: GossipSub, counters: Counter[str], counter_ns: int) -> None:
-        super().__init__(host, router, strict_signing=True)
-        self.counter = counter_ns
-        self._counters = counters
-        self._in_flight: Counter[bytes] = Counter()
-
-    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
-        if msg_forwarder == self.my_id:
-            await super().push_msg(msg_forwarder, msg)
-            return
-        reason = self._refusal(msg_forwarder, msg)
-        if reason is not None:
-            self._counters[f"gossip.{reason}"] += 1
-            return
-        forwarder = msg_forwarder.to_bytes()
-        self._in_flight[forwarder] += 1
+    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
         try:
-            await super().push_msg(msg_forwarder, msg)
+            await push(forwarder, message)
         except IgnoredMessage:
-            self._mark_msg_seen(msg)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it must not stop the node
-            self._counters["cure.push_msg"] += 1
-            _log.info("gossip message failed: %s", type(error).__name__)
-        finally:
-            self._in_flight[forwarder] -= 1
-            if not self._in_flight[forwarder]:
-                del self._in_flight[forwarder]
+            pubsub._mark_msg_seen(message)  # noqa: SLF001
 
-    def _refusal(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> str | None:
-        if len(msg.data) > names.GOSSIP_BYTES_MAX or len(msg.topicIDs) != 1:
-            return "rejected_shape"
-        if self._in_flight[msg_forwarder.to_bytes()] >= names.GOSSIP_IN_FLIGHT_PER_PEER_MAX:
-            return "dropped_peer_in_flight"
-        # An Ed25519 id embeds its key; a `key` field that says something else is refused, as rust-libp2p does.
-        embedded = (
-            msg.from_id[2:] if msg.from_id[:6] == names.PEER_ID_PREFIX and len(msg.from_id) == 38 else None
-        )
-        if embedded is None:
-            return "rejected_author"
-        if msg.key and msg.key != embedded:
-            return "rejected_key"
-        return None
+    pubsub.push_msg = push_msg
+
+
+def guard_push_msg(pubsub: Any, counters: Counter[str]) -> None:
+    """A message whose `from` embeds no key and whose `key` is garbage raises out of the service: the node ends.
+
+    validators.py:62 raises again; so does any bug of a validator. Caught and counted, except for one's own messages.
+    Test: test_a_message_with_a_garbage_key_costs_nothing.
+    """
+    push = pubsub.push_msg
+
+    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
+        try:
+            await push(forwarder, message)
+        except Exception as error:
+            if forwarder == pubsub.my_id:
+                raise
+            counters["cure.push_msg"] += 1
+            _log.info("gossip message failed: %s", type(error).__name__)
+
+    pubsub.push_msg = push_msg
+
+
+def check_authors(pubsub: Any, counters: Counter[str]) -> None:
+    """The library takes any size up to its RPC, several topics, and a `key` field of another key than `from`.
+
+    rust-libp2p refuses that key, so a relay of it would be held against us. Such messages go no further.
+    Tests: test_a_message_whose_key_is_not_its_authors_is_refused, test_an_oversize_message_is_refused.
+    """
+    push = pubsub.push_msg
+
+    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
+        reason = None if forwarder == pubsub.my_id else _refusal(message)
+        if reason is None:
+            await push(forwarder, message)
+        else:
+            counters[f"gossip.refused_{reason}"] += 1
+
+    pubsub.push_msg = push_msg
+
+
+def _refusal(message: rpc_pb2.Message) -> str | None:
+    """Why a message is malformed, or None. An Ed25519 peer id is a prefix and the protobuf of its public key."""
+    author = bytes(message.from_id)
+    if len(message.data) > names.GOSSIP_BYTES_MAX:
+        return "size"
+    if len(message.topicIDs) != 1:
+        return "topics"
+    if len(author) != len(names.PEER_ID_PREFIX) + 32 or not author.startswith(names.PEER_ID_PREFIX):
+        return "author"
+    if message.key and bytes(message.key) != author[2:]:
+        return "key"
+    if len(message.seqno) != 8 or not message.signature:
+        return "unsigned"
+    return None
+
+
+def count_from_now(pubsub: Any, now_ms: int) -> None:
+    """The sequence number starts at seconds, so that a restarted node repeats numbers that its peers have seen.
+
+    pubsub.py:478. The number is the time in ns instead. Test: test_a_restarted_nodes_messages_arrive.
+    """
+    pubsub.counter = now_ms * 1_000_000
+
+
+def deliver_to(pubsub: Any, deliver: Callable[[rpc_pb2.Message], None]) -> None:
+    """A topic's channel holds 32 messages, its overflow is only logged, and nobody is told the forwarder.
+
+    pubsub.py:1372. `deliver` takes each message instead, in the same turn as its validator accepted it.
+    Tests: test_a_burst_of_gossip_arrives_whole, test_overflow_of_a_topic_is_dropped_and_counted.
+    """
+    pubsub.notify_subscriptions = deliver
 
 
 def make_gossip_router() -> GossipSub:
     """Gossipsub that keeps its heartbeat: by default it slows to 30-60 s when it finds the mesh unhealthy.
 
-    gossipsub.py:2864. Its spam limits also stop one's own publishes. Test: test_the_mesh_forms_and_stays.
+    gossipsub.py:2864. Its spam limits also stop one's own publishes. Test: test_the_heartbeat_stays_at_a_second.
     """
-    from libp2p.custom_types import TProtocol
-
     return GossipSub(
         protocols=[TProtocol(names.GOSSIP_PROTOCOL)],
         degree=6,
@@ -301,25 +353,20 @@ def make_gossip_router() -> GossipSub:
     )
 
 
-async def clear_recent_deliveries(router: GossipSub) -> None:
+async def clear_recent_deliveries(router: GossipSub, period_s: float = DELIVERIES_CLEARED_S) -> None:
     """With a steady heartbeat a list of recent deliveries is never pruned: 280 MB a day at 100 messages a second.
 
     gossipsub.py:1089. Runs until cancelled. Test: test_recent_deliveries_are_cleared.
     """
     while True:
-        await trio.sleep(DELIVERIES_CLEARED_S)
-        drop_recent_deliveries(router)
-
-
-def drop_recent_deliveries(router: GossipSub) -> None:
-    """One round of clear_recent_deliveries."""
-    router.recent_message_deliveries.clear()
+        await trio.sleep(period_s)
+        router.recent_message_deliveries.clear()
 
 
 # --- cures of the DHT --------------------------------------------------------------------------------------
 
 
-def widen_dht_limits(dht: KadDHT) -> None:
+def widen_dht_limits(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all
     """Twelve inbound handlers, the rest reset; 10 ADD_PROVIDER in 10 s from a peer, the rest dropped unsaid.
 
     kad_dht.py:313-323. Test: test_more_than_ten_provides_in_a_row_are_all_kept.
@@ -334,12 +381,14 @@ def silence_add_provider(host: Any, dht: KadDHT) -> None:
 
     kad_dht.py:866-874. The stream given to the handler swallows that one reply. Test: test_add_provider_has_no_answer.
     """
+    if TProtocol(names.KAD_PROTOCOL) not in host.get_mux().get_protocols():
+        return  # a client serves nobody
     handle = dht.handle_stream
 
     async def without_echo(stream: Any) -> None:
-        await handle(cast("Any", _NoEcho(stream)))
+        await handle(_NoEcho(stream))  # type: ignore[arg-type]  # a stream in all that the handler uses
 
-    host.set_stream_handler(names.KAD_PROTOCOL, without_echo)
+    host.set_stream_handler(TProtocol(names.KAD_PROTOCOL), without_echo)
 
 
 class _NoEcho:
@@ -363,15 +412,80 @@ class _NoEcho:
             await self._stream.write(length + data)
 
 
-__all__ = [
-    "CuredPubsub",
-    "IgnoredMessage",
-    "apply_process_cures",
-    "clear_recent_deliveries",
-    "give_inbound_slots_back",
-    "guard_streams",
-    "make_gossip_router",
-    "silence_add_provider",
-    "stop_auto_connector",
-    "widen_dht_limits",
-]
+# --- the table ---------------------------------------------------------------------------------------------
+
+OF_THE_PROCESS: Final = (
+    shield_yamux_writes,
+    size_gossip_queues,
+    cap_messages_per_rpc,
+    name_kad_protocol,
+    shorten_query_timeout,
+    tame_loggers,
+)
+OF_A_HOST: Final = (guard_streams, limit_inbound_streams, give_inbound_slots_back, stop_auto_connector)
+OF_GOSSIP: Final = (ignore_messages, guard_push_msg, check_authors)
+OF_A_START: Final = (count_from_now,)
+OF_THE_DHT: Final = (widen_dht_limits, silence_add_provider)
+
+ALL: Final[dict[str, Callable[..., None]]] = {
+    cure.__name__: cure for cure in (*OF_THE_PROCESS, *OF_A_HOST, *OF_GOSSIP, *OF_A_START, *OF_THE_DHT)
+}
+"""The cures in force, by name. Nothing but a test takes one out."""
+
+_applied: list[str] = []
+
+
+def _apply(cures: tuple[Callable[..., None], ...], *subject: Any) -> None:
+    for cure in cures:
+        if cure.__name__ in ALL:
+            cure(*subject)
+
+
+def apply_process_cures() -> None:
+    """Every cure of the process, once."""
+    if _applied:
+        return
+    version = importlib.metadata.version("libp2p")
+    if version != CURED_VERSION:
+        _log.warning(
+            "libp2p %s is not %s, for which p2p/cures.py was written: run its tests", version, CURED_VERSION
+        )
+    _apply(OF_THE_PROCESS)
+    _applied.extend(cure.__name__ for cure in OF_THE_PROCESS)
+
+
+def harden(host: Any, counters: Counter[str]) -> None:
+    """Every cure of a host that does not run yet."""
+    _apply(OF_A_HOST, host, counters)
+
+
+def make_pubsub(host: Any, router: GossipSub, counters: Counter[str], now_ms: int) -> Pubsub:
+    """A cured Pubsub over a router; the first number of its messages is the time."""
+    pubsub = Pubsub(host, router, strict_signing=True)
+    _apply(OF_GOSSIP, pubsub, counters)
+    _apply(OF_A_START, pubsub, now_ms)
+    return pubsub
+
+
+def harden_dht(host: Any, dht: KadDHT) -> None:
+    """Every cure of a DHT that does not run yet."""
+    _apply(OF_THE_DHT, host, dht)
+
+
+# --- what has no other way in ------------------------------------------------------------------------------
+
+
+def known_protocols(host: Any, peer: ID) -> list[str]:
+    """What a peer has told by identify; nothing before that."""
+    try:
+        return [str(protocol) for protocol in host.get_peerstore().get_protocols(peer)]
+    except Exception:  # noqa: BLE001  # the peerstore raises for a peer that it does not know
+        return []
+
+
+def ask_identify(host: Any, peer: ID) -> None:
+    """Connections made by `dial_addr` and inbound ones are not identified by the library until a stream needs it.
+
+    Test: test_connected_peers_find_each_other_in_the_dht.
+    """
+    host._schedule_identify(peer, reason="introduce")  # noqa: SLF001

@@ -161,12 +161,15 @@ class KadDht:
         """How often a server was added to the routing table."""
         return self._grown
 
-    async def introduce(self, peer_id: PeerId) -> None:
-        """Take a connected DHT server into the routing table."""
+    async def introduce(self, peer_id: PeerId, *, is_new: bool) -> None:
+        """Take a connected DHT server into the routing table. `is_new`: it may be back with an empty store."""
         lib_id = ID(peer_id)
-        if lib_id not in self._kad.routing_table.get_peer_ids():
+        is_held = lib_id in self._kad.routing_table.get_peer_ids()
+        if not is_held:
             await self._kad.add_peer(lib_id)
-        self._grown += 1  # also when it was there: it may be back with an empty store
+        if is_new or not is_held:
+            self._counters["dht.introduced"] += 1
+            self._grown += 1
 
     def forget(self, peer_id: PeerId) -> None:
         """A peer that is gone is asked no more: each lookup would wait for it."""

@@ -7,53 +7,64 @@ delivered, and IGNORE costs nobody; what overflows is dropped and counted. Imple
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Final
 
+import trio
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
 
-from p2p import names
-from p2p.cures import CuredPubsub, IgnoredMessage
+from p2p import cures, names
 from p2p.network import Check, Message, PeerId, Verdict
+
+_COUNTED: Final = {Verdict.ACCEPT: "accepted", Verdict.REJECT: "rejected", Verdict.IGNORE: "ignored"}
 
 
 class Libp2pSubscription:
-    """A joined topic. The library's channel of GOSSIP_CHANNEL_MESSAGES_MAX drops the newest when it is full."""
+    """A joined topic. Its channel holds GOSSIP_CHANNEL_MESSAGES_MAX messages and drops the newest when full."""
 
-    def __init__(self, gossip: Gossip, topic: str, check: Check, channel: Any) -> None:
+    def __init__(self, gossip: Gossip, topic: str, check: Check) -> None:
         self._gossip = gossip
         self._topic = topic
-        self._check = check
-        self._channel = channel
+        self.check: Final = check
+        self._send, self._receive = trio.open_memory_channel[Message](names.GOSSIP_CHANNEL_MESSAGES_MAX)
 
     @property
     def topic(self) -> str:
         return self._topic
 
     async def receive(self) -> Message:
-        while True:
-            message = await self._channel.get()
-            if message.from_id != self._gossip.peer_id:
-                return Message(self._topic, message.data, message.from_id, message.from_id)
+        return await self._receive.receive()
 
     async def publish(self, data: bytes) -> None:
         if len(data) > names.GOSSIP_BYTES_MAX:
             raise ValueError(f"gossip message: {len(data)} bytes, at most {names.GOSSIP_BYTES_MAX}")
         own = self._gossip.peer_id
-        verdict = self._check(Message(self._topic, data, own, own))
+        verdict = self.check(Message(self._topic, data, own, own))
         if verdict is not Verdict.ACCEPT:
             raise ValueError(f"gossip message: the own check of {self._topic} says {verdict.value}")
         await self._gossip.publish(self._topic, data)
+
+    def offer(self, message: Message) -> bool:
+        """Deliver, or say that there is no room."""
+        try:
+            self._send.send_nowait(message)
+        except trio.WouldBlock:
+            return False
+        return True
 
 
 class Gossip:
     """All topics of one node."""
 
-    def __init__(self, pubsub: CuredPubsub, peer_id: PeerId, counters: Counter[str]) -> None:
+    def __init__(self, pubsub: Pubsub, peer_id: PeerId, counters: Counter[str]) -> None:
         self._pubsub = pubsub
-        self.peer_id = peer_id
+        self.peer_id: Final = peer_id
         self._counters = counters
-        self._joined: set[str] = set()
+        self._joined: dict[str, Libp2pSubscription] = {}
+        self._accepted: tuple[rpc_pb2.Message, Message] | None = None
+        cures.deliver_to(pubsub, self._deliver)
 
     async def join(self, topic: str, check: Check) -> Libp2pSubscription:
         """Subscribe with a check. Raises ValueError for a topic that is joined already, or past TOPICS_MAX."""
@@ -61,28 +72,38 @@ class Gossip:
             raise ValueError(f"topic {topic} is joined already")
         if len(self._joined) >= names.TOPICS_MAX:
             raise ValueError(f"topic {topic}: {names.TOPICS_MAX} topics are joined (topics_max)")
-        self._joined.add(topic)
+        subscription = self._joined[topic] = Libp2pSubscription(self, topic, check)
         self._pubsub.set_topic_validator(topic, self._validator(topic, check), is_async_validator=False)
-        channel = await self._pubsub.subscribe(topic)
-        return Libp2pSubscription(self, topic, check, channel)
+        await self._pubsub.subscribe(topic)
+        return subscription
 
-    def _validator(self, topic: str, check: Check) -> Any:
+    def _validator(self, topic: str, check: Check) -> Callable[[ID, rpc_pb2.Message], bool]:
         def validate(forwarder: ID, message: rpc_pb2.Message) -> bool:
             sender = forwarder.to_bytes()
             if sender == self.peer_id:
                 return True  # judged by publish
-            verdict = check(Message(topic, message.data, message.from_id, sender))
+            received = Message(topic, message.data, message.from_id, sender)
+            verdict = check(received)
             self._counters[f"gossip.{_COUNTED[verdict]}"] += 1
-            if verdict is Verdict.IGNORE:
-                raise IgnoredMessage
+            match verdict:
+                case Verdict.IGNORE:
+                    raise cures.IgnoredMessage
+                case Verdict.ACCEPT:
+                    self._accepted = (message, received)
             return verdict is Verdict.ACCEPT
 
         return validate
+
+    def _deliver(self, message: rpc_pb2.Message) -> None:
+        """Called right after the validator, in the same turn; own messages have not been through it."""
+        accepted, self._accepted = self._accepted, None
+        if accepted is None or accepted[0] is not message:
+            return
+        received = accepted[1]
+        if not self._joined[received.topic].offer(received):
+            self._counters["gossip.dropped_channel_full"] += 1
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Hand to the mesh what has passed size and check."""
         self._counters["gossip.published"] += 1
         await self._pubsub.publish(topic, data)
-
-
-_COUNTED = {Verdict.ACCEPT: "accepted", Verdict.REJECT: "rejected", Verdict.IGNORE: "ignored"}

@@ -24,6 +24,7 @@ from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
+from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
@@ -123,7 +124,7 @@ class Libp2pNetwork:
 
     def counters(self) -> dict[str, int]:
         counted = Counter(self._counters)
-        counted.update(cures.CountedRpcQueue.dropped)
+        counted.update(cures.dropped)
         counted["connections.open"] = len(self.peers())
         return {name: count for name, count in sorted(counted.items()) if not name.startswith("dht.")}
 
@@ -159,7 +160,7 @@ class _Parts:
     client: RequestClient
     connections: Connections
     gossip: Gossip
-    pubsub: cures.CuredPubsub
+    pubsub: Pubsub
     mesh: Any
     kad: KadDHT
     dht: KadDht
@@ -260,23 +261,25 @@ def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordR
         return await _open_stream(host, peer)
 
     client = RequestClient(open_stream, peer_id, router, counters)
-    cures.guard_streams(host, counters)
-    cures.give_inbound_slots_back(host)
-    cures.stop_auto_connector(host)
+    cures.harden(host, counters)
 
     async def serve(stream: Any) -> None:
         await router.serve(Libp2pStream(stream), stream.muxed_conn.peer_id.to_bytes())
 
     host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
     mesh = cures.make_gossip_router()
-    pubsub = cures.CuredPubsub(host, mesh, counters, config.now_ms() * 1_000_000)
+    pubsub = cures.make_pubsub(host, mesh, counters, config.now_ms())
     kad = KadDHT(host, DHTMode.SERVER if config.listen else DHTMode.CLIENT, strict_validation=True)
     kad.register_validator("aw", RuleValidator(record_rule))
-    cures.widen_dht_limits(kad)
-    if config.listen:
-        cures.silence_add_provider(host, kad)
+    cures.harden_dht(host, kad)
     dht = KadDht(kad, record_rule, peer_id, counters)
-    connections = Connections(host, counters, config.rng, lambda peer: _introduce(host, dht, pubsub, peer))
+    connections = Connections(
+        host,
+        counters,
+        config.rng,
+        lambda peer, is_new: _introduce(host, dht, pubsub, peer, is_new),
+        dht.forget,
+    )
     gossip = Gossip(pubsub, peer_id, counters)
     return _Parts(counters, router, client, connections, gossip, pubsub, mesh, kad, dht)
 
@@ -295,7 +298,7 @@ async def _open_stream(host: Any, peer: PeerId) -> Libp2pStream:
     raise Unreachable(names.peer_text(peer), why)
 
 
-async def _introduce(host: Any, dht: KadDht, pubsub: cures.CuredPubsub, peer: PeerId) -> bool:
+async def _introduce(host: Any, dht: KadDht, pubsub: Pubsub, peer: PeerId, is_new: bool) -> bool:
     """Make a new peer known to gossip and DHT; False while identify has not told what it speaks."""
     lib_id = ID(peer)
     protocols = cures.known_protocols(host, lib_id)
@@ -305,7 +308,7 @@ async def _introduce(host: Any, dht: KadDht, pubsub: cures.CuredPubsub, peer: Pe
     if names.GOSSIP_PROTOCOL in protocols and lib_id not in pubsub.peers:
         await pubsub.ensure_peer_stream(lib_id, timeout=names.NEGOTIATION_S)
     if names.KAD_PROTOCOL in protocols:
-        await dht.introduce(peer)
+        await dht.introduce(peer, is_new=is_new)
     return True
 
 

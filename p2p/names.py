@@ -102,7 +102,6 @@ GOSSIP_BYTES_MAX: Final = 64 * 1024
 GOSSIP_CHANNEL_MESSAGES_MAX: Final = 4_096
 GOSSIP_OUT_QUEUE_RPCS_MAX: Final = 2_048
 GOSSIP_MESSAGES_PER_RPC_MAX: Final = 256
-GOSSIP_IN_FLIGHT_PER_PEER_MAX: Final = 1_024
 TOPICS_MAX: Final = 256
 
 # --- DHT ---------------------------------------------------------------------------------------------------
@@ -128,5 +127,6 @@ LIVENESS_PERIOD_MS: Final = 5_000
 LIVENESS_TIMEOUT_MS: Final = 4_000
 NEGOTIATION_S: Final = 4
 CONNECTIONS_MAX: Final = 512
+INBOUND_STREAMS_PER_PEER_MAX: Final = 256  # of all protocols, negotiated or not
 ADDRS_PER_PEER_MAX: Final = 16
 KNOWN_PEERS_MAX: Final = 1_024
