@@ -32,6 +32,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
+from multiaddr.utils import get_network_addrs
 
 from p2p import cures, names
 from p2p.connections import Connections
@@ -96,9 +97,8 @@ class Libp2pStream:
 class Libp2pNetwork:
     """A DistributedNetwork over py-libp2p."""
 
-    def __init__(self, config: HostConfig, host: Any, parts: _Parts) -> None:
-        self.identity = config.identity
-        self._announce = config.announce
+    def __init__(self, identity: Identity, host: Any, parts: _Parts) -> None:
+        self.identity = identity
         self._host = host
         self._client = parts.client
         self._connections = parts.connections
@@ -111,9 +111,7 @@ class Libp2pNetwork:
         return self.identity.peer_id
 
     def addrs(self) -> list[str]:
-        suffix = f"/p2p/{names.peer_text(self.peer_id)}"
-        found = list(self._announce) or [str(addr) for addr in self._host.get_addrs()]
-        return [addr if "/p2p/" in addr else addr + suffix for addr in found]
+        return [str(addr) for addr in self._host.get_addrs()]
 
     def addrs_of(self, peer: PeerId) -> tuple[str, ...]:
         """Where a peer can be dialled, as far as is known."""
@@ -175,14 +173,11 @@ async def open_network(
     Raises ListenFailed when an address cannot be bound.
     """
     cures.apply_process_cures()
-    listen = [Multiaddr(addr) for addr in config.listen]
-    for addr in listen:
-        _check_free(addr)
+    listen = [_check_free(addr) for addr in config.listen]
     host = _make_host(config, listen)
     parts = _compose(config, host, routes, record_rule)
     async with host.run(listen):
-        bound = host.get_transport_addrs()
-        if len(bound) < len(listen):
+        if len(host.get_transport_addrs()) < len(listen):
             raise ListenFailed(", ".join(config.listen), "was not bound")
         async with (
             background_trio_service(parts.pubsub),
@@ -192,14 +187,13 @@ async def open_network(
         ):
             await parts.pubsub.wait_until_ready()
             await nursery.start(parts.client.run)
-            nursery.start_soon(parts.connections.watch)
-            nursery.start_soon(parts.connections.introduce_newcomers)
-            nursery.start_soon(parts.connections.keep_dialled, config.bootstrap)
-            nursery.start_soon(cures.clear_recent_deliveries, parts.mesh)
-            nursery.start_soon(_tell_new_servers, parts.dht)
+            loops = trio.CancelScope()
+            nursery.start_soon(_keep_up, parts, config.bootstrap, loops)
             try:
-                yield Libp2pNetwork(config, host, parts)
+                yield Libp2pNetwork(config.identity, host, parts)
             finally:
+                # Nobody is dialled any more; then what hangs on a stuck peer is freed; then the rest may end.
+                loops.cancel()
                 with trio.move_on_after(CLOSE_S_MAX, shield=True):
                     await parts.connections.close_all()
                 nursery.cancel_scope.cancel()
@@ -207,37 +201,73 @@ async def open_network(
             await host.close()
 
 
-def _check_free(addr: Multiaddr) -> None:
-    """The library binds with SO_REUSEPORT: two nodes on one port would share the peers between them, unsaid."""
-    host = addr.value_for_protocol("ip4") or addr.value_for_protocol("ip6") if _is_ip(addr) else None
-    port = int(addr.value_for_protocol("tcp") or 0)
-    if host is None or not port:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+async def _keep_up(parts: _Parts, bootstrap: Sequence[str], scope: trio.CancelScope) -> None:
+    """All that goes on by itself."""
+    with scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.connections.watch)
+            nursery.start_soon(parts.connections.introduce_newcomers)
+            nursery.start_soon(parts.connections.keep_dialled, bootstrap)
+            nursery.start_soon(cures.clear_recent_deliveries, parts.mesh)
+            nursery.start_soon(_tell_new_servers, parts.dht)
+
+
+def _check_free(addr: str) -> Multiaddr:
+    """A listening address that can be bound. Raises ListenFailed.
+
+    The library binds with SO_REUSEPORT: two nodes on one port would share the peers between them, unsaid.
+    """
+    try:
+        parsed = Multiaddr(addr)
+        network, transport = parsed.items()
+        if network[0].name not in {"ip4", "ip6"} or transport[0].name != "tcp":
+            raise ValueError
+    except Exception as error:  # multiaddr raises many kinds for bad text
+        raise ListenFailed(addr, "is not /ip4/<address>/tcp/<port> or /ip6/<address>/tcp/<port>") from error
+    family = socket.AF_INET6 if network[0].name == "ip6" else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # A port in TIME_WAIT after a restart is free; one that somebody listens on is not.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((network[1], int(transport[1] or 0)))
             probe.listen(1)
         except OSError as error:
-            raise ListenFailed(str(addr), error.strerror or str(error)) from error
+            raise ListenFailed(addr, error.strerror or str(error)) from error
+    return parsed
 
 
-def _is_ip(addr: Multiaddr) -> bool:
-    return any(protocol.name in {"ip4", "ip6"} for protocol in addr.protocols())
+def _announced(config: HostConfig) -> Callable[[Sequence[Multiaddr]], list[Multiaddr]]:
+    """What peers are told of the bound addresses: 0.0.0.0 is nobody's, and a peer that believes it forgets better ones.
+
+    Configured addresses stand instead of all others; an unspecified address becomes those of the interfaces.
+    """
+
+    def announced(bound: Sequence[Multiaddr]) -> list[Multiaddr]:
+        return [Multiaddr(addr) for addr in config.announce] or [
+            addr for each in bound for addr in _of_interfaces(each)
+        ]
+
+    return announced
+
+
+def _of_interfaces(addr: Multiaddr) -> list[Multiaddr]:
+    name, value = next((protocol.name, value) for protocol, value in addr.items())
+    if value not in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not bound
+        return [addr]
+    port = addr.value_for_protocol("tcp")
+    own = get_network_addrs(4) or ["127.0.0.1"] if name == "ip4" else get_network_addrs(6) or ["::1"]
+    return [Multiaddr(f"/{name}/{each}/tcp/{port}") for each in own]
 
 
 def _make_host(config: HostConfig, listen: list[Multiaddr]) -> Any:
     pair = create_new_key_pair(config.identity.seed)
     noise = NoiseTransport(pair, noise_privkey=create_x25519_pair().private_key)
-    announce = [Multiaddr(addr) for addr in config.announce]
     return new_host(
         key_pair=pair,
         sec_opt={NOISE: noise},
         muxer_opt={TProtocol(YAMUX): Yamux},
         listen_addrs=listen or None,
-        announce_addrs=announce or None,
+        addrs_factory=_announced(config),
         enable_metrics=False,
         connection_config=ConnectionConfig(
             max_connections=names.CONNECTIONS_MAX,
