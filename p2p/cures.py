@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import libp2p.pubsub.pubsub as pubsub_module
 import trio
@@ -67,6 +68,15 @@ def _shielded(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
             return await original(*args, **kwargs)
 
     return whole
+
+
+def cap_yamux_window() -> None:
+    """Every small read doubles a stream's window, up to 16 MiB: ten streams that nobody reads hold 76 MiB.
+
+    yamux.py:149. Bulk transfers need no more than YAMUX_WINDOW_BYTES_MAX on one machine, and little more across a
+    continent. Test: test_a_slow_reader_makes_the_sender_wait.
+    """
+    yamux.MAX_WINDOW_SIZE = names.YAMUX_WINDOW_BYTES_MAX
 
 
 def size_gossip_queues() -> None:
@@ -285,6 +295,21 @@ def guard_push_msg(pubsub: Any, counters: Counter[str]) -> None:
     pubsub.push_msg = push_msg
 
 
+def take_turns_in_writing(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """Two tasks may write one gossip stream: the queue's sender, and gossipsub's flush of messages that waited.
+
+    gossipsub.py:704 and :788. Past 64 KiB their writes interleave, the peer reads garbage, resets the stream, and
+    gossip between two honest peers is dead. One RPC is written at a time. Test: test_gossip_data_has_a_limit.
+    """
+    write, turns = pubsub.write_msg, WeakKeyDictionary[Any, trio.Lock]()
+
+    async def in_turn(stream: Any, rpc: rpc_pb2.RPC) -> bool:
+        async with turns.setdefault(stream, trio.Lock()):
+            return bool(await write(stream, rpc))
+
+    pubsub.write_msg = in_turn
+
+
 def check_authors(pubsub: Any, counters: Counter[str]) -> None:
     """The library takes any size up to its RPC, several topics, and a `key` field of another key than `from`.
 
@@ -416,6 +441,7 @@ class _NoEcho:
 
 OF_THE_PROCESS: Final = (
     shield_yamux_writes,
+    cap_yamux_window,
     size_gossip_queues,
     cap_messages_per_rpc,
     name_kad_protocol,
@@ -423,7 +449,7 @@ OF_THE_PROCESS: Final = (
     tame_loggers,
 )
 OF_A_HOST: Final = (guard_streams, limit_inbound_streams, give_inbound_slots_back, stop_auto_connector)
-OF_GOSSIP: Final = (ignore_messages, guard_push_msg, check_authors)
+OF_GOSSIP: Final = (ignore_messages, guard_push_msg, take_turns_in_writing, check_authors)
 OF_A_START: Final = (count_from_now,)
 OF_THE_DHT: Final = (widen_dht_limits, silence_add_provider)
 

@@ -7,11 +7,13 @@ is one function in NETWORKS; everything that the suite says holds for every kind
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 import pytest
+import trio
 
 from p2p.errors import RecordRefused
 from p2p.memory import InMemoryHub
@@ -72,13 +74,37 @@ async def connect_all(nodes: Sequence[Node]) -> None:
             await node.network.connect(other.network.addrs())
 
 
+@asynccontextmanager
+async def open_libp2p_nodes(
+    count: int, routes_for: RoutesFor, record_rule: RecordRule
+) -> AsyncIterator[list[Node]]:
+    from p2p.host import HostConfig, open_network
+    from p2p.identity import Identity
+
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for index in range(count):
+            config = HostConfig(
+                identity=Identity(bytes((index + 1,)) * 32),
+                listen=("/ip4/127.0.0.1/tcp/0",),
+                rng=random.Random(index),
+                now_ms=lambda: time.time_ns() // 1_000_000,
+            )
+            network = await stack.enter_async_context(open_network(config, routes_for(index), record_rule))
+            nodes.append(Node(network, network.dht))
+        await connect_all(nodes)
+        with trio.fail_after(20):
+            while any(node.dht.counters().get("dht.introduced", 0) < count - 1 for node in nodes):
+                await trio.sleep(0.02)  # identify comes when it comes; the counter says when
+        yield nodes
+
+
 OpenNodes = Callable[[int, RoutesFor, RecordRule], AbstractAsyncContextManager[list[Node]]]
 
 NETWORKS: dict[str, OpenNodes] = {
+    "libp2p": open_libp2p_nodes,
     "memory": open_memory_nodes,
 }
-# libp2p: `open_libp2p_nodes`, of the same shape, with nodes connected and DHT tables filled, stands above and
-# is added to the table: "libp2p": open_libp2p_nodes
 
 
 class MakeNodes:
