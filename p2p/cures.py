@@ -79,6 +79,14 @@ def cap_yamux_window() -> None:
     yamux.MAX_WINDOW_SIZE = names.YAMUX_WINDOW_BYTES_MAX
 
 
+def cap_receive_windows() -> None:
+    """Each read doubles a stream's window, up to 16 MiB: ten streams that nobody reads on accepted 76 MiB.
+
+    yamux.py:149. Test: test_what_a_slow_reader_is_sent_is_bounded.
+    """
+    yamux.MAX_WINDOW_SIZE = names.STREAM_WINDOW_BYTES_MAX
+
+
 def size_gossip_queues() -> None:
     """A peer's outbound queue holds 32 RPCs and loses the rest of a burst without a word (rpc_queue.py).
 
