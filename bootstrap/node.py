@@ -230,7 +230,10 @@ async def _remember_peers(data_dir: DataDir, book: AddressBook, network: Libp2pN
             if addrs:
                 book.saw(peer, addrs, now_ms())
         data = book.to_bytes()
-        await trio.to_thread.run_sync(write_atomically, data_dir.peers_path, data)
+        try:
+            await trio.to_thread.run_sync(write_atomically, data_dir.peers_path, data)
+        except OSError as error:  # a full disk: the node serves on, the file is written when space returns
+            _log.warning("%s: not written (%s)", data_dir.peers_path, error.strerror)
 
 
 # --- clients -----------------------------------------------------------------------------------------------

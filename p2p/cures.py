@@ -70,15 +70,6 @@ def _shielded(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
     return whole
 
 
-def cap_yamux_window() -> None:
-    """Every small read doubles a stream's window, up to 16 MiB: ten streams that nobody reads hold 76 MiB.
-
-    yamux.py:149. Bulk transfers need no more than YAMUX_WINDOW_BYTES_MAX on one machine, and little more across a
-    continent. Test: test_a_slow_reader_makes_the_sender_wait.
-    """
-    yamux.MAX_WINDOW_SIZE = names.YAMUX_WINDOW_BYTES_MAX
-
-
 def cap_receive_windows() -> None:
     """Each read doubles a stream's window, up to 16 MiB: ten streams that nobody reads on accepted 76 MiB.
 
@@ -449,7 +440,6 @@ class _NoEcho:
 
 OF_THE_PROCESS: Final = (
     shield_yamux_writes,
-    cap_yamux_window,
     size_gossip_queues,
     cap_messages_per_rpc,
     name_kad_protocol,

@@ -126,7 +126,6 @@ REDIAL_LAST_MS: Final = 30_000
 LIVENESS_PERIOD_MS: Final = 5_000
 LIVENESS_TIMEOUT_MS: Final = 4_000
 NEGOTIATION_S: Final = 4
-YAMUX_WINDOW_BYTES_MAX: Final = 2 << 20
 CONNECTIONS_MAX: Final = 512
 STREAM_WINDOW_BYTES_MAX: Final = 2 << 20  # what a peer may send on a stream before it is read
 INBOUND_STREAMS_PER_PEER_MAX: Final = 256  # of all protocols, negotiated or not

@@ -265,7 +265,7 @@ class Executor:
             head = self._tracker.head
             stale = trio.current_time() - put_at > limits.COMMIT_REFRESH_MS / 1_000
             if head is not None and (head.commit.record.height > put_height or stale):
-                fresh = await self._refreshed(head)
+                fresh = await self._tracker.freshest(head)
                 try:
                     await self._context.dht.put_record(
                         names.head_key(self._replica.world_id), fresh.to_bytes()
@@ -275,18 +275,3 @@ class Executor:
                 except NetworkError:
                     self._context.counters["executor.head_put_failed"] += 1
             await trio.sleep(DHT_PUT_MS / 1_000)
-
-    async def _refreshed(self, head: WorldHeadAnnounce) -> WorldHeadAnnounce:
-        """The same head with a newer as_of_ms, when the coordinator gives one for the same height."""
-        try:
-            answer = await self._newest_commit()
-        except (NetworkError, WorldError):
-            return head
-        commit = answer.commit
-        if commit is None or commit.record.batch_hash != head.commit.record.batch_hash:
-            return head
-        if commit.record.as_of_ms <= head.commit.record.as_of_ms:
-            return head
-        fresh = WorldHeadAnnounce(head.header, head.authorities, commit, head.attestations, head.block_hash)
-        self._tracker.offer(fresh)
-        return fresh

@@ -98,6 +98,27 @@ class HeadTracker:
         for peer in peers[:PEERS_ASKED_MAX]:
             await self._ask(peer)
 
+    async def freshest(self, head: WorldHeadAnnounce) -> WorldHeadAnnounce:
+        """The same head with the newest as_of_ms that its certifier gives; the head as it is, when it gives none."""
+        certifier = head.authorities.authorities.certifier
+        request = messages.WorldRequest(world_id=self.world_id)
+        try:
+            answer = await call(
+                self._context, certifier, "get_commit", request, messages.CommitAnswer, deadline_ms=5_000
+            )
+            commit = answer.commit
+            if commit is None or commit.record.batch_hash != head.commit.record.batch_hash:
+                return head
+            chain.check_commit(head.authorities.authorities, commit, world_id=self.world_id)
+        except (NetworkError, WorldError):
+            self._context.counters["head.not_refreshed"] += 1
+            return head
+        if commit.record.as_of_ms <= head.commit.record.as_of_ms:
+            return head
+        fresh = WorldHeadAnnounce(head.header, head.authorities, commit, head.attestations, head.block_hash)
+        self.offer(fresh)
+        return fresh
+
     async def _ask(self, peer: bytes) -> None:
         request = messages.WorldRequest(world_id=self.world_id)
         try:

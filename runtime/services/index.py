@@ -16,7 +16,7 @@ from p2p.errors import NetworkError
 from runtime.services.context import Context
 from runtime.services.heads import HeadTracker
 
-HEAD_REPUT_MS: Final = 60_000
+HEAD_REPUT_MS: Final = 20_000  # under half of HEAD_AGE_MS_MAX, so that a quiet world does not look old
 
 
 async def keep_indexed(
@@ -31,7 +31,8 @@ async def keep_indexed(
             await tracker.changed.wait()
             continue
         try:
-            await context.dht.put_record(names.head_key(tracker.world_id), head.to_bytes())
+            fresh = await tracker.freshest(head)
+            await context.dht.put_record(names.head_key(tracker.world_id), fresh.to_bytes())
             context.counters["index.head_put"] += 1
         except NetworkError:  # an older one than the network holds, or nobody there: both mend themselves
             context.counters["index.head_put_failed"] += 1
