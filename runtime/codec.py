@@ -208,20 +208,27 @@ def merkle_root(items: Sequence[bytes]) -> bytes:
     return _fold([merkle_leaf(item) for item in items]) if items else EMPTY_ROOT
 
 
-def merkle_path(items: Sequence[bytes], index: int) -> list[bytes]:
-    """Siblings of leaf `index`, from the leaf upwards (RFC 6962 audit path)."""
-    if not 0 <= index < len(items):
-        raise Invalid("index", f"{index} is not below the count {len(items)}")
-    hashes, path = [merkle_leaf(item) for item in items], []
+def merkle_paths(items: Sequence[bytes], indexes: Sequence[int]) -> list[list[bytes]]:
+    """For each index the siblings of that leaf, from the leaf upwards (RFC 6962 audit paths); hashes all once."""
+    for index in indexes:
+        if not 0 <= index < len(items):
+            raise Invalid("index", f"{index} is not below the count {len(items)}")
+    hashes, paths = [merkle_leaf(item) for item in items], [list[bytes]() for _ in indexes]
+    places = list(indexes)
     while len(hashes) > 1:
-        sibling = index ^ 1
-        if sibling < len(hashes):
-            path.append(hashes[sibling])
+        for path, place in zip(paths, places, strict=True):
+            if place ^ 1 < len(hashes):
+                path.append(hashes[place ^ 1])
         joined = [merkle_node(hashes[i], hashes[i + 1]) for i in range(0, len(hashes) - 1, 2)]
         if len(hashes) % 2:
             joined.append(hashes[-1])
-        hashes, index = joined, index // 2
-    return path
+        hashes, places = joined, [place // 2 for place in places]
+    return paths
+
+
+def merkle_path(items: Sequence[bytes], index: int) -> list[bytes]:
+    """Siblings of leaf `index`, from the leaf upwards."""
+    return merkle_paths(items, [index])[0]
 
 
 def merkle_root_from_path(item: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes:

@@ -18,7 +18,7 @@ from p2p import names
 from p2p.errors import NetworkError
 from p2p.network import PeerId, Subscription
 from runtime import chain, limits, rules, world
-from runtime.errors import Busy, Corrupt, Denied, Invalid, Missing, WorldError
+from runtime.errors import Busy, Corrupt, Denied, Invalid, WorldError
 from runtime.messages import (
     BatchAnswer,
     BatchRequest,
@@ -182,7 +182,9 @@ class Executor:
                     if self._replica.height + 1 not in self._ready:
                         await self._fetch_committed(self._replica.height + 1)
                     await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
-            except (Missing, NetworkError, Invalid, Busy):
+            except Corrupt:
+                raise
+            except (NetworkError, WorldError):  # whoever was asked did not help: others, or later
                 self._context.counters["executor.catch_up_failed"] += 1
             if self._replica.height == height:
                 await self._arrived.wait_at_most(self._context.jittered_s(CATCH_UP_MS))

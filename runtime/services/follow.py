@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from runtime import chain, codec, limits, world
-from runtime.errors import Diverged, Invalid, Missing, WorldError
+from runtime.errors import Diverged, Invalid, Missing, UnknownVersion, WorldError
 from runtime.messages import BlocksRequest
 from runtime.records import ActionBatch, Envelope, WorldBlock, WorldHeadAnnounce
 from runtime.services.fetch import TRY_MS, Sources, ask_any, fetch_blob
@@ -24,6 +24,7 @@ from runtime.services.heads import HeadTracker
 from runtime.services.replica import Applied, Progress, Replica
 
 WINDOW: Final = limits.BLOCKS_PER_ANSWER_MAX
+WINDOW_BYTES_MAX: Final = WINDOW * (limits.BLOCK_BYTES_MAX + 16)
 RETRY_S: Final = 0.5
 FETCH_TASKS_MAX: Final = 8
 
@@ -49,7 +50,7 @@ async def follow(replica: Replica, tracker: HeadTracker, sources: Sources, progr
             sources.context.counters["follow.diverged"] += 1
             tracker.follower.refuse(head)
             await tracker.changed.wait_at_most(RETRY_S)
-        except Invalid:
+        except (Invalid, UnknownVersion):
             sources.context.counters["follow.false_head"] += 1
             tracker.follower.refuse(head)
             await tracker.changed.wait_at_most(RETRY_S)

@@ -16,7 +16,7 @@ import trio
 from p2p.errors import NetworkError
 from p2p.network import PeerId, Subscription
 from runtime import codec, limits, rules
-from runtime.errors import Busy, Denied, Ignored, Invalid, NonceDenied, WorldError
+from runtime.errors import Busy, Denied, Ignored, NonceDenied, WorldError
 from runtime.messages import (
     ActionStatusAnswer,
     ActionStatusRequest,
@@ -236,7 +236,7 @@ class Gateway:
                     self._context, lease.lease.record.holder_id, "submit_actions", request, SubmitAnswer
                 )
                 self._context.counters["gateway.resent"] += len(chunk)
-        except (NetworkError, Invalid):
+        except (NetworkError, WorldError):
             self._context.counters["gateway.resend_failed"] += 1
 
     def _sweep(self) -> None:

@@ -15,7 +15,7 @@ from p2p import names
 from p2p.errors import NetworkError
 from p2p.network import Subscription
 from runtime import chain, limits, messages, rules
-from runtime.errors import WorldError
+from runtime.errors import StoreFull, WorldError
 from runtime.records import Genesis, WorldHeadAnnounce
 from runtime.services.context import Context, Signal
 from runtime.services.fetch import call
@@ -66,7 +66,10 @@ class HeadTracker:
         head = self.head
         if head is not None:
             rows = self._tables.put_head(head)
-            await self._context.offload(lambda: self._context.db.commit(rows))
+            try:
+                await self._context.offload(lambda: self._context.db.commit(rows))
+            except StoreFull:  # it is found again after a restart, by asking
+                self._context.counters["head.not_kept"] += 1
 
     async def listen(self, subscription: Subscription) -> NoReturn:
         """Heads as they are announced."""

@@ -7,13 +7,17 @@ Implements docs/protocol.md, section "Results"; design: store, then provide, the
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
+
+import trio
 
 from runtime import chain, limits, world
-from runtime.errors import Corrupt, Missing
+from runtime.errors import Corrupt, Missing, StoreFull
 from runtime.records import (
     ActionBatch,
     Envelope,
@@ -25,6 +29,9 @@ from runtime.records import (
 )
 from runtime.services.context import Context, Signal
 from runtime.world_tables import WorldTables
+
+STORE_FULL_RETRY_S: Final = 5.0
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) heights while something slow goes on."""
@@ -128,12 +135,22 @@ class Replica:
         return decode_envelopes(actions, bounds.batch_bytes_max, bounds.batch_envelopes_max, "actions")
 
     async def apply(self, applied: Applied) -> None:
-        """Make a block the newest: one transaction, then the memory, then the listeners. Raises StoreFull."""
+        """Make a block the newest: one transaction, then the memory, then the listeners.
+
+        A full disk is waited out: the node serves on, and goes on from here when space returns.
+        """
         assert applied.block.height == self.height + 1, "blocks are applied in order"
         rows = self.tables.applied_rows(
             self.cursor, applied.block, list(applied.envelopes), list(applied.receipts)
         )
-        await self._context.offload(lambda: self._context.db.commit(rows, applied.blobs))
+        while True:
+            try:
+                await self._context.offload(lambda: self._context.db.commit(rows, applied.blobs))
+                break
+            except StoreFull as error:
+                self._context.counters["replica.store_full"] += 1
+                _log.error("height %d waits for space: %s", applied.block.height, error)
+                await trio.sleep(STORE_FULL_RETRY_S)
         self._move(applied, applied.tip)
         self._context.counters["replica.applied"] += 1
         self.applied.wake()

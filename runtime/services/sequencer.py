@@ -18,7 +18,7 @@ import trio
 from p2p.errors import NetworkError, RequestFailed
 from p2p.network import PeerId, Subscription
 from runtime import chain, codec, limits, rules
-from runtime.errors import Denied, Ignored, Invalid, WorldError
+from runtime.errors import Corrupt, Denied, Ignored, WorldError
 from runtime.messages import (
     CommitBatchAnswer,
     CommitBatchRequest,
@@ -167,7 +167,9 @@ class Sequencer:
             self._context.counters[f"sequencer.failed.{failure.code.name}"] += 1
             if not failure.retryable:
                 self._lease = self._parent = None  # another leads, or another batch stands: begin anew
-        except NetworkError:
+        except Corrupt:
+            raise
+        except (NetworkError, WorldError):
             self._context.counters["sequencer.coordinator_not_reached"] += 1
             self._parent = None  # the batch may or may not be certified: learn it with the next lease
             self._lease = None
@@ -283,7 +285,7 @@ class Sequencer:
                     await call(
                         self._context, executor, "execute_batch", request, Empty, deadline_ms=HAND_OVER_MS
                     )
-                except (NetworkError, Invalid) as error:
+                except (NetworkError, WorldError) as error:
                     self._context.counters["sequencer.hand_over_failed"] += 1
                     _log.info("height %d not handed over: %s", request.commit.record.height, error)
 
@@ -293,5 +295,5 @@ class Sequencer:
         request = LeaseTermRequest(world_id=self._world_id, term=self._lease.term)
         try:
             await call(self._context, self._authorities.certifier, "lease_release", request, LeaseAnswer)
-        except NetworkError as error:
+        except (NetworkError, WorldError) as error:
             _log.info("lease not given back, it ends by itself: %s", error)

@@ -7,6 +7,7 @@ is read; every answer is bounded. Implements docs/protocol.md, section "Methods"
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from p2p import names
 from p2p.network import PeerId, SendPart
@@ -212,22 +213,23 @@ class WorldDesk:
         if place is None or place.height > head_block.height:
             raise Missing("receipt", request.envelope_hash.hex())
         block = self._block(place.height)
-        listed = chain.decode_receipts(self._context.db.blobs.get(block.receipts_ref))
-        proofs = {
-            index: chain.prove_receipt(listed, index)
-            for index, receipt in enumerate(listed)
-            if receipt.envelope_hash == request.envelope_hash
-        }
-        proved = tuple(
-            ProvedReceipt(receipt=listed[index], index=index, count=proof.count, path=proof.path)
-            for index, proof in proofs.items()
-        )
+        # A block may have 16,384 receipts: reading and hashing them is no work for the event loop.
+        proved = await self._context.offload(partial(self._prove_receipts, block, request.envelope_hash))
         return ReceiptAnswer(
             head=head,
             head_block=head_block,
             block=block,
             history_path=await self._history_path(block.height, head_block.height),
             receipts=proved,
+        )
+
+    def _prove_receipts(self, block: WorldBlock, envelope_hash: bytes) -> tuple[ProvedReceipt, ...]:
+        listed = chain.decode_receipts(self._context.db.blobs.get(block.receipts_ref))
+        asked = [index for index, receipt in enumerate(listed) if receipt.envelope_hash == envelope_hash]
+        paths = codec.merkle_paths([receipt.to_bytes() for receipt in listed], asked)
+        return tuple(
+            ProvedReceipt(receipt=listed[index], index=index, count=len(listed), path=tuple(path))
+            for index, path in zip(asked, paths, strict=True)
         )
 
     async def _history_path(self, height: int, head_height: int) -> tuple[bytes, ...]:
