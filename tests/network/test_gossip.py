@@ -1,0 +1,266 @@
+"""Gossip over real hosts: what is refused before it is judged, what is judged, and what is not lost."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+
+from p2p import cures, names
+from p2p.network import Message, Verdict
+
+TOPIC = "aw.w.head"
+
+
+def accept(message):
+    return Verdict.ACCEPT
+
+
+def prefixed(data: bytes) -> bytes:
+    """A varint length and the data."""
+    length, out = len(data), b""
+    while length > 0x7F:
+        out, length = out + bytes([length & 0x7F | 0x80]), length >> 7
+    return out + bytes([length]) + data
+
+
+def signed(pair, data, seqno=1, spoilt=()):
+    """A message as StrictSign wants it; `spoilt` is what is changed, or left out, afterwards."""
+    author = ID.from_pubkey(pair.public_key).to_bytes()
+    message = rpc_pb2.Message(from_id=author, data=data, seqno=seqno.to_bytes(8, "big"), topicIDs=[TOPIC])
+    message.signature = pair.private_key.sign(b"libp2p-pubsub:" + message.SerializeToString())
+    message.key = pair.public_key.serialize()
+    for field, value in dict(spoilt).items():
+        if value is None:
+            message.ClearField(field)
+        else:
+            setattr(message, field, value)
+    return message
+
+
+async def send(stranger, victim, *messages):
+    stream = await stranger.stream(victim, names.GOSSIP_PROTOCOL)
+    await stream.write(prefixed(rpc_pb2.RPC(publish=messages).SerializeToString()))
+    return stream
+
+
+async def mesh(publisher, subscription, word=b"warm up"):
+    """Publish until a message arrives: from then on none is lost for want of a mesh."""
+    while True:
+        await publisher.publish(word)
+        with trio.move_on_after(0.3):
+            while (await subscription.receive()).data != word:
+                pass
+            return
+
+
+SPOILT = {
+    "unsigned": ({"signature": None}, "gossip.refused_unsigned"),
+    "no seqno": ({"seqno": None}, "gossip.refused_unsigned"),
+    "another's key": (
+        {"key": create_new_key_pair(b"\x42" * 32).public_key.serialize()},
+        "gossip.refused_key",
+    ),
+    "garbage key": ({"key": b"garbage"}, "gossip.refused_key"),
+    "no author": ({"from_id": None}, "gossip.refused_author"),
+    "an author of another kind": ({"from_id": b"\x12\x20" + bytes(32)}, "gossip.refused_author"),
+}
+
+
+@pytest.mark.parametrize("spoilt", sorted(SPOILT))
+async def test_a_malformed_message_is_refused_and_the_next_one_taken(
+    open_node, open_stranger, honest_beside, patience, spoilt
+):
+    changes, counter = SPOILT[spoilt]
+    async with open_node(1) as victim, open_stranger() as stranger, honest_beside(victim):
+        subscription = await victim.join(TOPIC, accept)
+        await send(
+            stranger,
+            victim,
+            signed(stranger.pair, b"bad", spoilt=changes),
+            signed(stranger.pair, b"good", seqno=2),
+        )
+        with patience():
+            assert (await subscription.receive()).data == b"good"
+        assert victim.counters()[counter] == 1
+
+
+async def test_a_message_whose_key_is_not_its_authors_is_refused(open_node, open_stranger, patience):
+    # The signature is right by the author's own key: py-libp2p would take it, rust-libp2p would punish the relay.
+    other = create_new_key_pair(b"\x42" * 32).public_key.serialize()
+    async with open_node(1) as victim, open_stranger() as stranger:
+        subscription = await victim.join(TOPIC, accept)
+        bad, good = (
+            signed(stranger.pair, b"bad", spoilt={"key": other}),
+            signed(stranger.pair, b"good", seqno=2),
+        )
+        await send(stranger, victim, bad, good)
+        with patience():
+            assert (await subscription.receive()).data == b"good"
+
+
+@pytest.mark.parametrize("change", [{"data": b"other"}, {"signature": bytes(64)}, {"seqno": bytes(8)}])
+async def test_a_message_altered_after_signing_is_not_delivered(open_node, open_stranger, patience, change):
+    async with open_node(1) as victim, open_stranger() as stranger:
+        subscription = await victim.join(TOPIC, accept)
+        await send(
+            stranger,
+            victim,
+            signed(stranger.pair, b"bad", spoilt=change),
+            signed(stranger.pair, b"good", seqno=2),
+        )
+        with patience():
+            assert (await subscription.receive()).data == b"good"
+
+
+async def test_an_oversize_message_is_refused(open_node, open_stranger, patience):
+    async with open_node(1) as victim, open_stranger() as stranger:
+        subscription = await victim.join(TOPIC, accept)
+        large = bytes(names.GOSSIP_BYTES_MAX + 1)
+        await send(stranger, victim, signed(stranger.pair, large), signed(stranger.pair, b"good", seqno=2))
+        with patience():
+            assert (await subscription.receive()).data == b"good"
+        assert victim.counters()["gossip.refused_size"] == 1
+
+
+async def test_an_overfull_rpc_is_cut(open_node, open_stranger, patience, until):
+    async with open_node(1) as victim, open_stranger() as stranger:
+        subscription = await victim.join(TOPIC, accept)
+        before = cures.dropped["gossip.dropped_rpc_too_full"]
+        many = [
+            signed(stranger.pair, b"%d" % number, seqno=number + 1)
+            for number in range(names.GOSSIP_MESSAGES_PER_RPC_MAX + 44)
+        ]
+        stream = await send(stranger, victim, *many)
+        last = signed(stranger.pair, b"last", seqno=10_000)
+        await stream.write(prefixed(rpc_pb2.RPC(publish=[last]).SerializeToString()))
+        with patience():
+            received = [await subscription.receive() for _ in range(names.GOSSIP_MESSAGES_PER_RPC_MAX + 1)]
+        assert received[-1].data == b"last"
+        assert cures.dropped["gossip.dropped_rpc_too_full"] - before == 44
+
+
+async def test_a_bug_in_a_check_costs_that_message_only(open_node, open_stranger, honest_beside, patience):
+    def check(message):
+        return {b"good": Verdict.ACCEPT}[message.data]
+
+    async with open_node(1) as victim, open_stranger() as stranger, honest_beside(victim):
+        subscription = await victim.join(TOPIC, check)
+        await send(stranger, victim, signed(stranger.pair, b"bad"), signed(stranger.pair, b"good", seqno=2))
+        with patience():
+            assert (await subscription.receive()).data == b"good"
+        assert victim.counters()["cure.push_msg"] == 1
+
+
+@pytest.mark.parametrize("verdict", [Verdict.IGNORE, Verdict.REJECT])
+async def test_what_is_not_accepted_goes_no_further(open_node, patience, verdict):
+    """A line of three: the one in the middle decides what the last one hears of."""
+
+    def check(message):
+        return verdict if message.data == b"bad" else Verdict.ACCEPT
+
+    async with open_node(1) as first, open_node(2) as middle, open_node(3) as last:
+        await first.connect(middle.addrs())
+        await last.connect(middle.addrs())
+        said = await first.join(TOPIC, accept)
+        await middle.join(TOPIC, check)
+        heard = await last.join(TOPIC, accept)
+        with patience():
+            await mesh(said, heard)
+            await said.publish(b"bad")
+            await said.publish(b"good")
+            while (message := await heard.receive()).data == b"warm up":
+                pass
+        assert message == Message(TOPIC, b"good", first.peer_id, middle.peer_id)
+        assert middle.counters()[f"gossip.{'ignored' if verdict is Verdict.IGNORE else 'rejected'}"] == 1
+
+
+async def test_an_ignored_message_is_judged_once_and_not_forwarded(open_node, open_stranger, patience):
+    judged = []
+
+    def check(message):
+        judged.append(message.data)
+        return Verdict.IGNORE if message.data == b"old" else Verdict.ACCEPT
+
+    async with open_node(1) as victim, open_stranger() as stranger:
+        subscription = await victim.join(TOPIC, check)
+        old = signed(stranger.pair, b"old")
+        await send(stranger, victim, old, old, old, signed(stranger.pair, b"good", seqno=2))
+        with patience():
+            assert (await subscription.receive()).data == b"good"
+        assert judged == [b"old", b"good"]
+        assert "cure.push_msg" not in victim.counters()
+
+
+async def test_a_burst_of_gossip_arrives_whole(open_node, patience):
+    async with open_node(1) as one, open_node(2) as other:
+        await one.connect(other.addrs())
+        here, there = await one.join(TOPIC, accept), await other.join(TOPIC, accept)
+        with patience():
+            await mesh(here, there)
+            for number in range(1_000):
+                await here.publish(b"%d" % number)
+            received = set()
+            while len(received) < 1_000:
+                data = (await there.receive()).data
+                if data != b"warm up":
+                    received.add(int(data))
+        assert received == set(range(1_000))
+
+
+async def test_overflow_of_a_topic_is_dropped_and_counted(open_node, patience, until, monkeypatch):
+    monkeypatch.setattr(names, "GOSSIP_CHANNEL_MESSAGES_MAX", 8)
+    async with open_node(1) as one, open_node(2) as other:
+        await one.connect(other.addrs())
+        here, there = await one.join(TOPIC, accept), await other.join(TOPIC, accept)
+        with patience():
+            await mesh(here, there)
+            for number in range(100):
+                await here.publish(b"%d" % number)
+        await until(lambda: other.counters().get("gossip.dropped_channel_full", 0) >= 92)
+        with patience():
+            assert (await there.receive()).data in {b"warm up", b"0"}  # the oldest are kept
+
+
+async def test_a_restarted_nodes_messages_arrive(open_node, patience):
+    async with open_node(1) as other:
+        there = await other.join(TOPIC, accept)
+        for life in range(2):
+            async with open_node(2) as one:
+                await one.connect(other.addrs())
+                here = await one.join(TOPIC, accept)
+                with patience():
+                    await mesh(here, there, b"life %d" % life)
+                    for number in range(30):
+                        await here.publish(b"%d %d" % (life, number))
+                    wanted = {b"%d %d" % (life, number) for number in range(30)}
+                    while wanted:
+                        wanted.discard((await there.receive()).data)
+
+
+async def test_recent_deliveries_are_cleared(patience, until):
+    router = cures.make_gossip_router()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cures.clear_recent_deliveries, router, 0.01)
+        router.recent_message_deliveries[TOPIC].append(1.0)
+        await until(lambda: not router.recent_message_deliveries)
+        nursery.cancel_scope.cancel()
+
+
+def test_the_heartbeat_stays_at_a_second():
+    router = cures.make_gossip_router()
+    assert router.heartbeat_interval == 1
+    assert not router.adaptive_gossip_enabled
+    assert not router.spam_protection_enabled
+    assert not router.eclipse_protection_enabled
+
+
+async def test_topics_have_a_limit(open_node, monkeypatch):
+    monkeypatch.setattr(names, "TOPICS_MAX", 2)
+    async with open_node(1) as node:
+        for kind in ("head", "block"):
+            await node.join(f"aw.w.{kind}", accept)
+        with pytest.raises(ValueError, match="topics_max"):
+            await node.join("aw.w.batch", accept)
