@@ -1,0 +1,68 @@
+"""docs/protocol.md is what the code says it implements: every cited section exists, every limit is the code's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from p2p import names
+from p2p.errors import Code as WireCode
+from runtime import limits
+from runtime.actions import ACTION_KINDS, FUEL_UNKNOWN_ACTION, Code
+from runtime.services.methods import METHODS
+
+ROOT = Path(__file__).parent.parent.parent
+TEXT = (ROOT / "docs" / "protocol.md").read_text()
+HEADINGS = set(re.findall(r"^#{2,3} (.+)$", TEXT, re.MULTILINE))
+
+
+def citations() -> list[tuple[str, str]]:
+    """(file, section) for every `docs/protocol.md, section "X"` in the code."""
+    found = []
+    for package in ("p2p", "runtime", "bootstrap"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for cited in re.findall(
+                r"docs/protocol\.md,(.*?)(?:\.\s|\.\"|;|, as |$)", path.read_text(), re.DOTALL
+            ):
+                found += [
+                    (str(path.relative_to(ROOT)), name) for name in re.findall(r'"([^"]+)"', cited[:200])
+                ]
+    return found
+
+
+def test_every_cited_section_exists() -> None:
+    assert len(citations()) > 40
+    inside = {"Frames", "Streams"}  # parts of "Request / response"
+    missing = [(path, name) for path, name in citations() if name not in HEADINGS | inside]
+    assert not missing
+
+
+def test_links_lead_to_headings() -> None:
+    anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in HEADINGS}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+
+
+@pytest.mark.parametrize("module", [names, limits], ids=["names", "limits"])
+def test_the_table_of_limits_is_the_codes(module: object) -> None:
+    told = {
+        name: int(value.replace(",", ""))
+        for name, value in re.findall(r"^\| (\w+) \| ([\d,]+) \|$", TEXT, re.MULTILINE)
+    }
+    held = {
+        name.lower(): value for name, value in vars(module).items() if name.isupper() and type(value) is int
+    }
+    assert {name: told.get(name) for name in held} == held
+
+
+def test_methods_codes_actions_and_outcomes_are_all_there() -> None:
+    for method in METHODS:
+        assert re.search(rf"^\|.*\b{method}\b.*\|$", TEXT, re.MULTILINE), method
+    for code in WireCode:
+        assert f"| {code.value} | {code.name} |" in TEXT
+    for kind, row in ACTION_KINDS.items():
+        assert re.search(rf"^\| {kind} \|.*\| {row.fuel:,} \|$", TEXT, re.MULTILINE), kind
+    assert f"| any other | | {FUEL_UNKNOWN_ACTION} |" in TEXT
+    receipts = TEXT.split("\n## Receipts\n")[1].split("\n## ")[0]
+    assert set(Code) <= set(re.findall(r"\b[A-Z]\w+\b", receipts))
