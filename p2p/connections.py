@@ -70,14 +70,21 @@ class Connections:
         self._forget = forget
         self._addrs: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: dict[PeerId, _Dial] = {}
-        self._known: set[PeerId] = set()
+        self._known: dict[PeerId, frozenset[Any]] = {}
         self._probed: set[int] = set()
 
     # --- asking --------------------------------------------------------------------------------------------
 
     def peers(self) -> list[PeerId]:
         """Connected peers, ascending."""
-        return sorted({conn.muxed_conn.peer_id.to_bytes() for conn in self._swarm.get_connections()})
+        return sorted(self._connections())
+
+    def _connections(self) -> dict[PeerId, frozenset[Any]]:
+        found: dict[PeerId, frozenset[Any]] = {}
+        for conn in self._swarm.get_connections():
+            peer = conn.muxed_conn.peer_id.to_bytes()
+            found[peer] = found.get(peer, frozenset()) | {conn}
+        return found
 
     def is_connected(self, peer: PeerId) -> bool:
         return bool(self._swarm.get_connections(ID(peer)))
@@ -212,16 +219,17 @@ class Connections:
         again_at = trio.current_time() + INTRODUCE_AGAIN_S
         async with trio.open_nursery() as nursery:
             while True:
-                connected = set(self.peers())
-                for peer in sorted(self._known - connected):
+                # A peer that restarts quickly is never seen away: none of its connections is then an old one.
+                known, self._known = self._known, self._connections()
+                for peer in sorted(known.keys() - self._known.keys()):
                     self._forget(peer)
-                for peer in sorted(connected - self._known):
-                    nursery.start_soon(self._introduce_one, peer, True)
-                if trio.current_time() >= again_at:
+                again = trio.current_time() >= again_at
+                if again:
                     again_at = trio.current_time() + INTRODUCE_AGAIN_S
-                    for peer in sorted(connected & self._known):
-                        nursery.start_soon(self._introduce_one, peer, False)
-                self._known = connected
+                for peer in sorted(self._known):
+                    is_new = self._known[peer].isdisjoint(known.get(peer, ()))
+                    if is_new or again:
+                        nursery.start_soon(self._introduce_one, peer, is_new)
                 await trio.sleep(INTRODUCE_S)
 
     async def _introduce_one(self, peer: PeerId, is_new: bool) -> None:

@@ -149,8 +149,10 @@ def tame_loggers() -> None:
         logger = logging.getLogger(name)
         logger.propagate = True
         logger.setLevel(logging.ERROR)
-    # A dial that fails is told once, by connections.py, with all that was tried.
-    logging.getLogger("libp2p.transport").setLevel(logging.CRITICAL)
+    # These call it an error when a dial fails, which connections.py tells with all that was tried, or when a stranger
+    # hangs up: whoever likes could fill the log.
+    for name in ("libp2p.transport", "libp2p.host", "libp2p.protocol_muxer"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 # --- cures of a host ---------------------------------------------------------------------------------------
@@ -239,6 +241,29 @@ def give_inbound_slots_back(host: Any, counters: Counter[str]) -> None:
         raise ConnectionError("inbound connection has ended")
 
     swarm.upgrade_inbound_raw_conn = until_closed
+
+
+def close_failed_dials(host: Any, counters: Counter[str]) -> None:
+    """A dial that is cancelled, or fails, while it secures the connection leaves its socket open.
+
+    swarm.py:1240. The socket is closed here whatever ends the upgrade. Test: test_a_dial_that_is_given_up_closes_....
+    """
+    swarm = host.get_network()
+    upgrade = swarm.upgrade_outbound_raw_conn
+
+    async def closing(raw: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await upgrade(raw, *args, **kwargs)
+        except BaseException:
+            counters["connections.upgrade_failed"] += 1
+            with trio.CancelScope(shield=True), trio.move_on_after(RESET_S_MAX):
+                try:
+                    await raw.close()
+                except Exception as error:  # noqa: BLE001  # it is gone already
+                    _log.debug("close failed: %s", type(error).__name__)
+            raise
+
+    swarm.upgrade_outbound_raw_conn = closing
 
 
 def stop_auto_connector(host: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
@@ -446,7 +471,13 @@ OF_THE_PROCESS: Final = (
     shorten_query_timeout,
     tame_loggers,
 )
-OF_A_HOST: Final = (guard_streams, limit_inbound_streams, give_inbound_slots_back, stop_auto_connector)
+OF_A_HOST: Final = (
+    guard_streams,
+    limit_inbound_streams,
+    give_inbound_slots_back,
+    close_failed_dials,
+    stop_auto_connector,
+)
 OF_GOSSIP: Final = (ignore_messages, guard_push_msg, take_turns_in_writing, check_authors)
 OF_A_START: Final = (count_from_now,)
 OF_THE_DHT: Final = (widen_dht_limits, silence_add_provider)

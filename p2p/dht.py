@@ -63,6 +63,10 @@ class KadDht:
 
     # --- records -------------------------------------------------------------------------------------------
 
+    def holds(self, key: str) -> bool:
+        """Whether this node keeps a record under the key, for itself or as a server."""
+        return self._own(key) is not None
+
     def _own(self, key: str) -> bytes | None:
         record = self._kad.value_store.get(key.encode())
         return None if record is None else bytes(record.value)

@@ -1,0 +1,210 @@
+"""The Kad-DHT over real hosts: what the library does otherwise, and servers that come late or hang."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import trio
+from libp2p.host.exceptions import StreamFailure
+from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
+from libp2p.peer.id import ID
+
+from p2p import cures, names
+from p2p.errors import RecordRefused
+
+KEY = names.head_key("w" * 32)
+MODULES = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
+IPFS_KAD = "/ipfs/kad/1.0.0"
+
+
+def prefixed(data: bytes) -> bytes:
+    """A varint length and the data."""
+    length, out = len(data), b""
+    while length > 0x7F:
+        out, length = out + bytes([length & 0x7F | 0x80]), length >> 7
+    return out + bytes([length]) + data
+
+
+async def read_message(stream) -> KadMessage:
+    """One length-prefixed message."""
+    length, shift = 0, 0
+    while True:
+        byte = (await stream.read(1))[0]
+        length, shift = length | (byte & 0x7F) << shift, shift + 7
+        if byte < 0x80:
+            break
+    data = b""
+    while len(data) < length:
+        data += await stream.read(length - len(data))
+    message = KadMessage()
+    message.ParseFromString(data)
+    return message
+
+
+def content(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+async def test_connected_peers_find_each_other_in_the_dht(open_node, until):
+    async with open_node(1) as one, open_node(2) as other:
+        await one.connect(other.addrs())
+        for node in (one, other):
+            await until(lambda node=node: node.dht.counters().get("dht.introduced"))
+
+
+async def test_the_dht_speaks_our_protocol_only(open_node, open_stranger):
+    async with open_node(1) as node, open_stranger() as stranger:
+        stream = await stranger.stream(node, names.KAD_PROTOCOL)
+        await stream.reset()
+        with pytest.raises(StreamFailure):
+            await stranger.stream(node, IPFS_KAD)
+
+
+async def test_a_record_is_told_to_a_server_that_comes_later(open_node, until):
+    async with open_node(1) as early:
+        await early.dht.put_record(KEY, b"v1:early")
+        async with open_node(2) as late:
+            await late.connect(early.addrs())
+            await until(lambda: late.dht.holds(KEY))
+        async with open_node(2) as back_again:  # with the same identity, and nothing in its store
+            await back_again.connect(early.addrs())
+            await until(lambda: back_again.dht.holds(KEY))
+
+
+async def test_what_is_provided_is_told_to_a_server_that_comes_later(open_node, until, patience):
+    async with open_node(1) as early:
+        with pytest.raises(Exception, match="nobody"):
+            await early.dht.provide(content(1))  # there is nobody to tell yet; it is kept
+        async with open_node(2) as late, open_node(3) as asker:
+            await late.connect(early.addrs())
+            await asker.connect(late.addrs())
+            with patience():
+                while early.peer_id not in {
+                    info.peer_id for info in await asker.dht.find_providers(content(1))
+                }:
+                    await trio.sleep(0.05)
+
+
+async def test_more_than_ten_provides_in_a_row_are_all_kept(open_node, until, patience):
+    async with open_node(1) as one, open_node(2) as other:
+        await one.connect(other.addrs())
+        await until(lambda: one.dht.counters().get("dht.introduced"))
+        with patience():
+            for number in range(40):
+                await one.dht.provide(content(number))
+            found = [await other.dht.find_providers(content(number)) for number in range(40)]
+        assert [[info.peer_id for info in each] for each in found] == [[one.peer_id]] * 40
+
+
+async def test_add_provider_has_no_answer(open_node, open_stranger, patience):
+    # A second question on the same stream must get its own answer, not that of the first.
+    async with open_node(1) as node, open_stranger() as stranger:
+        stream = await stranger.stream(node, names.KAD_PROTOCOL)
+        key = names.provider_key(content(1))
+        add = KadMessage(type=KadMessage.MessageType.ADD_PROVIDER, key=key)
+        provider = add.providerPeers.add()
+        provider.id = stranger.peer_id
+        provider.addrs.append(stranger.host.get_addrs()[0].to_bytes())
+        ask = KadMessage(type=KadMessage.MessageType.GET_PROVIDERS, key=key)
+        await stream.write(prefixed(add.SerializeToString()))
+        await stream.write(prefixed(ask.SerializeToString()))
+        with patience():
+            answer = await read_message(stream)
+        assert answer.type == KadMessage.MessageType.GET_PROVIDERS
+        assert [bytes(peer.id) for peer in answer.providerPeers] == [stranger.peer_id]
+
+
+async def test_a_stranger_cannot_say_that_another_provides(open_node, open_stranger, patience):
+    async with open_node(1) as node, open_node(2) as asker, open_stranger() as stranger:
+        await asker.connect(node.addrs())
+        stream = await stranger.stream(node, names.KAD_PROTOCOL)
+        key = names.provider_key(content(1))
+        add = KadMessage(type=KadMessage.MessageType.ADD_PROVIDER, key=key)
+        provider = add.providerPeers.add()
+        provider.id = ID(asker.peer_id).to_bytes()
+        provider.addrs.append(stranger.host.get_addrs()[0].to_bytes())
+        ask = KadMessage(type=KadMessage.MessageType.GET_PROVIDERS, key=key)
+        await stream.write(prefixed(add.SerializeToString()) + prefixed(ask.SerializeToString()))
+        with patience():
+            assert not (await read_message(stream)).providerPeers
+
+
+@pytest.mark.parametrize("value", [b"no version", b"v1:" + bytes(names.RECORD_BYTES_MAX)])
+async def test_a_record_that_breaks_the_rule_is_not_taken_from_a_stranger(
+    open_node, open_stranger, patience, value
+):
+    async with open_node(1) as node, open_stranger() as stranger:
+        await put(stranger, node, KEY, value, patience)
+        assert not node.dht.holds(KEY)
+        await put(stranger, node, KEY, b"v1:right", patience)
+        assert node.dht.holds(KEY)
+
+
+async def test_an_older_record_is_not_taken_from_a_stranger(open_node, open_stranger, patience):
+    async with open_node(1) as node, open_stranger() as stranger:
+        await node.dht.put_record(KEY, b"v2:newer")
+        await put(stranger, node, KEY, b"v1:older", patience)
+        with patience():
+            assert await node.dht.get_record(KEY) == b"v2:newer"
+
+
+@pytest.mark.parametrize("key", ["/other/world/x/head", "no-namespace", "/aw/world/" + "w" * 60])
+async def test_a_record_under_another_key_is_not_taken_from_a_stranger(
+    open_node, open_stranger, patience, key
+):
+    async with open_node(1) as node, open_stranger() as stranger:
+        await put(stranger, node, key, b"v1:right", patience)
+        assert not node.dht.holds(key)
+
+
+async def put(stranger, node, key, value, patience):
+    """Send a PUT_VALUE and wait for its answer or the reset."""
+    stream = await stranger.stream(node, names.KAD_PROTOCOL)
+    message = KadMessage(type=KadMessage.MessageType.PUT_VALUE, key=key.encode())
+    message.record.key, message.record.value = key.encode(), value
+    await stream.write(prefixed(message.SerializeToString()))
+    await stream.close_write()
+    with patience():
+        try:
+            await read_message(stream)
+        except Exception:  # noqa: BLE001  # the library raises many kinds: all mean that it was not answered
+            return
+
+
+async def test_a_key_of_more_than_the_limit_is_refused(open_node):
+    async with open_node(1) as node:
+        with pytest.raises(RecordRefused, match="key"):
+            await node.dht.put_record("/aw/world/" + "w" * 60, b"v1:right")
+
+
+async def test_a_hung_dht_peer_is_not_waited_for_for_ever(open_node, open_stranger, patience, monkeypatch):
+    """The stranger takes every DHT stream and never answers."""
+    cures.apply_process_cures()
+    for module in MODULES:
+        monkeypatch.setattr(f"libp2p.kad_dht.{module}.QUERY_TIMEOUT", 0.5, raising=False)
+
+    async def hang(stream):
+        await trio.sleep_forever()
+
+    async with (
+        open_stranger(handlers={names.KAD_PROTOCOL: hang}) as hung,
+        open_node(1) as one,
+        open_node(2) as other,
+    ):
+        for node in (one, other):
+            await node.connect([str(hung.host.get_addrs()[0])])
+        await one.connect(other.addrs())
+        with patience():
+            await other.dht.put_record(KEY, b"v1:there")
+            assert await one.dht.get_record(KEY) == b"v1:there"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_query_waits_for_a_hung_peer_no_longer_than_a_negotiation(module):
+    import p2p.host  # noqa: F401
+    from p2p import cures
+
+    cures.apply_process_cures()
+    loaded = importlib.import_module(f"libp2p.kad_dht.{module}")
+    assert getattr(loaded, "QUERY_TIMEOUT", names.NEGOTIATION_S) == names.NEGOTIATION_S
