@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -66,3 +67,14 @@ def test_methods_codes_actions_and_outcomes_are_all_there() -> None:
     assert f"| any other | | {FUEL_UNKNOWN_ACTION} |" in TEXT
     receipts = TEXT.split("\n## Receipts\n")[1].split("\n## ")[0]
     assert set(Code) <= set(re.findall(r"\b[A-Z]\w+\b", receipts))
+
+
+def test_the_worked_example_is_the_vectors() -> None:
+    step = json.loads((ROOT / "interop" / "vectors" / "step.json").read_text())
+    text = TEXT.replace("\n", "")
+    told = [
+        step[name]
+        for name in ("genesis", "world_id", "state_root_before", "batch", "commit", "block", "block_hash")
+    ]
+    for value in [*told, step["state_root"], step["envelopes"][0]]:
+        assert value in text

@@ -1,0 +1,539 @@
+"""Write interop/vectors/*.json: golden bytes of every record, frame, proof and verdict. `make vectors`.
+
+Everything is made from fixed seeds and times, so that two runs give the same files; review the diff. Byte strings
+are {"hex": "..."}. `refuse` lists bytes that must be refused, with the reason; `ignore` those of another version.
+Usage: vectors.py [OUTPUT FOLDER]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import nacl.bindings as sodium
+
+from p2p import frames, names
+from p2p.errors import Code, FrameError
+from runtime import chain, codec, genesis, heads, keys, messages, rules, state, world
+from runtime.errors import Ignored, Invalid, UnknownVersion
+from runtime.keys import SigningKey
+from runtime.records import (
+    Acceptance,
+    ActionBatch,
+    ActionEnvelope,
+    BlockAnnounce,
+    BlockAttestation,
+    Bounds,
+    Commit,
+    Envelope,
+    Genesis,
+    LeaseGrant,
+    Receipt,
+    Sealed,
+    SignedAuthorities,
+    WorldHeadAnnounce,
+    encode_envelopes,
+    seal,
+)
+from runtime.schema import Record
+
+ROOT = Path(__file__).resolve().parent.parent
+OVERSIZE_SHOWN_BYTES_MAX = 8 * 1024  # a larger refusal would say no more, and fill the file
+CREATED_MS = 1_700_000_000_000
+L = 2**252 + 27742317777372353535851937790883648493  # order of Ed25519's base point
+
+
+def key(name: str) -> SigningKey:
+    """A fixed key by name."""
+    return SigningKey(codec.content_id(f"vector key {name}".encode()))
+
+
+def shown(value: Any) -> Any:
+    """A value as JSON has it."""
+    match value:
+        case bytes():
+            return {"hex": value.hex()}
+        case dict():
+            return {name: shown(item) for name, item in value.items()}
+        case list() | tuple():
+            return [shown(item) for item in value]
+    return value
+
+
+# --- a small world -------------------------------------------------------------------------------------------
+
+
+class World:
+    """A genesis, two envelopes, a batch of them, its commit, block, attestation and head."""
+
+    def __init__(self) -> None:
+        self.genesis = genesis.make_genesis(
+            name="vectors",
+            root_keys=[key("root").identity],
+            root_threshold=1,
+            proposers=[key("proposer").identity],
+            executors=[key("executor").identity],
+            certifier=key("certifier").identity,
+            body=genesis.make_body(
+                bounds=Bounds(-1_000, 1_000, -1_000, 1_000, 0, 0),
+                max_move_cm=100,
+                resource_kinds=["fuel"],
+                balances={(key("alice").identity, "fuel"): 50},
+            ),
+            created_ms=CREATED_MS,
+        )
+        self.world_id = self.genesis.header.world_id
+        self.signed = SignedAuthorities(self.genesis.authorities)
+        self.envelopes = [self._register(), self._move()]
+        self.actions = encode_envelopes(self.envelopes)
+        self.tip = chain.genesis_tip(self.genesis)
+        self.batch = self._batch()
+        read = chain.check_batch_form(
+            self.genesis, 0, self.tip.batch_hash, CREATED_MS, self.batch.record, self.actions
+        )
+        signatures = world.check_signatures(read)
+        self.built = chain.build_block(self.genesis, self.tip, self.batch.record, read, signatures)
+        self.commit = self._commit(self.batch.hash())
+        self.attestation = self._attestation(self.built.block.hash())
+        self.head = WorldHeadAnnounce(
+            self.genesis.header, self.signed, self.commit, (self.attestation,), self.built.block.hash()
+        )
+
+    def envelope(
+        self, actor: str, nonce: int, *actions: tuple[str, dict[str, Any]], **changes: Any
+    ) -> Envelope:
+        """A sealed envelope of a named actor."""
+        values = {
+            "world_id": self.world_id,
+            "actor_id": key(actor).identity,
+            "nonce": nonce,
+            "expires_at_height": 10,
+            "timestamp_ms": CREATED_MS + nonce,
+            "atomic": True,
+            "actions": actions,
+        }
+        return seal(ActionEnvelope(**(values | changes)), key(actor))
+
+    def _register(self) -> Envelope:
+        place = {"agent_id": "bob", "x_cm": 1, "y_cm": -2, "z_cm": 0, "endow": {"fuel": 20}}
+        return self.envelope("alice", 0, ("register_agent", place))
+
+    def _move(self) -> Envelope:
+        move = ("move_agent", {"agent_id": "bob", "x_cm": 11, "y_cm": -2, "z_cm": 0})
+        give = {"kind": "fuel", "amount": 5, "from_agent": "bob", "to_actor": key("alice").identity}
+        return self.envelope("alice", 1, move, ("transfer_resource", give))
+
+    def _batch(self) -> Sealed[ActionBatch]:
+        record = ActionBatch(
+            world_id=self.world_id,
+            epoch=0,
+            term=1,
+            height=1,
+            prev_batch_hash=self.genesis.header.hash(),
+            envelope_count=len(self.envelopes),
+            actions_root=codec.merkle_root([envelope.to_bytes() for envelope in self.envelopes]),
+            actions_ref=codec.content_id(self.actions),
+            proposer_id=key("proposer").identity,
+            timestamp_ms=CREATED_MS + 200,
+        )
+        return seal(record, key("proposer"))
+
+    def _commit(self, batch_hash: bytes) -> Sealed[Commit]:
+        record = Commit(self.world_id, 0, 1, 1, batch_hash, key("certifier").identity, CREATED_MS + 210)
+        return seal(record, key("certifier"))
+
+    def _attestation(self, block_hash: bytes) -> Sealed[BlockAttestation]:
+        record = BlockAttestation(self.world_id, 0, 1, block_hash, key("executor").identity)
+        return seal(record, key("executor"))
+
+
+# --- records -------------------------------------------------------------------------------------------------
+
+
+def bad_bytes(value: dict[str, Any], decode: Callable[[bytes], object], bytes_max: int) -> dict[str, Any]:
+    """What must be refused in the place of a good record, and what must be ignored."""
+    good = codec.encode(value)
+    first = next(name for name in value if name != "v")
+    map_head = 0xA0 | len(value) if len(value) < 24 else None
+    candidates: list[tuple[str, bytes]] = [
+        ("one byte missing", good[:-1]),
+        ("one byte too many", good + b"\x00"),
+        ("no CBOR at all", b"\xff"),
+        ("an array", b"\x80"),
+        ("unknown key", codec.encode({**value, "zzz": 1})),
+        (f"missing key {first}", codec.encode({name: item for name, item in value.items() if name != first})),
+        (f"null in the place of {first}", codec.encode({**value, first: None})),
+        ("a float", cbor2.dumps({**value, first: 1.5}, canonical=True)),
+        ("undefined", cbor2.dumps({**value, first: cbor2.undefined}, canonical=True)),
+        ("a tag", cbor2.dumps({**value, first: cbor2.CBORTag(4, [1, 2])}, canonical=True)),
+    ]
+    if bytes_max <= OVERSIZE_SHOWN_BYTES_MAX:
+        candidates.append(("larger than the record may be", codec.encode({**value, "zzz": bytes(bytes_max)})))
+    if map_head is not None:
+        ordered = {
+            name: value[name] for name in sorted(value, key=lambda name: (len(name), name), reverse=True)
+        }
+        candidates += [
+            ("indefinite length", b"\xbf" + good[1:] + b"\xff"),
+            ("map length not shortest", b"\xb8" + bytes([len(value)]) + good[1:]),
+            (
+                "a key twice",
+                bytes([map_head + 1]) + good[1:] + codec.encode(first) + codec.encode(value[first]),
+            ),
+            ("keys in another order", cbor2.dumps(ordered)),
+        ]
+    refuse = [{"hex": data.hex(), "reason": reason} for reason, data in candidates if data != good]
+    for item in refuse:
+        expect_refusal(decode, bytes.fromhex(item["hex"]), Invalid, item["reason"])
+    ignore = []
+    if "v" in value:
+        newer = codec.encode({**value, "v": 2})
+        expect_refusal(decode, newer, UnknownVersion, "v")
+        ignore = [{"hex": newer.hex(), "reason": "another version"}]
+    return {"refuse": refuse, "ignore": ignore}
+
+
+def expect_refusal(
+    decode: Callable[[bytes], object], data: bytes, error: type[Exception], reason: str
+) -> None:
+    """A vector that our own code does not refuse is a bug, here or there."""
+    try:
+        decode(data)
+    except error:
+        return
+    raise SystemExit(f"error: not refused ({reason}): {data[:60].hex()}")
+
+
+def record_vector(name: str, record: Record, sealed: Sealed[Any] | None = None) -> dict[str, Any]:
+    """All forms of one record."""
+    vector: dict[str, Any] = {
+        "name": name,
+        "record": record.NAME,
+        "value": shown(record.to_value()),
+        "body": record.to_bytes().hex(),
+        "preimage": record.preimage().hex(),
+        "hash": record.hash().hex(),
+    }
+    if sealed is not None:
+        vector["signer"] = sealed.record.signer.hex()
+        vector["signature"] = sealed.signature.hex()
+        vector["sealed"] = sealed.to_bytes().hex()
+    return vector | bad_bytes(record.to_value(), type(record).from_bytes, record.BYTES_MAX)
+
+
+def all_records(small: World) -> list[tuple[str, Record, Sealed[Any] | None]]:
+    """One of each record, and of both forms where a record has optional fields."""
+    alice = key("alice").identity
+    acceptance = Acceptance(small.world_id, small.envelopes[0].hash(), alice, CREATED_MS, "local")
+    lease = LeaseGrant(
+        small.world_id, 0, 1, key("proposer").identity, CREATED_MS, 5_000, key("certifier").identity
+    )
+    empty = small.envelope("alice", 2, ("dance", {}), atomic=False)
+    other = seal(replace(small.commit.record, batch_hash=bytes(32)), key("certifier"))
+    sealed_lease, sealed_acceptance = seal(lease, key("certifier")), seal(acceptance, key("alice"))
+    return [
+        ("genesis", small.genesis.header, None),
+        ("genesis body", small.genesis.body, None),
+        ("genesis file", small.genesis, None),
+        ("authorities of epoch 0", small.genesis.authorities, None),
+        ("envelope, atomic", small.envelopes[1].record, small.envelopes[1]),
+        ("envelope, plain, unknown action", empty.record, empty),
+        ("acceptance", acceptance, sealed_acceptance),
+        ("batch", small.batch.record, small.batch),
+        ("lease", lease, sealed_lease),
+        ("commit", small.commit.record, small.commit),
+        ("block", small.built.block, None),
+        ("attestation", small.attestation.record, small.attestation),
+        ("head", small.head, None),
+        ("receipt of an action", small.built.outcome.receipts[0], None),
+        ("receipt of a refused envelope", Receipt(small.envelopes[0].hash(), "NonceMismatch"), None),
+        ("event", small.built.outcome.events[0], None),
+        ("evidence of a fork", heads.commit_fork(small.commit, other), None),
+    ]
+
+
+# --- the rest ------------------------------------------------------------------------------------------------
+
+
+def signatures(small: World) -> list[dict[str, Any]]:
+    """Signatures over the commit's hash, and whether they are to be accepted."""
+    commit, signer = small.commit, key("certifier").identity
+    record_hash, good = commit.hash(), commit.signature
+    message = b"aw/sig/1\x00" + record_hash
+    r, s = good[:32], int.from_bytes(good[32:], "little")
+    identity_point = bytes([1]) + bytes(31)  # the neutral element, of order 1
+    order_eight = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
+    non_canonical = bytes.fromhex("ee" + "ff" * 30 + "7f")  # p + 1, the neutral element in another spelling
+    raw = sodium.crypto_sign(
+        record_hash, sodium.crypto_sign_seed_keypair(codec.content_id(b"vector key certifier"))[1]
+    )
+    cases = [
+        ("good", signer, good),
+        ("of another record", signer, small.batch.signature),
+        ("by another key", key("alice").identity, good),
+        ("over the bare hash, without the domain", signer, raw[:64]),
+        ("one bit of R changed", signer, bytes([good[0] ^ 1]) + good[1:]),
+        ("one bit of S changed", signer, good[:32] + bytes([good[32] ^ 1]) + good[33:]),
+        ("S + L", signer, r + (s + L).to_bytes(32, "little")),
+        ("all zeros", signer, bytes(64)),
+        ("63 bytes", signer, good[:63]),
+        ("small-order A (neutral), R neutral, S 0", keys.key_id(identity_point), identity_point + bytes(32)),
+        ("small-order A (order 8), R the same, S 0", keys.key_id(order_eight), order_eight + bytes(32)),
+        ("A not canonical (p + 1), S 0", keys.key_id(non_canonical), identity_point + bytes(32)),
+        ("R of small order", signer, identity_point + good[32:]),
+        ("R not canonical (p + 1)", signer, non_canonical + good[32:]),
+        ("key id of another kind", bytes(38), good),
+    ]
+    found = []
+    for name, identity, signature in cases:
+        accept = keys.verify(identity, record_hash, signature)
+        if accept is not (name == "good"):
+            raise SystemExit(f"error: signature case {name!r}: accepted is {accept}")
+        found.append(
+            {
+                "name": name,
+                "key_id": identity.hex(),
+                "record_hash": record_hash.hex(),
+                "message": message.hex(),
+                "signature": signature.hex(),
+                "accept": accept,
+            }
+        )
+    return found
+
+
+def merkle() -> dict[str, Any]:
+    """Roots, paths and mountain ranges over the items 00, 01, ..."""
+    trees, mountain = [], codec.MountainRange()
+    for count in range(10):
+        items = [bytes([item]) for item in range(count)]
+        if count:
+            mountain = mountain.append(items[-1])
+        paths = [[node.hex() for node in codec.merkle_path(items, index)] for index in range(count)]
+        peaks = [peak.hex() for peak in mountain.peaks]
+        trees.append({"count": count, "root": codec.merkle_root(items).hex(), "paths": paths, "peaks": peaks})
+    return {"items": "item i is the one byte i", "trees": trees}
+
+
+def ids(small: World) -> dict[str, Any]:
+    """How things are spelled."""
+    content = codec.content_id(b"hello")
+    return {
+        "world_id": {"header_hash": small.genesis.header.hash().hex(), "world_id": small.world_id},
+        "content_id": {"blob": b"hello".hex(), "hex": content.hex(), "cid": codec.cid_text(content)},
+        "provider_key": names.provider_key(content).hex(),
+        "world_content_id": genesis.world_content_id(small.world_id).hex(),
+        "head_key": names.head_key(small.world_id),
+        "topics": [names.topic(small.world_id, kind) for kind in names.TOPIC_KINDS],
+        "peer": {
+            "seed": codec.content_id(b"vector key alice").hex(),
+            "key_id": key("alice").identity.hex(),
+            "text": names.peer_text(key("alice").identity),
+        },
+    }
+
+
+def states() -> list[dict[str, Any]]:
+    """Roots of small and larger tries, with proofs of presence and absence."""
+    found = []
+    for count in (0, 1, 16, 17, 300):
+        cells = {("agents", f"agent-{number}".encode()): codec.encode(number) for number in range(count)}
+        cells |= {("big", b"cell"): codec.encode(bytes(300))} if count == 17 else {}
+        tree = state.State.empty().update(cells)
+        proofs = []
+        for namespace, name in (
+            ("agents", b"agent-0"),
+            ("agents", b"absent"),
+            ("nowhere", b"x"),
+            ("big", b"cell"),
+        ):
+            proof = tree.prove(namespace, name)
+            value = state.verify_state_proof(tree.root(), namespace, name, proof)
+            proofs.append(
+                {
+                    "namespace": namespace,
+                    "key": name.hex(),
+                    "value": None if value is None else value.hex(),
+                    "proof": proof.to_bytes().hex(),
+                }
+            )
+        found.append(
+            {
+                "cells": [[namespace, name.hex(), value.hex()] for (namespace, name), value in cells.items()],
+                "root": tree.root().hex(),
+                "proofs": proofs,
+            }
+        )
+    return found
+
+
+def step(small: World) -> dict[str, Any]:
+    """From a genesis and envelopes to a block, every blob on the way."""
+    built = small.built
+    return {
+        "genesis": small.genesis.to_bytes().hex(),
+        "world_id": small.world_id,
+        "state_root_before": small.tip.state.root().hex(),
+        "envelopes": [envelope.to_bytes().hex() for envelope in small.envelopes],
+        "actions": small.actions.hex(),
+        "batch": small.batch.to_bytes().hex(),
+        "commit": small.commit.to_bytes().hex(),
+        "receipts": [shown(receipt.to_value()) for receipt in built.outcome.receipts],
+        "events": [shown(event.to_value()) for event in built.outcome.events],
+        "blobs": {content.hex(): blob.hex() for content, blob in sorted(built.blobs.items())},
+        "block": built.block.to_bytes().hex(),
+        "block_hash": built.block.hash().hex(),
+        "state_root": built.block.state_root.hex(),
+        "head": small.head.to_bytes().hex(),
+    }
+
+
+def all_frames() -> dict[str, Any]:
+    """Frames of /aw/rr/1."""
+    good = [
+        {"kind": "request", "id": 0, "method": "status", "body": "a0"},
+        {"kind": "request", "id": 300, "method": "get_block", "body": "a0"},
+        {"kind": "answer", "id": 1, "body": "a0"},
+        {"kind": "part", "id": 0, "body": "00" * 200},
+        {"kind": "error", "id": 7, "code": 7, "retry_after_ms": 200, "message": "busy", "detail": ""},
+    ]
+    for item in good:
+        item["hex"] = frame_bytes(item).hex()
+    bad = [
+        ("length not shortest", "830000" + "0100"),
+        ("length zero", "00"),
+        ("length over 1 MiB", "818040" + "01"),
+        ("length of four bytes", "80808001"),
+        ("unknown type", "020400"),
+        ("id not shortest", "03018000"),
+        ("id over 2^32-1", "0701" + "ffffffff7f" + "a0"),
+        ("method with a capital", "07000004" + b"Stat".hex()),
+        ("method empty", "03000000"),
+        ("error code 0", "06030000000000"[:14]),
+        ("error code 11", "0603000b000000"),
+        ("message no UTF-8", "0703000100" + "0001" + "ff"),
+    ]
+    for reason, data in bad:
+        expect_refusal(read_frame, bytes.fromhex(data), FrameError, reason)
+    return {"frames": good, "refuse": [{"hex": data, "reason": reason} for reason, data in bad]}
+
+
+def frame_bytes(item: dict[str, Any]) -> bytes:
+    """A frame by our writer."""
+    body = bytes.fromhex(item.get("body", ""))
+    match item["kind"]:
+        case "request":
+            return frames.encode_request(item["id"], item["method"], body)
+        case "answer":
+            return frames.encode_answer(item["id"], body)
+        case "part":
+            return frames.encode_part(item["id"], body)
+    detail = bytes.fromhex(item["detail"])
+    code = Code(item["code"])
+    return frames.encode_error(
+        item["id"], code, item["message"], retry_after_ms=item["retry_after_ms"], detail=detail
+    )
+
+
+def read_frame(data: bytes) -> object:
+    """The first frame in the bytes."""
+    reader = frames.FrameReader()
+    reader.feed(data)
+    return reader.next_frame()
+
+
+def gossip(small: World) -> list[dict[str, Any]]:
+    """Messages, and what every relay says of them."""
+    forged = replace(small.envelopes[0], signature=bytes(64))
+    elsewhere = "a" * 32
+    other_batch = seal(replace(small.batch.record, timestamp_ms=CREATED_MS + 1), key("proposer"))
+    strange = seal(replace(small.commit.record, certifier_id=key("alice").identity), key("alice"))
+    newer = codec.encode({**small.head.to_value(), "v": 2})
+    cases: list[tuple[str, str, bytes, str]] = [
+        ("action", "two envelopes", small.actions, small.world_id),
+        ("action", "a forged signature", encode_envelopes([forged]), small.world_id),
+        ("action", "of another world", small.actions, elsewhere),
+        ("action", "an empty list", b"\x80", small.world_id),
+        ("action", "17 envelopes", encode_envelopes([small.envelopes[0]] * 17), small.world_id),
+        (
+            "batch",
+            "a batch and its commit",
+            messages.encode_batch_message(small.batch, small.commit),
+            small.world_id,
+        ),
+        (
+            "batch",
+            "the commit of another batch",
+            messages.encode_batch_message(other_batch, small.commit),
+            small.world_id,
+        ),
+        ("block", "a block and its attestation", announce(small, small.attestation), small.world_id),
+        (
+            "block",
+            "a forged attestation",
+            announce(small, replace(small.attestation, signature=bytes(64))),
+            small.world_id,
+        ),
+        ("head", "a head", small.head.to_bytes(), small.world_id),
+        ("head", "a commit by a stranger", replace(small.head, commit=strange).to_bytes(), small.world_id),
+        ("head", "of another version", newer, small.world_id),
+        ("head", "too large", small.head.to_bytes() + bytes(6_000), small.world_id),
+    ]
+    found = []
+    for kind, name, data, world_id in cases:
+        rule = rules.gossip_rules(world_id, small.genesis.body.limits.envelope_bytes_max)[kind]
+        found.append(
+            {
+                "topic": names.topic(world_id, kind),
+                "name": name,
+                "data": data.hex(),
+                "verdict": verdict(rule, data),
+            }
+        )
+    return found
+
+
+def announce(small: World, attestation: Sealed[BlockAttestation]) -> bytes:
+    """A `.block` message."""
+    return BlockAnnounce(small.built.block, attestation).to_bytes()
+
+
+def verdict(rule: rules.Rule, data: bytes) -> str:
+    """accept, reject or ignore."""
+    try:
+        rule(data)
+    except Invalid:
+        return "reject"
+    except (Ignored, UnknownVersion):
+        return "ignore"
+    return "accept"
+
+
+def files() -> Iterator[tuple[str, object]]:
+    """Name and content of every vector file."""
+    small = World()
+    assert isinstance(small.genesis, Genesis)
+    yield "records", [record_vector(*item) for item in all_records(small)]
+    yield "signatures", signatures(small)
+    yield "merkle", merkle()
+    yield "ids", ids(small)
+    yield "state", states()
+    yield "step", step(small)
+    yield "frames", all_frames()
+    yield "gossip", gossip(small)
+
+
+def main(folder: Path) -> None:
+    """Write all files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "interop" / "vectors")
