@@ -130,5 +130,5 @@ def test_a_file_that_is_too_large_or_absent_is_told(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("lat", ["north", "91.0", "NaN", "1e99"])
 def test_an_airport_off_the_globe_is_told(lat: str) -> None:
-    with pytest.raises(DataFileBad, match="lat/lon of XXX"):
-        read_airports(f"faa,name,lat,lon\nXXX,Nowhere,{lat},0\n".encode(), "airports.csv")
+    with pytest.raises(DataFileBad, match="lat/lon of QQQ"):
+        read_airports(f"faa,name,lat,lon\nQQQ,Nowhere,{lat},0\n".encode(), "airports.csv")
