@@ -465,6 +465,7 @@ class _NoEcho:
 
 OF_THE_PROCESS: Final = (
     shield_yamux_writes,
+    cap_receive_windows,
     size_gossip_queues,
     cap_messages_per_rpc,
     name_kad_protocol,

@@ -59,6 +59,13 @@ async def echo(caller: PeerId, body: bytes) -> bytes:
     return body
 
 
+def _innermost(error: BaseException) -> BaseException:
+    """What a test shall show: groups of one, a nursery each, hide it behind pages of tracebacks."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 OpenNode = Callable[..., AbstractAsyncContextManager[Libp2pNetwork]]
 
 
@@ -73,8 +80,11 @@ async def _open_node(
         now_ms=lambda: time.time_ns() // 1_000_000,
         **config,
     )
-    async with open_network(host, {"echo": Route(echo), **(routes or {})}, Versions()) as network:
-        yield network
+    try:
+        async with open_network(host, {"echo": Route(echo), **(routes or {})}, Versions()) as network:
+            yield network
+    except BaseExceptionGroup as group:
+        raise _innermost(group) from None
 
 
 @pytest.fixture
@@ -200,10 +210,13 @@ async def _open_stranger(
     )
     for protocol, handler in (handlers or {}).items():
         host.set_stream_handler(protocol, handler)  # type: ignore[arg-type]
-    async with host.run(listen_addrs):
-        yield Stranger(host, pair)
-        with trio.move_on_after(5):
-            await host.close()
+    try:
+        async with host.run(listen_addrs):
+            yield Stranger(host, pair)
+            with trio.move_on_after(5):
+                await host.close()
+    except BaseExceptionGroup as group:
+        raise _innermost(group) from None
 
 
 @pytest.fixture
