@@ -34,6 +34,7 @@ from p2p import names
 
 CURED_VERSION: Final = "0.8.1"
 RESET_S_MAX: Final = 1.0
+WINDOW_POLL_S: Final = 0.01  # the library polls its own window as often
 DELIVERIES_CLEARED_S: Final = 60.0
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 _log = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ def give_inbound_slots_back(host: Any, counters: Counter[str]) -> None:
 def close_failed_dials(host: Any, counters: Counter[str]) -> None:
     """A dial that is cancelled, or fails, while it secures the connection leaves its socket open.
 
-    swarm.py:1240. The socket is closed here whatever ends the upgrade. Test: test_a_dial_that_is_given_up_closes_....
+    swarm.py:1240. The socket is closed here whatever ends the upgrade. Test: test_a_dial_that_is_given_up_closes_its_socket.
     """
     swarm = host.get_network()
     upgrade = swarm.upgrade_outbound_raw_conn
@@ -303,7 +304,7 @@ def guard_push_msg(pubsub: Any, counters: Counter[str]) -> None:
     """A message whose `from` embeds no key and whose `key` is garbage raises out of the service: the node ends.
 
     validators.py:62 raises again; so does any bug of a validator. Caught and counted, except for one's own messages.
-    Test: test_a_message_with_a_garbage_key_costs_nothing.
+    Test: test_a_bug_in_a_check_costs_that_message_only.
     """
     push = pubsub.push_msg
 
@@ -545,3 +546,18 @@ def ask_identify(host: Any, peer: ID) -> None:
     Test: test_connected_peers_find_each_other_in_the_dht.
     """
     host._schedule_identify(peer, reason="introduce")  # noqa: SLF001
+
+
+async def write_patiently(stream: Any, data: bytes) -> None:
+    """A writer is given up after 5 s without window, whatever the reader's own deadline is (yamux.py:280).
+
+    Here the window is waited for before each piece, and a piece never asks for more. Whoever owns the stream bounds the
+    wait by resetting it. Test: test_a_slow_reader_makes_the_sender_wait.
+    """
+    muxed, sent = stream.muxed_stream, 0
+    while sent < len(data):
+        while muxed.send_window <= 0 and not (muxed.closed or muxed.send_closed):
+            await trio.sleep(WINDOW_POLL_S)
+        size = min(max(muxed.send_window, 1), names.SESSION_WRITE_BATCH_BYTES_MAX)
+        await stream.write(data[sent : sent + size])
+        sent += size

@@ -77,7 +77,7 @@ class Libp2pStream:
 
     async def write(self, data: bytes) -> None:
         try:
-            await self._stream.write(data)
+            await cures.write_patiently(self._stream, data)
         except Exception as error:
             raise StreamBroken(type(error).__name__) from error
 
