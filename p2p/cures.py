@@ -247,7 +247,8 @@ def give_inbound_slots_back(host: Any, counters: Counter[str]) -> None:
 def close_failed_dials(host: Any, counters: Counter[str]) -> None:
     """A dial that is cancelled, or fails, while it secures the connection leaves its socket open.
 
-    swarm.py:1240. The socket is closed here whatever ends the upgrade. Test: test_a_dial_that_is_given_up_closes_its_socket.
+    swarm.py:1240. The socket is closed here whatever ends the upgrade.
+    Test: test_a_dial_that_is_given_up_closes_its_socket.
     """
     swarm = host.get_network()
     upgrade = swarm.upgrade_outbound_raw_conn
@@ -556,7 +557,7 @@ async def write_patiently(stream: Any, data: bytes) -> None:
     """
     muxed, sent = stream.muxed_stream, 0
     while sent < len(data):
-        while muxed.send_window <= 0 and not (muxed.closed or muxed.send_closed):
+        while muxed.send_window <= 0 and not (muxed.closed or muxed.send_closed):  # noqa: ASYNC110  # no event to wait for
             await trio.sleep(WINDOW_POLL_S)
         size = min(max(muxed.send_window, 1), names.SESSION_WRITE_BATCH_BYTES_MAX)
         await stream.write(data[sent : sent + size])
