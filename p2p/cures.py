@@ -244,30 +244,6 @@ def give_inbound_slots_back(host: Any, counters: Counter[str]) -> None:
     swarm.upgrade_inbound_raw_conn = until_closed
 
 
-def close_failed_dials(host: Any, counters: Counter[str]) -> None:
-    """A dial that is cancelled, or fails, while it secures the connection leaves its socket open.
-
-    swarm.py:1240. The socket is closed here whatever ends the upgrade.
-    Test: test_a_dial_that_is_given_up_closes_its_socket.
-    """
-    swarm = host.get_network()
-    upgrade = swarm.upgrade_outbound_raw_conn
-
-    async def closing(raw: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return await upgrade(raw, *args, **kwargs)
-        except BaseException:
-            counters["connections.upgrade_failed"] += 1
-            with trio.CancelScope(shield=True), trio.move_on_after(RESET_S_MAX):
-                try:
-                    await raw.close()
-                except Exception as error:  # noqa: BLE001  # it is gone already
-                    _log.debug("close failed: %s", type(error).__name__)
-            raise
-
-    swarm.upgrade_outbound_raw_conn = closing
-
-
 def stop_auto_connector(host: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
     """The auto-connector dials everybody in the peerstore, whatever the watermarks say (auto_connector.py:300).
 
@@ -325,7 +301,8 @@ def take_turns_in_writing(pubsub: Any, counters: Counter[str]) -> None:  # noqa:
     """Two tasks may write one gossip stream: the queue's sender, and gossipsub's flush of messages that waited.
 
     gossipsub.py:704 and :788. Past 64 KiB their writes interleave, the peer reads garbage, resets the stream, and
-    gossip between two honest peers is dead. One RPC is written at a time. Test: test_gossip_data_has_a_limit.
+    gossip between two honest peers is dead. One RPC is written at a time.
+    Test: test_two_writers_of_one_gossip_stream_take_turns.
     """
     write, turns = pubsub.write_msg, WeakKeyDictionary[Any, trio.Lock]()
 
@@ -478,7 +455,6 @@ OF_A_HOST: Final = (
     guard_streams,
     limit_inbound_streams,
     give_inbound_slots_back,
-    close_failed_dials,
     stop_auto_connector,
 )
 OF_GOSSIP: Final = (ignore_messages, guard_push_msg, take_turns_in_writing, check_authors)

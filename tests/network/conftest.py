@@ -37,7 +37,7 @@ PATIENCE_S = 60.0
 WITHOUT = os.environ.get("AW_WITHOUT_CURE")
 if WITHOUT:
     del cures.ALL[WITHOUT]
-    PATIENCE_S = 10.0  # what is expected to fail by hanging need not hang for long
+    PATIENCE_S = 6.0  # what is expected to fail by hanging need not hang for long
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 TOPIC = "aw.honest.head"
@@ -212,9 +212,11 @@ async def _open_stranger(
         host.set_stream_handler(protocol, handler)  # type: ignore[arg-type]
     try:
         async with host.run(listen_addrs):
-            yield Stranger(host, pair)
-            with trio.move_on_after(5):
-                await host.close()
+            try:
+                yield Stranger(host, pair)
+            finally:
+                with trio.move_on_after(5, shield=True):
+                    await host.close()  # leaving `run` does not close what was dialled
     except BaseExceptionGroup as group:
         raise _innermost(group) from None
 
