@@ -11,7 +11,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,19 @@ from runtime.records import (
     Genesis,
     LeaseGrant,
     Receipt,
+    Resume,
     Sealed,
     SignedAuthorities,
+    SnapshotRef,
     WorldHeadAnnounce,
     encode_envelopes,
     seal,
+    sealed_from_bytes,
 )
 from runtime.schema import Record
 
 ROOT = Path(__file__).resolve().parent.parent
-OVERSIZE_SHOWN_BYTES_MAX = 8 * 1024  # a larger refusal would say no more, and fill the file
+OVERSIZE_SHOWN_BYTES_MAX = 1024  # a larger refusal would say no more, and fill the file
 CREATED_MS = 1_700_000_000_000
 L = 2**252 + 27742317777372353535851937790883648493  # order of Ed25519's base point
 
@@ -109,7 +113,7 @@ class World:
         self, actor: str, nonce: int, *actions: tuple[str, dict[str, Any]], **changes: Any
     ) -> Envelope:
         """A sealed envelope of a named actor."""
-        values = {
+        values: dict[str, Any] = {
             "world_id": self.world_id,
             "actor_id": key(actor).identity,
             "nonce": nonce,
@@ -153,41 +157,34 @@ class World:
         return seal(record, key("executor"))
 
 
+def head_of_epoch_1(small: World, signer: str = "root") -> WorldHeadAnnounce:
+    """A head by a set that the root key signed, resuming from height 0."""
+    later = replace(
+        small.genesis.authorities,
+        epoch=1,
+        world_id=small.world_id,
+        resume=Resume(0, small.genesis.header.hash()),
+    )
+    return WorldHeadAnnounce(
+        small.genesis.header,
+        SignedAuthorities(later, ((0, key(signer).sign(later.hash())),)),
+        seal(replace(small.commit.record, epoch=1), key("certifier")),
+        (seal(replace(small.attestation.record, epoch=1), key("executor")),),
+        small.head.block_hash,
+    )
+
+
 # --- records -------------------------------------------------------------------------------------------------
 
 
-def bad_bytes(value: dict[str, Any], decode: Callable[[bytes], object], bytes_max: int) -> dict[str, Any]:
+def bad_bytes(record: Record) -> dict[str, Any]:
     """What must be refused in the place of a good record, and what must be ignored."""
+    value, decode = record.to_value(), type(record).from_bytes
     good = codec.encode(value)
-    first = next(name for name in value if name != "v")
-    map_head = 0xA0 | len(value) if len(value) < 24 else None
-    candidates: list[tuple[str, bytes]] = [
-        ("one byte missing", good[:-1]),
-        ("one byte too many", good + b"\x00"),
-        ("no CBOR at all", b"\xff"),
-        ("an array", b"\x80"),
-        ("unknown key", codec.encode({**value, "zzz": 1})),
-        (f"missing key {first}", codec.encode({name: item for name, item in value.items() if name != first})),
-        (f"null in the place of {first}", codec.encode({**value, first: None})),
-        ("a float", cbor2.dumps({**value, first: 1.5}, canonical=True)),
-        ("undefined", cbor2.dumps({**value, first: cbor2.undefined}, canonical=True)),
-        ("a tag", cbor2.dumps({**value, first: cbor2.CBORTag(4, [1, 2])}, canonical=True)),
-    ]
-    if bytes_max <= OVERSIZE_SHOWN_BYTES_MAX:
-        candidates.append(("larger than the record may be", codec.encode({**value, "zzz": bytes(bytes_max)})))
-    if map_head is not None:
-        ordered = {
-            name: value[name] for name in sorted(value, key=lambda name: (len(name), name), reverse=True)
-        }
-        candidates += [
-            ("indefinite length", b"\xbf" + good[1:] + b"\xff"),
-            ("map length not shortest", b"\xb8" + bytes([len(value)]) + good[1:]),
-            (
-                "a key twice",
-                bytes([map_head + 1]) + good[1:] + codec.encode(first) + codec.encode(value[first]),
-            ),
-            ("keys in another order", cbor2.dumps(ordered)),
-        ]
+    candidates = [*broken_encodings(value), *broken_fields(record)]
+    if record.BYTES_MAX <= OVERSIZE_SHOWN_BYTES_MAX:
+        oversize = codec.encode({**value, "zzz": bytes(record.BYTES_MAX)})
+        candidates.append(("larger than the record may be", oversize))
     refuse = [{"hex": data.hex(), "reason": reason} for reason, data in candidates if data != good]
     for item in refuse:
         expect_refusal(decode, bytes.fromhex(item["hex"]), Invalid, item["reason"])
@@ -197,6 +194,84 @@ def bad_bytes(value: dict[str, Any], decode: Callable[[bytes], object], bytes_ma
         expect_refusal(decode, newer, UnknownVersion, "v")
         ignore = [{"hex": newer.hex(), "reason": "another version"}]
     return {"refuse": refuse, "ignore": ignore}
+
+
+def broken_encodings(value: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """(reason, bytes): the right content in wrong bytes, and bytes that are no record of any kind."""
+    good = codec.encode(value)
+    first = next(name for name in value if name != "v")
+    map_head = 0xA0 | len(value)
+    assert len(value) < 23, "a map head of one byte"
+    backwards = {
+        name: value[name] for name in sorted(value, key=lambda name: (len(name), name), reverse=True)
+    }
+    yield "one byte missing", good[:-1]
+    yield "one byte too many", good + b"\x00"
+    yield "no CBOR at all", b"\xff"
+    yield "an array", b"\x80"
+    yield "a float", cbor2.dumps({**value, first: 1.5}, canonical=True)
+    yield "undefined", cbor2.dumps({**value, first: cbor2.undefined}, canonical=True)
+    yield "a tag", cbor2.dumps({**value, first: cbor2.CBORTag(4, [1, 2])}, canonical=True)
+    yield "an integer of more than 64 bits", cbor2.dumps({**value, first: 1 << 63}, canonical=True)
+    yield "indefinite length", b"\xbf" + good[1:] + b"\xff"
+    yield "map length not shortest", b"\xb8" + bytes([len(value)]) + good[1:]
+    twice = codec.encode(first) + codec.encode(value[first])
+    yield "a key twice", bytes([map_head + 1]) + good[1:] + twice
+    yield "keys in another order", cbor2.dumps(backwards)
+    if "v" in value:
+        yield "integer not shortest", good.replace(b"\x61v\x01", b"\x61v\x18\x01", 1)
+
+
+def broken_fields(record: Record) -> Iterator[tuple[str, bytes]]:
+    """(reason, bytes): canonical bytes of maps that break a rule of the record."""
+    value = record.to_value()
+    optional = [item.name for item in fields(record) if item.default is None]  # type: ignore[arg-type]
+
+    def change(name: str, item: Any) -> bytes:
+        return codec.encode({**value, name: item})
+
+    yield "unknown key", change("zzz", 1)
+    if "v" in value:
+        yield "v is text", change("v", "1")
+    for name in [name for name in value if name != "v"]:
+        if name not in optional:
+            rest = {other: item for other, item in value.items() if other != name}
+            yield f"missing key {name}", codec.encode(rest)
+            yield f"null in the place of {name}", change(name, None)
+        yield f"wrong type of {name}", change(name, [] if isinstance(value[name], dict) else {})
+        for reason, item in broken_scalars(value[name]):
+            yield f"{name} {reason}", change(name, item)
+    for name in optional:
+        yield f"null in the place of {name}, not absent", change(name, None)
+    for reason, item in broken_world_ids(value.get("world_id")):
+        yield f"bad world id: {reason}", change("world_id", item)
+
+
+def broken_scalars(good: Any) -> list[tuple[str, Any]]:
+    """(reason, value) near a good one."""
+    match good:
+        case bool():
+            return [("is a number", int(good))]
+        case int():
+            return [("is below zero", -1), ("is above 2^53-1", 1 << 53)]
+        case bytes() if len(good) == keys.KEY_ID_BYTES:
+            of_rsa = bytes.fromhex("002508021221") + good[6:]
+            return [("has one byte less", good[:-1]), ("is of another key type", of_rsa)]
+        case bytes():
+            return [("has one byte less", good[:-1])]
+    return []
+
+
+def broken_world_ids(good: str | None) -> list[tuple[str, str]]:
+    """(reason, text) near a good world id."""
+    if good is None:
+        return []
+    return [
+        ("upper case", good.upper()),
+        ("31 characters", good[:-1]),
+        ("no base32", "1" + good[1:]),
+        ("a line end after it", good + "\n"),
+    ]
 
 
 def expect_refusal(
@@ -224,7 +299,27 @@ def record_vector(name: str, record: Record, sealed: Sealed[Any] | None = None) 
         vector["signer"] = sealed.record.signer.hex()
         vector["signature"] = sealed.signature.hex()
         vector["sealed"] = sealed.to_bytes().hex()
-    return vector | bad_bytes(record.to_value(), type(record).from_bytes, record.BYTES_MAX)
+        vector["refuse_sealed"] = bad_seals(sealed)
+    return vector | bad_bytes(record)
+
+
+def bad_seals(sealed: Sealed[Any]) -> list[dict[str, str]]:
+    """What must be refused in the place of a sealed record, before any signature is checked."""
+    value, signature = sealed.to_value()[0], sealed.signature
+    refuse = []
+    for reason, bad in (
+        ("no signature", [value]),
+        ("three items", [value, signature, 0]),
+        ("signature of 63 bytes", [value, signature[:-1]]),
+        ("signature of 65 bytes", [value, signature + b"\x00"]),
+        ("signature is null", [value, None]),
+        ("signature first", [signature, value]),
+        ("a map", {"record": value, "signature": signature}),
+    ):
+        data = codec.encode(bad)
+        expect_refusal(partial(sealed_from_bytes, type(sealed.record)), data, Invalid, reason)
+        refuse.append({"hex": data.hex(), "reason": reason})
+    return refuse
 
 
 def all_records(small: World) -> list[tuple[str, Record, Sealed[Any] | None]]:
@@ -236,21 +331,30 @@ def all_records(small: World) -> list[tuple[str, Record, Sealed[Any] | None]]:
     )
     empty = small.envelope("alice", 2, ("dance", {}), atomic=False)
     other = seal(replace(small.commit.record, batch_hash=bytes(32)), key("certifier"))
+    snapshot = replace(small.attestation.record, snapshot=SnapshotRef(1, codec.content_id(b"snapshot")))
+    last = (1 << 53) - 1
+    limit = replace(small.commit.record, epoch=last, term=last, height=last, as_of_ms=last)
+    later = head_of_epoch_1(small)
     sealed_lease, sealed_acceptance = seal(lease, key("certifier")), seal(acceptance, key("alice"))
     return [
         ("genesis", small.genesis.header, None),
         ("genesis body", small.genesis.body, None),
         ("genesis file", small.genesis, None),
         ("authorities of epoch 0", small.genesis.authorities, None),
+        ("authorities of epoch 1", later.authorities.authorities, None),
         ("envelope, atomic", small.envelopes[1].record, small.envelopes[1]),
         ("envelope, plain, unknown action", empty.record, empty),
         ("acceptance", acceptance, sealed_acceptance),
         ("batch", small.batch.record, small.batch),
         ("lease", lease, sealed_lease),
         ("commit", small.commit.record, small.commit),
+        ("commit, largest numbers", limit, seal(limit, key("certifier"))),
         ("block", small.built.block, None),
+        ("block with a manifest", replace(small.built.block, manifest_hash=bytes(32)), None),
         ("attestation", small.attestation.record, small.attestation),
+        ("attestation with a snapshot", snapshot, seal(snapshot, key("executor"))),
         ("head", small.head, None),
+        ("head of epoch 1", later, None),
         ("receipt of an action", small.built.outcome.receipts[0], None),
         ("receipt of a refused envelope", Receipt(small.envelopes[0].hash(), "NonceMismatch"), None),
         ("event", small.built.outcome.events[0], None),
@@ -460,6 +564,7 @@ def states() -> list[dict[str, Any]]:
                     "key": name.hex(),
                     "value": None if value is None else value.hex(),
                     "proof": proof.to_bytes().hex(),
+                    "refuse": bad_proofs(tree.root(), namespace, name, proof),
                 }
             )
         found.append(
@@ -470,6 +575,55 @@ def states() -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def bad_proofs(root: bytes, namespace: str, name: bytes, proof: state.StateProof) -> list[dict[str, str]]:
+    """Changed proofs, none of which may prove anything of this cell under this root."""
+    value = proof.to_value()
+    bad: list[tuple[str, dict[str, Any]]] = []
+    for part in ("top", "cells"):
+        if part in value:
+            bad += [(f"{part}: {why}", {**value, part: path}) for why, path in bad_paths(value[part])]
+    if "cells" in value:
+        bad.append(
+            ("no path in the namespace", {name: item for name, item in value.items() if name != "cells"})
+        )
+    else:
+        bad.append(("a path in an absent namespace", {**value, "cells": {"siblings": [], "bucket": []}}))
+    if proof.value is None:
+        bad.append(("a value beside that no entry names", {**value, "value": bytes(300)}))
+    else:
+        bad.append(("another value beside", {**value, "value": proof.value[:-1] + b"\x01"}))
+        bad.append(("no value beside", {name: item for name, item in value.items() if name != "value"}))
+
+    def check(data: bytes) -> object:
+        return state.verify_state_proof(root, namespace, name, state.StateProof.from_bytes(data))
+
+    for reason, changed in bad:
+        expect_refusal(check, codec.encode(changed), Invalid, reason)
+    return [{"proof": codec.encode(changed).hex(), "reason": reason} for reason, changed in bad]
+
+
+def bad_paths(path: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(reason, path): near a good trie path."""
+    siblings, bucket = path["siblings"], path["bucket"]
+    yield "an entry more", {**path, "bucket": [*bucket, [b"stranger", 0, b"\x00"]]}
+    yield "a level more", {**path, "siblings": [*siblings, bytes(480)]}
+    if siblings:
+        flipped = bytes([siblings[0][0] ^ 1]) + siblings[0][1:]
+        yield "a bit of a sibling", {**path, "siblings": [flipped, *siblings[1:]]}
+        yield "a level less", {**path, "siblings": siblings[1:]}
+    if bucket:
+        yield "no entries", {**path, "bucket": []}
+        yield "one entry left out", {**path, "bucket": bucket[1:]}
+        yield "another key", {**path, "bucket": [[b"stranger", *bucket[0][1:]], *bucket[1:]]}
+        last = bytes([bucket[0][2][-1] ^ 1])
+        yield (
+            "another value",
+            {**path, "bucket": [[*bucket[0][:2], bucket[0][2][:-1] + last, *bucket[0][3:]], *bucket[1:]]},
+        )
+    if len(bucket) > 1:
+        yield "entries in another order", {**path, "bucket": bucket[::-1]}
 
 
 def step(small: World) -> dict[str, Any]:
@@ -554,47 +708,69 @@ def gossip(small: World) -> list[dict[str, Any]]:
     other_batch = seal(replace(small.batch.record, timestamp_ms=CREATED_MS + 1), key("proposer"))
     strange = seal(replace(small.commit.record, certifier_id=key("alice").identity), key("alice"))
     newer = codec.encode({**small.head.to_value(), "v": 2})
+    newer_envelope = codec.encode([[{**small.envelopes[0].record.to_value(), "v": 2}, bytes(64)]])
+    forged_batch = replace(small.batch, signature=bytes(64))
+    forged_commit = replace(small.commit, signature=bytes(64))
+    other_block = seal(replace(small.attestation.record, block_hash=bytes(32)), key("executor"))
+    by_alice = seal(replace(small.attestation.record, executor_id=key("alice").identity), key("alice"))
+    head, later = small.head, head_of_epoch_1(small)
+    pair = messages.encode_batch_message
     cases: list[tuple[str, str, bytes, str]] = [
         ("action", "two envelopes", small.actions, small.world_id),
         ("action", "a forged signature", encode_envelopes([forged]), small.world_id),
         ("action", "of another world", small.actions, elsewhere),
         ("action", "an empty list", b"\x80", small.world_id),
         ("action", "17 envelopes", encode_envelopes([small.envelopes[0]] * 17), small.world_id),
-        (
-            "batch",
-            "a batch and its commit",
-            messages.encode_batch_message(small.batch, small.commit),
-            small.world_id,
-        ),
-        (
-            "batch",
-            "the commit of another batch",
-            messages.encode_batch_message(other_batch, small.commit),
-            small.world_id,
-        ),
+        ("action", "indefinite length", b"\x9f" + small.actions[1:] + b"\xff", small.world_id),
+        ("action", "of another version", newer_envelope, small.world_id),
+        ("batch", "a batch and its commit", pair(small.batch, small.commit), small.world_id),
+        ("batch", "the commit of another batch", pair(other_batch, small.commit), small.world_id),
+        ("batch", "by a certifier without authority", pair(small.batch, strange), small.world_id),
+        ("batch", "a forged batch", pair(forged_batch, small.commit), small.world_id),
+        ("batch", "a forged commit", pair(small.batch, forged_commit), small.world_id),
+        ("batch", "of another world", pair(small.batch, small.commit), elsewhere),
         ("block", "a block and its attestation", announce(small, small.attestation), small.world_id),
+        ("block", "by an executor without authority", announce(small, by_alice), small.world_id),
+        ("block", "the attestation of another block", announce(small, other_block), small.world_id),
         (
             "block",
             "a forged attestation",
             announce(small, replace(small.attestation, signature=bytes(64))),
             small.world_id,
         ),
-        ("head", "a head", small.head.to_bytes(), small.world_id),
-        ("head", "a commit by a stranger", replace(small.head, commit=strange).to_bytes(), small.world_id),
+        ("head", "a head", head.to_bytes(), small.world_id),
+        ("head", "a head of epoch 1", later.to_bytes(), small.world_id),
+        ("head", "a set that another key signed", head_of_epoch_1(small, "alice").to_bytes(), small.world_id),
+        (
+            "head",
+            "a set that no root key signed",
+            replace(later, authorities=SignedAuthorities(later.authorities.authorities)).to_bytes(),
+            small.world_id,
+        ),
+        ("head", "of another world", head.to_bytes(), elsewhere),
+        ("head", "a commit by a stranger", replace(head, commit=strange).to_bytes(), small.world_id),
+        (
+            "head",
+            "an attestation by a stranger",
+            replace(head, attestations=(by_alice,)).to_bytes(),
+            small.world_id,
+        ),
+        (
+            "head",
+            "an attestation of another block",
+            replace(head, attestations=(other_block,)).to_bytes(),
+            small.world_id,
+        ),
+        ("head", "a forged commit", replace(head, commit=forged_commit).to_bytes(), small.world_id),
         ("head", "of another version", newer, small.world_id),
-        ("head", "too large", small.head.to_bytes() + bytes(6_000), small.world_id),
+        ("head", "too large", head.to_bytes() + bytes(6_000), small.world_id),
     ]
     found = []
     for kind, name, data, world_id in cases:
         rule = rules.gossip_rules(world_id, small.genesis.body.limits.envelope_bytes_max)[kind]
-        found.append(
-            {
-                "topic": names.topic(world_id, kind),
-                "name": name,
-                "data": data.hex(),
-                "verdict": verdict(rule, data),
-            }
-        )
+        given, reason = verdict(rule, data)
+        message = {"topic": names.topic(world_id, kind), "name": name, "data": data.hex(), "verdict": given}
+        found.append(message if reason is None else {**message, "reason": reason})
     return found
 
 
@@ -603,15 +779,15 @@ def announce(small: World, attestation: Sealed[BlockAttestation]) -> bytes:
     return BlockAnnounce(small.built.block, attestation).to_bytes()
 
 
-def verdict(rule: rules.Rule, data: bytes) -> str:
-    """accept, reject or ignore."""
+def verdict(rule: rules.Rule, data: bytes) -> tuple[str, str | None]:
+    """accept, reject or ignore; and our words for why."""
     try:
         rule(data)
-    except Invalid:
-        return "reject"
-    except (Ignored, UnknownVersion):
-        return "ignore"
-    return "accept"
+    except Invalid as error:
+        return "reject", str(error)
+    except (Ignored, UnknownVersion) as error:
+        return "ignore", str(error)
+    return "accept", None
 
 
 def files() -> Iterator[tuple[str, object]]:
