@@ -403,6 +403,33 @@ def widen_dht_limits(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one sha
     dht._provider_rate_max = names.ADD_PROVIDER_PER_10_S_PER_PEER_MAX  # noqa: SLF001
 
 
+def bound_dht_stores(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all
+    """A server keeps every record and every provider key that strangers send it, for a day or two.
+
+    value_store.py and provider_store.py have no limit of keys. Past RECORDS_HELD_MAX and PROVIDER_KEYS_HELD_MAX the
+    oldest go: whoever still means them tells them again. Test: test_what_strangers_store_is_bounded.
+    """
+
+    def bounded(owner: Any, name: str, held: dict[bytes, Any], keys_max: int) -> None:
+        keep = getattr(owner, name)
+
+        def keep_and_drop(key: bytes, *args: Any, **kwargs: Any) -> Any:
+            if key in held:
+                held[key] = held.pop(key)  # told again, so the youngest
+            kept = keep(key, *args, **kwargs)
+            while len(held) > keys_max:
+                dropped["dht.dropped_store_full"] += 1
+                del held[next(iter(held))]
+            return kept
+
+        setattr(owner, name, keep_and_drop)
+
+    values, providers = dht.value_store, dht.provider_store
+    bounded(values, "put", values.store, names.RECORDS_HELD_MAX)
+    bounded(values, "put_record", values.store, names.RECORDS_HELD_MAX)
+    bounded(providers, "add_provider", providers.providers, names.PROVIDER_KEYS_HELD_MAX)
+
+
 def silence_add_provider(host: Any, dht: KadDHT) -> None:
     """ADD_PROVIDER is echoed, and py's own client does not read the echo; a go client that keeps the stream is then
     off by one answer.
@@ -459,7 +486,7 @@ OF_A_HOST: Final = (
 )
 OF_GOSSIP: Final = (ignore_messages, guard_push_msg, take_turns_in_writing, check_authors)
 OF_A_START: Final = (count_from_now,)
-OF_THE_DHT: Final = (widen_dht_limits, silence_add_provider)
+OF_THE_DHT: Final = (widen_dht_limits, bound_dht_stores, silence_add_provider)
 
 ALL: Final[dict[str, Callable[..., None]]] = {
     cure.__name__: cure for cure in (*OF_THE_PROCESS, *OF_A_HOST, *OF_GOSSIP, *OF_A_START, *OF_THE_DHT)

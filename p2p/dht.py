@@ -24,6 +24,7 @@ from p2p.errors import NetworkError, RecordRefused, Unreachable
 from p2p.network import PeerId, PeerInfo, RecordRule
 
 OWN_RECORDS_MAX = 1_024
+PROVIDED_TOLD_MAX = 1_024  # to a server that appears; the republisher tells it the rest in its time
 PROVIDERS_ASKED = 200  # entries repeat, and repeats count
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ class KadDht:
         self._peer_id = peer_id
         self._counters = counters
         self._put: dict[str, bytes] = {}
-        self._provided: dict[bytes, None] = {}
+        self._provided: dict[
+            bytes, float
+        ] = {}  # and when, so that what is not provided any more is not told again
         self._reading: dict[str, trio.Event] = {}
         self._grown = 0
 
@@ -112,11 +115,14 @@ class KadDht:
 
     async def provide(self, content_id: bytes) -> None:
         key = names.provider_key(content_id)
-        self._provided[key] = None
+        self._provided.pop(key, None)
+        self._provided[key] = trio.current_time()
         while len(self._provided) > names.PROVIDED_KEYS_MAX:
             del self._provided[next(iter(self._provided))]
         self._counters["dht.provides"] += 1
-        if not await self._within_deadline("provide", self._kad.provider_store.provide(key)):
+        told = await self._within_deadline("provide", self._kad.provider_store.provide(key))
+        self._kad.provider_store.providing_keys.discard(key)  # else the library provides it again for ever
+        if not told:
             raise Unreachable("any DHT server", "the provider record reached nobody yet")
 
     async def find_providers(
@@ -185,8 +191,11 @@ class KadDht:
         for key, value in list(self._put.items()):
             if self._own(key) in {None, value}:
                 await self._quietly("put", self._kad.put_value(key, value))
-        for provided in list(self._provided):
+        since_s = trio.current_time() - 2 * names.PROVIDER_REPUBLISH_MS / 1_000
+        self._provided = {key: at_s for key, at_s in self._provided.items() if at_s >= since_s}
+        for provided in list(self._provided)[-PROVIDED_TOLD_MAX:]:
             await self._quietly("provide", self._kad.provider_store.provide(provided))
+            self._kad.provider_store.providing_keys.discard(provided)
 
     async def _quietly(self, what: str, work: Any) -> None:
         try:

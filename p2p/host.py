@@ -46,6 +46,7 @@ from p2p.router import RouterLimits
 
 CLOSE_S_MAX: Final = 5.0
 RETELL_S: Final = 0.5
+RETELL_AGAIN_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,3 +355,4 @@ async def _tell_new_servers(dht: KadDht) -> None:
         if dht.grown() == seen:
             told = seen
             await dht.tell_new_servers()
+            await trio.sleep(RETELL_AGAIN_S)  # a peer that comes and goes must not keep us busy

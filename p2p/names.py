@@ -116,6 +116,8 @@ PROVIDED_KEYS_MAX: Final = 65_536
 PROVIDER_REPUBLISH_MS: Final = 300_000
 DHT_LOOKUP_MS: Final = 15_000
 ADD_PROVIDER_PER_10_S_PER_PEER_MAX: Final = 500
+RECORDS_HELD_MAX: Final = 4_096  # for others, as a server
+PROVIDER_KEYS_HELD_MAX: Final = 65_536
 DHT_HANDLERS_MAX: Final = 64
 
 # --- connections -------------------------------------------------------------------------------------------

@@ -175,6 +175,28 @@ async def put(stranger, node, key, value, patience):
             return
 
 
+async def test_what_strangers_store_is_bounded(open_node, open_stranger, patience, until, monkeypatch):
+    monkeypatch.setattr(names, "RECORDS_HELD_MAX", 5)
+    monkeypatch.setattr(names, "PROVIDER_KEYS_HELD_MAX", 7)
+    async with open_node(1) as node, open_stranger() as stranger:
+        keys = [names.head_key(f"{number:032}") for number in range(12)]
+        for key in keys:
+            await put(stranger, node, key, b"v1:mine", patience)
+        assert [node.dht.holds(key) for key in keys] == [False] * 7 + [True] * 5
+        stream = await stranger.stream(node, names.KAD_PROTOCOL)
+        for number in range(20):
+            add = KadMessage(
+                type=KadMessage.MessageType.ADD_PROVIDER, key=names.provider_key(content(number))
+            )
+            provider = add.providerPeers.add()
+            provider.id = stranger.peer_id
+            provider.addrs.append(stranger.host.get_addrs()[0].to_bytes())
+            await stream.write(prefixed(add.SerializeToString()))
+        held = node.dht._kad.provider_store.providers
+        await until(lambda: names.provider_key(content(19)) in held)
+        assert len(held) == 7
+
+
 async def test_a_key_of_more_than_the_limit_is_refused(open_node):
     async with open_node(1) as node:
         with pytest.raises(RecordRefused, match="key"):
