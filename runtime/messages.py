@@ -199,12 +199,12 @@ class BatchAnswer(Body):
 
 @dataclass(frozen=True, slots=True)
 class BlobRequest(Body):
-    """fetch_blob: parts are raw bytes from offset on; `length` absent means to the end."""
+    """fetch_blob: parts are raw bytes from offset on (absent: 0); `length` absent means to the end."""
 
     NAME: ClassVar[str] = "fetch_blob"
 
     content_hash: Hash
-    offset: Count = 0
+    offset: Count | None = None
     length: Count | None = None
 
 

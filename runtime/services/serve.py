@@ -97,10 +97,10 @@ class NodeDesk:
         del caller
         blobs = self._context.db.blobs
         size = blobs.stat(request.content_hash).size
-        end = size if request.length is None else min(size, request.offset + request.length)
-        if request.offset > size:
-            raise Invalid("fetch_blob.offset", f"{request.offset} is beyond the size {size}")
-        offset = request.offset
+        offset = request.offset or 0
+        end = size if request.length is None else min(size, offset + request.length)
+        if offset > size:
+            raise Invalid("fetch_blob.offset", f"{offset} is beyond the size {size}")
         while offset < end:
             length = min(names.PART_BYTES_MAX, end - offset)
             await send(blobs.get_range(request.content_hash, offset, length))
