@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -41,6 +41,8 @@ AIRPORTS_FILE: Final = "airports.csv"
 _MISSING: Final = {"", "NA"}
 _TAIL: Final = re.compile(r"[A-Z0-9]{1,12}", re.ASCII)
 _CARRIER: Final = re.compile(r"[A-Z0-9]{2,3}", re.ASCII)
+_NUMBER: Final = re.compile(r"[0-9]{1,6}", re.ASCII)
+_DEGREES: Final = re.compile(r"-?[0-9]{1,3}(\.[0-9]{1,20})?", re.ASCII)
 _MICRODEGREES: Final = 1_000_000
 
 # Where a degree of a great circle is 11,131,949 cm: the equirectangular projection with standard parallel 0.
@@ -121,17 +123,17 @@ def _text(data: bytes, path: str) -> str:
     if len(data) > TEXT_BYTES_MAX:
         raise DataFileBad(path, "text", f"over {TEXT_BYTES_MAX} bytes unpacked (text_bytes_max)")
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")  # a spreadsheet begins its files with a byte order mark
     except UnicodeDecodeError as error:
         raise DataFileBad(path, "text", f"byte {error.start} is no UTF-8") from error
 
 
 def _rows(data: bytes, path: str, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     reader = csv.DictReader(io.StringIO(_text(data, path), newline=""))
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
-    if missing:
-        raise DataFileBad(path, "columns", f"lacks {', '.join(missing)}")
     try:
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            raise DataFileBad(path, "columns", f"lacks {', '.join(missing)}")
         for number, row in enumerate(reader, start=1):
             if number > ROWS_MAX:
                 raise DataFileBad(path, "rows", f"over {ROWS_MAX} (rows_max)")
@@ -141,7 +143,9 @@ def _rows(data: bytes, path: str, columns: tuple[str, ...]) -> Iterator[dict[str
 
 
 def _centimetres(degrees: str) -> int:
-    """Integer arithmetic only: decimal text -> microdegrees -> centimetres."""
+    """Integer arithmetic only: decimal text -> microdegrees -> centimetres. Raises ValueError for other text."""
+    if not _DEGREES.fullmatch(degrees):
+        raise ValueError(degrees)
     microdegrees = int((Decimal(degrees) * _MICRODEGREES).to_integral_value())
     return microdegrees * CM_PER_DEGREE // _MICRODEGREES
 
@@ -152,7 +156,7 @@ def read_airports(data: bytes, path: str = AIRPORTS_FILE) -> dict[str, Airport]:
     for row in _rows(data, path, AIRPORT_COLUMNS):
         try:
             x_cm, y_cm = _centimetres(row["lon"]), _centimetres(row["lat"])
-        except (InvalidOperation, ValueError, OverflowError) as error:
+        except ValueError as error:
             raise DataFileBad(path, f"lat/lon of {row['faa']}", "is no number of degrees") from error
         if abs(x_cm) > 180 * CM_PER_DEGREE or abs(y_cm) > 90 * CM_PER_DEGREE:
             raise DataFileBad(path, f"lat/lon of {row['faa']}", "is not on the globe")
@@ -194,9 +198,7 @@ def _unusable(row: Mapping[str, str], airports: Mapping[str, Airport]) -> str | 
         return "no arrival"
     if row["tailnum"] in _MISSING:
         return "no tail number"
-    if not all(
-        row[field].isascii() and row[field].isdigit() for field in ("month", "day", "flight", "dep_time")
-    ):
+    if not all(_NUMBER.fullmatch(row[field]) for field in ("month", "day", "flight", "dep_time")):
         return "malformed number"
     if not _TAIL.fullmatch(row["tailnum"]) or not _CARRIER.fullmatch(row["carrier"]):
         return "malformed code"

@@ -59,6 +59,7 @@ def test_coordinates_are_exact_integers(airports: dict[str, flights.Airport]) ->
         ("1,2,UA,15,N1,EWR,ZZZ,517,830", "unknown airport"),
         ("1,x,UA,15,N1,EWR,IAH,517,830", "malformed number"),
         ("1,2,UA,-5,N1,EWR,IAH,517,830", "malformed number"),
+        (f"1,2,UA,{'9' * 5_000},N1,EWR,IAH,517,830", "malformed number"),  # more than int() takes
         ("1,2,U!,15,N1,EWR,IAH,517,830", "malformed code"),
         ("1,2,UA,15,n 1,EWR,IAH,517,830", "malformed code"),
         ("1,2,UA", "cancelled"),
@@ -73,7 +74,9 @@ def test_a_row_that_cannot_be_flown_is_counted(
 
 
 def test_plain_csv_is_read_too(airports: dict[str, flights.Airport]) -> None:
-    assert len(read_flights(f"{HEADER}\n{GOOD}\n".encode(), airports, "month.csv").flights) == 1
+    for mark in ("", "\ufeff"):
+        text = f"{mark}{HEADER}\n{GOOD}\n"
+        assert len(read_flights(text.encode(), airports, "month.csv").flights) == 1
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,8 @@ def test_plain_csv_is_read_too(airports: dict[str, flights.Airport]) -> None:
         (f"{HEADER}\n{GOOD}\n".encode(), "gzip", "does not begin"),
         (gzip.compress(b"month,day\n1,2\n"), "columns", "lacks carrier"),
         (gzip.compress(b""), "columns", "lacks month"),
+        (gzip.compress(b"m" * 200_000 + b"\n"), "row 0", "field limit"),
+        (gzip.compress(f"{HEADER}\n{'m' * 200_000}\n".encode()), "row 1", "field limit"),
         (gzip.compress(HEADER.encode() + b"\n\xff\xfe"), "text", "no UTF-8"),
     ],
 )
@@ -128,7 +133,7 @@ def test_a_file_that_is_too_large_or_absent_is_told(tmp_path: Path, monkeypatch:
         read_file(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("lat", ["north", "91.0", "NaN", "1e99"])
+@pytest.mark.parametrize("lat", ["north", "91.0", "NaN", "1e99", "1e999990", "1e9999999", "", "٣"])
 def test_an_airport_off_the_globe_is_told(lat: str) -> None:
     with pytest.raises(DataFileBad, match="lat/lon of QQQ"):
         read_airports(f"faa,name,lat,lon\nQQQ,Nowhere,{lat},0\n".encode(), "airports.csv")
