@@ -723,6 +723,8 @@ def gossip(small: World) -> list[dict[str, Any]]:
         ("action", "17 envelopes", encode_envelopes([small.envelopes[0]] * 17), small.world_id),
         ("action", "indefinite length", b"\x9f" + small.actions[1:] + b"\xff", small.world_id),
         ("action", "of another version", newer_envelope, small.world_id),
+        ("action", "32 arrays and maps deep", encode_envelopes([nested_envelope(small, 26)]), small.world_id),
+        ("action", "33 arrays and maps deep", encode_envelopes([nested_envelope(small, 27)]), small.world_id),
         ("batch", "a batch and its commit", pair(small.batch, small.commit), small.world_id),
         ("batch", "the commit of another batch", pair(other_batch, small.commit), small.world_id),
         ("batch", "by a certifier without authority", pair(small.batch, strange), small.world_id),
@@ -772,6 +774,14 @@ def gossip(small: World) -> list[dict[str, Any]]:
         message = {"topic": names.topic(world_id, kind), "name": name, "data": data.hex(), "verdict": given}
         found.append(message if reason is None else {**message, "reason": reason})
     return found
+
+
+def nested_envelope(small: World, arrays: int) -> Envelope:
+    """An envelope with arrays in arrays in its payload, which is itself the sixth level of an action message."""
+    inner: list[Any] = []
+    for _ in range(arrays - 1):
+        inner = [inner]
+    return small.envelope("alice", 2, ("dance", {"steps": inner}))
 
 
 def announce(small: World, attestation: Sealed[BlockAttestation]) -> bytes:

@@ -33,6 +33,12 @@ def citations() -> list[tuple[str, str]]:
     return found
 
 
+def limits_told(text: str) -> dict[str, int]:
+    """The rows `| name | number |` of the document."""
+    rows = re.findall(r"^\| (\w+) \| ([\d,]+) \|$", text, re.MULTILINE)
+    return {name: int(value.replace(",", "")) for name, value in rows}
+
+
 def test_every_cited_section_exists() -> None:
     assert len(citations()) > 40
     inside = {"Frames", "Streams"}  # parts of "Request / response"
@@ -47,14 +53,31 @@ def test_links_lead_to_headings() -> None:
 
 @pytest.mark.parametrize("module", [names, limits], ids=["names", "limits"])
 def test_the_table_of_limits_is_the_codes(module: object) -> None:
-    told = {
-        name: int(value.replace(",", ""))
-        for name, value in re.findall(r"^\| (\w+) \| ([\d,]+) \|$", TEXT, re.MULTILINE)
-    }
+    told = limits_told(TEXT)
     held = {
         name.lower(): value for name, value in vars(module).items() if name.isupper() and type(value) is int
     }
     assert {name: told.get(name) for name in held} == held
+
+
+def test_the_table_of_limits_has_no_others() -> None:
+    table = TEXT.split("\n## Limits\n")[1]
+    told = re.findall(r"^\| (\w+) \|", table, re.MULTILINE)
+    assert len(told) == len(set(told))
+    assert set(told) - {"limit"} == {
+        name.lower()
+        for module in (names, limits)
+        for name, value in vars(module).items()
+        if name.isupper() and type(value) is int
+    }
+
+
+def test_a_table_that_is_wrong_is_seen() -> None:
+    row = "| head_bytes_max | 5,120 |"
+    assert row in TEXT
+    assert limits_told(TEXT)["head_bytes_max"] == limits.HEAD_BYTES_MAX
+    assert limits_told(TEXT.replace(row, "| head_bytes_max | 5,121 |"))["head_bytes_max"] == 5_121
+    assert "head_bytes_max" not in limits_told(TEXT.replace(row, ""))
 
 
 def test_methods_codes_actions_and_outcomes_are_all_there() -> None:
