@@ -1,0 +1,456 @@
+"""A world of five real nodes on loopback, honest traffic all the time, and one who wants it to go wrong.
+
+Whatever the stranger (or a member of the set) says, what the gateway accepted is verified by the observer in the end.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import trio
+
+from bootstrap.world_node import WorldNode, run_world
+from p2p import names
+from p2p.errors import NetworkError
+from p2p.host import HostConfig, Libp2pNetwork, open_network
+from p2p.identity import Identity
+from p2p.network import Message, RecordRule, Routes, Subscription, Verdict
+from p2p.providers import ProviderCache, republish_loop
+from runtime import chain, rules
+from runtime import genesis as genesis_module
+from runtime.errors import Invalid
+from runtime.keys import SigningKey
+from runtime.records import (
+    ActionEnvelope,
+    Bounds,
+    Envelope,
+    Genesis,
+    WorldBlock,
+    WorldHeadAnnounce,
+    encode_envelopes,
+    seal,
+)
+from runtime.services import HeadRecords
+from runtime.services.client import DistributedClient
+from runtime.services.context import Context
+from runtime.services.methods import MethodTable
+from runtime.services.serve import NodeDesk
+from runtime.world_db import MemoryWorldDb
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
+
+PATIENCE_S = 60.0
+COMPANY_S = 0.05  # honest traffic is company, not load
+LAYOUT = {
+    "order": frozenset({"index", "coordinator"}),
+    "gateway": frozenset({"gateway"}),
+    "lead": frozenset({"sequencer", "executor"}),
+    "storage": frozenset({"storage"}),
+    "observer": frozenset({"observer"}),
+}
+KEYS = {name: Identity(number.to_bytes(32, "big")) for number, name in enumerate(LAYOUT, 1)}
+TRAITOR = Identity(b"t" * 32)  # an executor of the set
+STRANGER = Identity(b"s" * 32)
+ALICE, BOB = SigningKey(b"a" * 32), SigningKey(b"b" * 32)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def in_thread(work: Callable[[], Any]) -> Any:
+    return await trio.to_thread.run_sync(work)
+
+
+async def sleep_until_ms(at_ms: int) -> None:
+    await trio.sleep(max(0, at_ms - now_ms()) / 1_000)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that nobody sends an event for."""
+    with trio.move_on_after(PATIENCE_S):
+        while not condition():
+            await trio.sleep(0.02)
+        return
+    raise AssertionError(f"did not happen within {PATIENCE_S:.0f} s: {what}")
+
+
+def make_world() -> Genesis:
+    return genesis_module.make_genesis(
+        name="besieged",
+        root_keys=[ALICE.identity],
+        root_threshold=1,
+        proposers=[KEYS["lead"].peer_id],
+        executors=[KEYS["lead"].peer_id, TRAITOR.peer_id],
+        certifier=KEYS["order"].peer_id,
+        body=genesis_module.make_body(
+            bounds=Bounds(0, 1_000_000, 0, 1_000_000, 0, 0),
+            max_move_cm=1_000_000,
+            resource_kinds=["fuel"],
+            balances={(ALICE.identity, "fuel"): 100},
+        ),
+        created_ms=now_ms(),
+    )
+
+
+class NoRule:
+    """The DHT validator of one who takes and tells everything, and thinks best of `favourite`."""
+
+    def __init__(self) -> None:
+        self.favourite = b""
+
+    def validate(self, key: str, value: bytes) -> None:
+        """Everything is welcome."""
+
+    def select(self, key: str, values: Sequence[bytes]) -> int:
+        return values.index(self.favourite) if self.favourite in values else len(values) - 1
+
+
+def accept(message: Message) -> Verdict:
+    return Verdict.ACCEPT
+
+
+@asynccontextmanager
+async def open_host(
+    identity: Identity, routes: Routes, bootstrap: Sequence[str], rule: RecordRule, listen: bool = True
+) -> AsyncIterator[Libp2pNetwork]:
+    config = HostConfig(
+        identity=identity,
+        listen=("/ip4/127.0.0.1/tcp/0",) if listen else (),
+        rng=random.Random(identity.seed),
+        now_ms=now_ms,
+        bootstrap=tuple(bootstrap),
+    )
+    async with open_network(config, routes, rule) as network:
+        yield network
+
+
+def make_context(network: Libp2pNetwork, identity: Identity) -> Context:
+    rng = random.Random(identity.seed)
+    return Context(
+        network=network,
+        dht=network.dht,
+        providers=ProviderCache(identity.peer_id, rng),
+        db=MemoryWorldDb(),
+        key=SigningKey(identity.seed),
+        now_ms=now_ms,
+        rng=rng,
+        offload=in_thread,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One honest node, as bootstrap/node.py would have made it."""
+
+    context: Context
+    world: WorldNode
+    network: Libp2pNetwork
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Of services, network and DHT, as `status` gives them."""
+        return Counter({**self.network.counters(), **self.network.dht.counters(), **self.context.counters})
+
+    @property
+    def replica(self) -> Any:
+        return self.world.replica
+
+    @property
+    def addr(self) -> str:
+        return self.network.addrs()[0]
+
+
+async def run_node(
+    identity: Identity,
+    roles: frozenset[str],
+    genesis: Genesis,
+    bootstrap: Sequence[str],
+    task_status: trio.TaskStatus[Node],
+) -> None:
+    methods = MethodTable()
+    async with open_host(identity, methods.routes(), bootstrap, HeadRecords()) as network:
+        context = make_context(network, identity)
+        methods.mount_node(NodeDesk(context, tuple(sorted(roles)), tuple, {}).handlers())
+        async with trio.open_nursery() as nursery:
+            world = await nursery.start(run_world, context, methods, genesis, roles, lambda done, total: None)
+            nursery.start_soon(
+                republish_loop, context.providers, network.dht, now_ms, sleep_until_ms, lambda content: True
+            )
+            task_status.started(Node(context, world, network))
+
+
+@dataclass(slots=True)
+class Lab:
+    """The nodes, and Alice, who goes on submitting; `accepted` is what the gateway has promised her."""
+
+    genesis: Genesis
+    nursery: trio.Nursery
+    nodes: dict[str, Node] = field(default_factory=dict)
+    accepted: list[Envelope] = field(default_factory=list)
+    company: trio.CancelScope = field(default_factory=trio.CancelScope)
+    client: DistributedClient | None = None
+
+    @property
+    def world_id(self) -> str:
+        return self.genesis.header.world_id
+
+    @property
+    def addrs(self) -> list[str]:
+        return [node.addr for node in self.nodes.values()]
+
+    def topic(self, kind: str) -> str:
+        return names.topic(self.world_id, kind)
+
+    async def start(self, name: str, *more: str, identity: Identity | None = None) -> Node:
+        node: Node = await self.nursery.start(
+            run_node, identity or KEYS[name], LAYOUT[name], self.genesis, (*self.addrs, *more)
+        )
+        self.nodes[name] = node
+        return node
+
+    def envelope(self, key: SigningKey, nonce: int, agent_id: str, x_cm: int) -> Envelope:
+        record = ActionEnvelope(
+            world_id=self.world_id,
+            actor_id=key.identity,
+            nonce=nonce,
+            expires_at_height=1_000,
+            timestamp_ms=now_ms(),
+            atomic=True,
+            actions=(
+                (
+                    "move_agent" if nonce else "register_agent",
+                    {"agent_id": agent_id, "x_cm": x_cm, "y_cm": 0, "z_cm": 0},
+                ),
+            ),
+        )
+        return seal(record, key)
+
+    async def submit(self, envelope: Envelope) -> Any:
+        """Hand in over a connection, as a program outside would; gives the one result."""
+        assert self.client is not None
+        [result] = await self.client.submit(self.world_id, [envelope])
+        return result
+
+    async def keep_company(self) -> None:
+        """Alice registers her agent and moves it on and on."""
+        with self.company:
+            while True:
+                nonce = len(self.accepted)
+                envelope = self.envelope(ALICE, nonce, "alice", nonce)
+                result = await self.submit(envelope)
+                assert result.outcome == "accepted", result.message
+                self.accepted.append(envelope)
+                await trio.sleep(COMPANY_S)
+
+    async def goes_on(self, blocks: int = 3) -> None:
+        """The observer verifies that many blocks more, all of them the honest executor's."""
+        replica, lead = self.nodes["observer"].replica, self.nodes["lead"].replica
+        target = replica.height + blocks
+        await until(lambda: replica.height >= target, f"the observer verifies height {target}")
+        ours, theirs = (one.tables.block_hashes(1, target) for one in (replica, lead))
+        assert ours == theirs
+
+    async def all_verified(self) -> None:
+        """Alice stops; everything she was promised is taken, by the observer's own replay."""
+        self.company.cancel()
+        assert len(self.accepted) >= 3, "that was no traffic"
+        replica, lead = self.nodes["observer"].replica, self.nodes["lead"].replica
+        places = replica.tables.place
+        await until(lambda: all(places(one.hash()) for one in self.accepted), "all accepted are verified")
+        assert all(places(one.hash()).taken for one in self.accepted)
+        assert replica.tables.nonce(ALICE.identity) >= len(self.accepted)
+        await until(lambda: replica.height == lead.height, "observer and executor are at one height")
+        assert replica.block_hash == lead.block_hash
+        assert replica.tip.state.root() == lead.tip.state.root()
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What a failed test shall show: groups of one, a nursery each, hide it behind pages of tracebacks."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+@asynccontextmanager
+async def open_lab(*, without: Sequence[str] = ()) -> AsyncIterator[Lab]:
+    """All nodes but those left out, up and talking; Alice's first envelopes are in blocks."""
+    try:
+        async with _open_lab(without) as lab:
+            yield lab
+    except BaseExceptionGroup as group:
+        raise innermost(group) from None
+
+
+@asynccontextmanager
+async def _open_lab(without: Sequence[str]) -> AsyncIterator[Lab]:
+    async with trio.open_nursery() as nursery:
+        lab = Lab(make_world(), nursery)
+        for name in LAYOUT:
+            if name not in without:
+                await lab.start(name)
+        async with open_host(Identity(b"c" * 32), {}, (), HeadRecords(), listen=False) as network:
+            peer = await network.connect([lab.nodes["gateway"].addr])
+            lab.client = DistributedClient(network, peer)
+            async with trio.open_nursery() as traffic:
+                traffic.start_soon(lab.keep_company)
+                await until(lambda: lab.nodes["lead"].replica.height >= 2, "honest blocks are made")
+                yield lab
+                await lab.all_verified()
+        nursery.cancel_scope.cancel()
+
+
+async def say_until(topic: Subscription, data: bytes, heard: Callable[[], object]) -> None:
+    """Publish again and again: a mesh takes a moment to form, and to drop a message is its right."""
+    with trio.move_on_after(PATIENCE_S):
+        while not heard():
+            await topic.publish(data)
+            await trio.sleep(0.2)
+        return
+    raise AssertionError("what was said was never heard")
+
+
+async def say_until_counted(topic: Subscription, data: bytes, counter: str, *nodes: Node) -> None:
+    """Publish until each of these nodes has counted one more."""
+    before = [node.counters[counter] for node in nodes]
+
+    def heard() -> bool:
+        return all(node.counters[counter] > count for node, count in zip(nodes, before, strict=True))
+
+    await say_until(topic, data, heard)
+
+
+# --- forged heads ------------------------------------------------------------------------------------------
+
+
+def forgeries(head: WorldHeadAnnounce) -> dict[str, bytes]:
+    """Heads that look newer than an honest one, each wrong in one signature."""
+    commit, [attested] = head.commit, head.attestations
+    later = replace(commit.record, as_of_ms=commit.record.as_of_ms + 1)
+    by_stranger = replace(attested.record, executor_id=STRANGER.peer_id)
+    forged = {
+        "a commit that its certifier never signed": replace(head, commit=replace(commit, record=later)),
+        "a commit signed by another key": replace(head, commit=seal_as(later)),
+        "an attestation of one who is no executor": replace(
+            head, attestations=(seal(by_stranger, SigningKey(STRANGER.seed)),)
+        ),
+        "an attestation that its executor never signed": replace(
+            head, attestations=(replace(attested, signature=bytes(64)),)
+        ),
+    }
+    return {name: one.to_bytes() for name, one in forged.items()}
+
+
+def seal_as(commit: Any) -> Any:
+    """A commit that names the stranger as its certifier, well signed by it."""
+    return seal(replace(commit, certifier_id=STRANGER.peer_id), SigningKey(STRANGER.seed))
+
+
+async def test_a_forged_head_is_rejected_by_gossip_and_by_every_dht_server() -> None:
+    async with open_lab() as lab:
+        observer = lab.nodes["observer"]
+        await until(lambda: observer.replica.head is not None, "the observer follows a head")
+        forged = forgeries(observer.replica.head)
+        for data in forged.values():
+            with pytest.raises(Invalid):
+                rules.check_head_message(data, lab.world_id)
+        rule = NoRule()
+        async with open_host(STRANGER, {}, lab.addrs, rule) as stranger:
+            topic = await stranger.join(lab.topic("head"), accept)
+            for data in forged.values():
+                await say_until_counted(topic, data, "gossip.rejected", observer)
+            key = names.head_key(lab.world_id)
+            await until(lambda: stranger.dht.counters()["dht.introduced"] >= len(LAYOUT), "the DHT is known")
+            for data in forged.values():
+                rule.favourite = data
+                with suppress(
+                    NetworkError
+                ):  # whether anybody took it is asked below, of those who might have
+                    await stranger.dht.put_record(key, data)
+                for node in lab.nodes.values():
+                    record = await node.network.dht.get_record(key)
+                    assert record is not None
+                    rules.check_head_message(record, lab.world_id)
+            await lab.goes_on()
+        heard = [observer.counters[f"head.{what}"] for what in ("false", "false_answer")]
+        assert heard == [0, 0], "a forgery came past the check of its topic"
+
+
+# --- envelopes ---------------------------------------------------------------------------------------------
+
+
+async def test_an_unsigned_envelope_is_refused_by_the_gateway_and_rejected_by_every_relay() -> None:
+    async with open_lab() as lab:
+        gateway, lead = lab.nodes["gateway"], lab.nodes["lead"]
+        signed = lab.envelope(BOB, 0, "bob", 1)
+        unsigned = [
+            replace(signed, signature=bytes(64)),
+            replace(signed, signature=lab.envelope(BOB, 0, "bob", 2).signature),
+            replace(signed, signature=ALICE.sign(signed.record.hash())),
+        ]
+        for envelope in unsigned:
+            result = await lab.submit(envelope)
+            assert (result.outcome, result.reason) == ("refused", "BadSignature")
+            assert result.acceptance is None
+        async with open_host(STRANGER, {}, lab.addrs, NoRule()) as stranger:
+            topic = await stranger.join(lab.topic("action"), accept)
+            for envelope in unsigned:
+                # A good one beside it does not help it in.
+                data = encode_envelopes([signed, envelope])
+                await say_until_counted(topic, data, "gossip.rejected", gateway, lead)
+            await lab.goes_on()
+        await lab.all_verified()
+        for name in ("gateway", "lead", "storage", "observer"):
+            tables = lab.nodes[name].replica.tables
+            assert tables.nonce(BOB.identity) == 0
+            assert tables.place(signed.hash()) is None
+
+
+async def test_a_replayed_nonce_is_denied_and_never_taken_twice() -> None:
+    async with open_lab() as lab:
+        gateway, lead, observer = (lab.nodes[name] for name in ("gateway", "lead", "observer"))
+        first = lab.envelope(BOB, 0, "bob", 1)
+        rival = lab.envelope(BOB, 0, "rival", 2)
+        assert (await lab.submit(first)).outcome == "accepted"
+        # Promised, but maybe in no block yet.
+        refused = await lab.submit(rival)
+        assert (refused.outcome, refused.reason, refused.next_nonce) == ("refused", "NonceDenied", 1)
+        await until(lambda: gateway.replica.tables.place(first.hash()), "the first is in a block")
+        # Taken: the same bytes are no mistake, other bytes are.
+        again = await lab.submit(first)
+        assert again.outcome == "accepted"
+        assert again.acceptance.record.envelope_hash == first.hash()
+        refused = await lab.submit(rival)
+        assert (refused.outcome, refused.reason, refused.next_nonce) == ("refused", "NonceDenied", 1)
+        async with open_host(STRANGER, {}, lab.addrs, NoRule()) as stranger:
+            topic = await stranger.join(lab.topic("action"), accept)
+            for envelope in (first, rival, lab.accepted[0]):
+                # Well signed: relays let it pass, so it is the sequencer and the kernel who must not take it.
+                await say_until_counted(topic, encode_envelopes([envelope]), "gossip.accepted", lead)
+            await lab.goes_on(blocks=5)
+        await lab.all_verified()
+        await until(lambda: gateway.replica.height == lead.replica.height, "the gateway is there too")
+        for node in (gateway, lead, observer):
+            assert node.replica.tables.nonce(BOB.identity) == 1
+            assert node.replica.tables.nonce(ALICE.identity) == len(lab.accepted)
+            assert node.replica.tables.place(rival.hash()) is None
+        assert taken_counts(observer)[first.hash()] == 1
+        assert set(taken_counts(observer).values()) == {1}
+
+
+def taken_counts(node: Node) -> Counter[bytes]:
+    """How often each envelope was taken, by the receipts of every block of a node."""
+    counts: Counter[bytes] = Counter()
+    blobs = node.context.db.blobs
+    for block_hash in node.replica.tables.block_hashes(1, node.replica.height):
+        block = WorldBlock.from_preimage(blobs.get(block_hash))
+        receipts = chain.decode_receipts(blobs.get(block.receipts_ref))
+        counts.update({one.envelope_hash for one in receipts if one.index is not None})
+    return counts
