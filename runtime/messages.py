@@ -32,6 +32,7 @@ from runtime.schema import (
     FLAG,
     HASH,
     KEY_ID,
+    WORLD_ID,
     Count,
     Flag,
     Hash,
@@ -70,11 +71,6 @@ def _check_authorities(value: Any, field: str) -> None:
 _AUTHORITIES = Kind(_check_authorities, lambda value: value.to_value(), signed_authorities_from_value)
 
 
-def _check_world(value: Any, field: str) -> None:
-    if type(value) is not str or len(value) != limits.WORLD_ID_CHARS:
-        raise Invalid(field, f"must be a world id of {limits.WORLD_ID_CHARS} characters")
-
-
 def _check_counters(value: Any, field: str) -> None:
     if type(value) is not dict or len(value) > 1_024:
         raise Invalid(field, "must be a map of at most 1024 counters")
@@ -107,7 +103,7 @@ class HelloAnswer(Body):
 
     versions: Annotated[tuple[int, ...], list_of(COUNT, 1, 16)]
     max_in_flight: Count
-    worlds: Annotated[tuple[str, ...], list_of(Kind(_check_world), 0, 64)]
+    worlds: Annotated[tuple[str, ...], list_of(WORLD_ID, 0, 64)]
 
 
 @dataclass(frozen=True, slots=True)
