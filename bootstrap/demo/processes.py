@@ -1,7 +1,8 @@
 """The demo's node processes, as a service manager keeps them: started, watched, started again, stopped.
 
 Hides: ports, configuration files, signals. Guarantees: only processes that were started here are ever signalled, by
-pid; one that dies is started again and counted; leaving the block ends all of them within a bounded time.
+pid; one that dies is started again and counted; leaving the block ends all of them within a bounded time, also when it
+is left in the middle of a start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,17 @@ from typing import Final
 
 import trio
 
+from bootstrap.cli.output import note
+from bootstrap.config import ENV_PREFIX
 from p2p import names
 from p2p.identity import Identity, create_identity
 
 READY_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 15.0
 RESTART_S: Final = 0.2
+FAILED_STARTS_MAX: Final = 5  # in a row, of a node that was ready before
 READY_LINE_BYTES_MAX: Final = 64 * 1024
+NODE_PROGRAM: Final = (sys.executable, "-m", "bootstrap.cli", "node")
 LAYOUT: Final = {
     "coordinator": ("index", "coordinator"),
     "gateway": ("gateway",),
@@ -75,12 +80,12 @@ class NodeProcess:
 class Network:
     """All nodes of the demo."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, program: Sequence[str] = NODE_PROGRAM) -> None:
         """Make a data dir with an identity, and find a free port, for each node of LAYOUT."""
         self.directory = directory
         self.restarts = 0
         self.nodes: dict[str, NodeProcess] = {}
-        self._stopping = False
+        self._program = program
         ports = free_ports(len(LAYOUT))
         for (name, roles), port in zip(LAYOUT.items(), ports, strict=True):
             path = directory / name
@@ -90,10 +95,6 @@ class Network:
     def holding(self, role: str) -> NodeProcess:
         """The node that runs a role."""
         return next(node for node in self.nodes.values() if role in node.roles)
-
-    def is_stopping(self) -> bool:
-        """Whether the end of a process is now what was asked for."""
-        return self._stopping
 
     def configure(self, genesis_file: Path) -> None:
         """Write each node's node.toml: everybody knows everybody's address, as a small cluster would."""
@@ -113,16 +114,13 @@ class Network:
     async def running(self) -> AsyncIterator[Network]:
         """All nodes up and ready, kept up until the block is left. Raises NodeFailed (maybe in a group)."""
         async with trio.open_nursery() as nursery:
-            for node in self.nodes.values():
-                nursery.start_soon(self._keep, node)
             try:
+                for node in self.nodes.values():
+                    nursery.start_soon(self._keep, node)
                 for node in self.nodes.values():
                     await self._until_ready(node)
                 yield self
             finally:
-                self._stopping = True
-                with trio.CancelScope(shield=True):
-                    await self._stop_all()
                 nursery.cancel_scope.cancel()
 
     async def _until_ready(self, node: NodeProcess) -> None:
@@ -132,48 +130,56 @@ class Network:
         raise NodeFailed(node.name, node.log, f"was not ready within {READY_S_MAX:.0f} s")
 
     async def _keep(self, node: NodeProcess) -> None:
-        """Start it, and start it again whenever it ends by itself."""
-        while not self.is_stopping():
-            with node.log.open("ab") as log:
-                node.process = await trio.lowlevel.open_process(
-                    [
-                        sys.executable,
-                        "-m",
-                        "bootstrap.cli",
-                        "node",
-                        "--config",
-                        str(node.directory / "node.toml"),
-                        "--json",
-                    ],
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C is the demo's: nodes are stopped in order
-                )
-            await self._read_ready(node, node.process)
-            await node.process.wait()
-            if self.is_stopping():
-                return
-            if not node.ready.is_set():
-                raise NodeFailed(
-                    node.name, node.log, f"ended with exit code {node.process.returncode} before it was ready"
-                )
+        """Start it, and start it again whenever it ends by itself; end it when this task is cancelled."""
+        failed_starts = 0
+        while True:
+            with trio.CancelScope(shield=True):  # a process that was started is one that will be ended
+                process = node.process = await self._start(node)
+            try:
+                is_ready = await self._read_ready(process)
+                if is_ready and node.ready.is_set():
+                    note(f"{node.name} is back as pid {process.pid}")
+                if is_ready:
+                    failed_starts = 0
+                    node.ready.set()
+                await process.wait()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await _end(process)
+            failed_starts += not is_ready
+            if failed_starts and not (node.ready.is_set() and failed_starts < FAILED_STARTS_MAX):
+                why = f"ended {how_it_ended(process)} before it was ready"
+                raise NodeFailed(node.name, node.log, why)
             self.restarts += 1
+            note(f"{node.name} (pid {process.pid}) ended {how_it_ended(process)}; starting it again")
             await trio.sleep(RESTART_S)
 
+    async def _start(self, node: NodeProcess) -> trio.Process:
+        with node.log.open("ab") as log:
+            return await trio.lowlevel.open_process(
+                [*self._program, "--config", str(node.directory / "node.toml"), "--json"],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is the demo's: nodes are stopped in order
+                env=environment_of_nodes(os.environ),
+            )
+
     @staticmethod
-    async def _read_ready(node: NodeProcess, process: trio.Process) -> None:
-        """Wait for the ready line; a process that ends has none."""
+    async def _read_ready(process: trio.Process) -> bool:
+        """Wait for the ready line; False for a process that ends, or says something else."""
         assert process.stdout is not None
         line = b""
         while b"\n" not in line and len(line) < READY_LINE_BYTES_MAX:
             chunk = await process.stdout.receive_some(4_096)
             if not chunk:
-                return
+                return False
             line += chunk
-        event = json.loads(line.split(b"\n", 1)[0])
-        if event.get("event") == "ready":
-            node.ready.set()
+        try:
+            event = json.loads(line.split(b"\n", 1)[0])
+        except ValueError:
+            return False
+        return isinstance(event, dict) and event.get("event") == "ready"
 
     def kill(self, role: str) -> int:
         """kill -9 the process that holds the role; gives its pid."""
@@ -182,18 +188,6 @@ class Network:
         if node.process is not None and node.process.returncode is None:
             node.process.send_signal(signal.SIGKILL)
         return pid
-
-    async def _stop_all(self) -> None:
-        """SIGTERM to all, then SIGKILL to those that take too long."""
-        living = [node.process for node in self.nodes.values() if node.process is not None]
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            for process in living:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(sign)
-            with trio.move_on_after(STOP_S_MAX):
-                for process in living:
-                    await process.wait()
-                return
 
     def disk_bytes(self) -> int:
         """What all data dirs take on disk."""
@@ -226,10 +220,24 @@ def free_ports(count: int) -> Sequence[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process with this pid is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def environment_of_nodes(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without AW_*: a data dir or roles meant for the user's own node would win over each node.toml here."""
+    return {name: value for name, value in environment.items() if not name.startswith(ENV_PREFIX)}
+
+
+def how_it_ended(process: trio.Process) -> str:
+    """The end of a process in words."""
+    code = process.returncode or 0
+    return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+
+
+async def _end(process: trio.Process) -> None:
+    """SIGTERM, then SIGKILL when it takes longer than STOP_S_MAX; nothing to one that has ended."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        if process.returncode is not None:
+            break
+        process.send_signal(sign)
+        with trio.move_on_after(STOP_S_MAX):
+            await process.wait()
+    if process.stdout is not None:
+        await process.stdout.aclose()
