@@ -671,6 +671,12 @@ def all_frames() -> dict[str, Any]:
         ("error code 0", "06030000000000"[:14]),
         ("error code 11", "0603000b000000"),
         ("message no UTF-8", "0703000100" + "0001" + "ff"),
+        ("the frame ends inside the id", "020080"),
+        ("the frame ends inside the method", "0600000a" + b"get".hex()),
+        ("the frame ends before the error code", "020300"),
+        ("the frame ends inside the message", "07030001000005" + "61"),
+        ("a message of 1,025 bytes", "870803000100" + "0401" + "61" * 1_025),
+        ("an id of six bytes", "090180808080800001a0"),
     ]
     for reason, data in bad:
         expect_refusal(read_frame, bytes.fromhex(data), FrameError, reason)

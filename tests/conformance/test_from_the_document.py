@@ -13,10 +13,13 @@ from typing import Any
 import cbor2
 import pytest
 from blake3 import blake3
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 VECTORS = Path(__file__).parent.parent.parent / "interop" / "vectors"
 STEP = json.loads((VECTORS / "step.json").read_text())
+IDS = json.loads((VECTORS / "ids.json").read_text())
+FRAMES = json.loads((VECTORS / "frames.json").read_text())["frames"]
+TREES = json.loads((VECTORS / "merkle.json").read_text())["trees"]
 STATES = json.loads((VECTORS / "state.json").read_text())
 
 Cells = dict[str, dict[bytes, bytes]]  # namespace -> key -> value
@@ -241,3 +244,81 @@ def follow(root: bytes, path: dict[str, Any], key: bytes) -> list[Any] | None:
         assert all(h(entry[0]).hex()[depth] == nibbles[depth] for entry in bucket)
     assert digest == root
     return next((entry for entry in bucket if entry[0] == key), None)
+
+
+# --- Merkle trees, Names, Request / response -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: f"{tree['count']} leaves")
+def test_merkle_roots_paths_and_peaks_come_out(tree: Any) -> None:
+    count, items = tree["count"], [bytes([item]) for item in range(tree["count"])]
+    assert merkle(items).hex() == tree["root"]
+    for index, path in enumerate(tree["paths"]):
+        assert [node.hex() for node in merkle_path(items, index)] == path
+    peaks, at = [], 0
+    for bit in reversed(range(count.bit_length())):
+        if count >> bit & 1:
+            peaks.append(merkle(items[at : at + (1 << bit)]).hex())
+            at += 1 << bit
+    assert peaks == tree["peaks"]
+
+
+def merkle_path(items: list[bytes], index: int) -> list[bytes]:
+    """RFC 6962's PATH."""
+    if len(items) == 1:
+        return []
+    split = 1 << (len(items) - 1).bit_length() - 1
+    if index < split:
+        return [*merkle_path(items[:split], index), merkle(items[split:])]
+    return [*merkle_path(items[split:], index - split), merkle(items[:split])]
+
+
+def test_things_are_spelled_as_the_document_says() -> None:
+    world_id, content = STEP["world_id"], h(bytes.fromhex(IDS["content_id"]["blob"]))
+    assert (
+        IDS["world_id"]["world_id"] == world_id == base32(bytes.fromhex(IDS["world_id"]["header_hash"])[:20])
+    )
+    assert IDS["content_id"]["hex"] == content.hex()
+    cid = b"\x01\x55\x1e\x20" + content
+    assert IDS["content_id"]["cid"] == "b" + base32(cid + bytes(4))[: (len(cid) * 8 + 4) // 5]
+    assert IDS["provider_key"] == (b"\x1e\x20" + content).hex()
+    assert IDS["world_content_id"] == h(b"aw/world/1\x00" + world_id.encode()).hex()
+    assert IDS["head_key"] == f"/aw/world/{world_id}/head"
+    assert len(IDS["head_key"]) == 47
+    kinds = ("action", "batch", "block", "head", "event", "evidence")
+    assert sorted(IDS["topics"]) == sorted(f"aw.{world_id}.{kind}" for kind in kinds)
+    peer = IDS["peer"]
+    public = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(peer["seed"])).public_key().public_bytes_raw()
+    assert peer["key_id"] == "002408011220" + public.hex()
+    assert peer["text"] == base58(bytes.fromhex(peer["key_id"]))
+
+
+def base58(data: bytes) -> str:
+    number, text = int.from_bytes(data, "big"), ""
+    while number:
+        number, digit = divmod(number, 58)
+        text = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"[digit] + text
+    return "1" * (len(data) - len(data.lstrip(b"\x00"))) + text
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: f"{frame['kind']} {frame['id']}")
+def test_frames_come_out(frame: Any) -> None:
+    rest = bytes.fromhex(frame.get("body", ""))
+    if frame["kind"] == "request":
+        rest = bytes([len(frame["method"])]) + frame["method"].encode() + rest
+    if frame["kind"] == "error":
+        message = frame["message"].encode()
+        rest = (
+            bytes([frame["code"]])
+            + varint(frame["retry_after_ms"])
+            + len(message).to_bytes(2, "big")
+            + message
+        )
+        rest += bytes.fromhex(frame["detail"])
+    kinds = ["request", "answer", "part", "error"]
+    inside = bytes([kinds.index(frame["kind"])]) + varint(frame["id"]) + rest
+    assert (varint(len(inside)) + inside).hex() == frame["hex"]
+
+
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
