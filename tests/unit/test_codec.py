@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import cbor2
 import pytest
 
 from runtime import codec
@@ -131,3 +132,38 @@ def test_proofs_of_no_leaf_are_refused() -> None:
         codec.merkle_path([b"a"], 1)
     with pytest.raises(Invalid, match="peaks"):
         codec.MountainRange(3, (bytes(32),))
+
+
+def _tagged(tag: int, content: Any) -> bytes:
+    return cbor2.dumps(cbor2.CBORTag(tag, content))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _tagged(4, [1, cbor2.CBORTag(2, b"\xff" * 900_000)]),
+        _tagged(5, [1, cbor2.CBORTag(2, b"\xff" * 900_000)]),
+        _tagged(30, [cbor2.CBORTag(2, b"\xff" * 400_000), cbor2.CBORTag(2, b"\xfe" * 400_000)]),
+        _tagged(35, "a{1,9}" * 150_000),
+        _tagged(36, "a: b\n" * 180_000),
+    ],
+    ids=["decimal fraction", "big float", "rational", "regular expression", "MIME message"],
+)
+@pytest.mark.timeout(5)
+def test_a_tag_is_refused_before_anything_is_made_of_its_content(data: bytes) -> None:
+    # The library's own decoding of the first takes a minute.
+    with pytest.raises(Invalid, match="no canonical CBOR"):
+        codec.decode(data, 1 << 20)
+
+
+@pytest.mark.parametrize("tag", [*range(300), 1004, 43000, 55799, 65535, 65536, (1 << 64) - 1])
+def test_no_tag_of_any_content_passes(tag: int) -> None:
+    for content in (0, "x", b"x", [1, 0], [0, [1, 2], 0], {"a": 1}, 1e300, None):
+        for value in (cbor2.CBORTag(tag, content), [cbor2.CBORTag(tag, content)]):
+            with pytest.raises(Invalid):
+                codec.decode(cbor2.dumps(value), 1_000)
+
+
+def test_numbers_that_collide_as_keys_are_refused_at_the_first() -> None:
+    with pytest.raises(Invalid, match="no canonical CBOR"):
+        codec.decode(cbor2.dumps({1: 0, 2: 0}), 1_000)
