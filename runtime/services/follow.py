@@ -8,7 +8,8 @@ Implements docs/protocol.md, sections "Results" and "Head" (following).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -25,14 +26,14 @@ from runtime.services.replica import Applied, Progress, Replica
 
 WINDOW: Final = limits.BLOCKS_PER_ANSWER_MAX
 WINDOW_BYTES_MAX: Final = WINDOW * (limits.BLOCK_BYTES_MAX + 16)
-RETRY_S: Final = 0.5
 FETCH_TASKS_MAX: Final = 8
 
 
 async def follow(replica: Replica, tracker: HeadTracker, sources: Sources, progress: Progress) -> None:
     """Apply whatever the best head leads to, for ever. A head that proves false is dropped, the next best is tried.
 
-    Raises Diverged when this node executes and got another block than the one that was attested and certified.
+    At once, without a pause: whoever announces a false head at every height, and first, would else keep this node
+    from ever trying the honest one. Each try takes a candidate away, so that nothing is tried in a circle.
     """
     while True:
         head = tracker.head
@@ -45,15 +46,12 @@ async def follow(replica: Replica, tracker: HeadTracker, sources: Sources, progr
         except Missing:
             sources.context.counters["follow.missing"] += 1
             tracker.follower.set_aside(head)
-            await tracker.changed.wait_at_most(RETRY_S)
         except Diverged:
             sources.context.counters["follow.diverged"] += 1
             tracker.follower.refuse(head)
-            await tracker.changed.wait_at_most(RETRY_S)
         except (Invalid, UnknownVersion):
             sources.context.counters["follow.false_head"] += 1
             tracker.follower.refuse(head)
-            await tracker.changed.wait_at_most(RETRY_S)
 
 
 async def sync_to(replica: Replica, head: WorldHeadAnnounce, sources: Sources, progress: Progress) -> None:
@@ -64,9 +62,10 @@ async def sync_to(replica: Replica, head: WorldHeadAnnounce, sources: Sources, p
     failure: WorldError | None = None
     async with trio.open_nursery() as nursery:
         try:
-            async for material in _pipeline(replica, sources, hashes, first, nursery):
-                await replica.apply(await _check(replica, sources, material, head))
-                progress(replica.height, target)
+            async with aclosing(_pipeline(replica, sources, hashes, first, nursery)) as materials:
+                async for material in materials:
+                    await replica.apply(await _check(replica, sources, material, head))
+                    progress(replica.height, target)
         except WorldError as error:  # carried out of the nursery as itself, not as a group
             failure = error
         nursery.cancel_scope.cancel()
@@ -141,7 +140,7 @@ class _Material:
 
 async def _pipeline(
     replica: Replica, sources: Sources, hashes: dict[int, bytes], first: int, nursery: trio.Nursery
-) -> AsyncIterator[_Material]:
+) -> AsyncGenerator[_Material, None]:
     """Materials in order of height, a bounded number fetched ahead."""
     last = first + len(hashes) - 1
     slots: dict[
