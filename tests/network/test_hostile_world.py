@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,24 +21,28 @@ from p2p import names
 from p2p.errors import NetworkError
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity
-from p2p.network import Message, RecordRule, Routes, Subscription, Verdict
+from p2p.network import Message, PartsRoute, RecordRule, Routes, SendPart, Subscription, Verdict
 from p2p.providers import ProviderCache, republish_loop
-from runtime import chain, rules
+from runtime import chain, codec, rules, world
 from runtime import genesis as genesis_module
-from runtime.errors import Invalid
+from runtime.blob_store import MemoryBlobStore
+from runtime.errors import Invalid, Missing
 from runtime.keys import SigningKey
+from runtime.messages import BlobEnd, BlobRequest
 from runtime.records import (
+    ActionBatch,
     ActionEnvelope,
     BlockAttestation,
     Bounds,
     Envelope,
     Genesis,
+    SignedAuthorities,
     WorldBlock,
     WorldHeadAnnounce,
     encode_envelopes,
     seal,
 )
-from runtime.services import HeadRecords
+from runtime.services import HeadRecords, as_failure
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
 from runtime.services.methods import MethodTable
@@ -55,6 +59,11 @@ LAYOUT = {
     "lead": frozenset({"sequencer", "executor"}),
     "storage": frozenset({"storage"}),
     "observer": frozenset({"observer"}),
+}
+# A node that executes nothing believes an executor: where one of them lies, actions go in at a node that executes.
+EXECUTING_GATEWAY = {
+    **{name: roles for name, roles in LAYOUT.items() if name not in {"gateway", "lead"}},
+    "lead": frozenset({"gateway", "sequencer", "executor"}),
 }
 KEYS = {name: Identity(number.to_bytes(32, "big")) for number, name in enumerate(LAYOUT, 1)}
 TRAITOR = Identity(b"t" * 32)  # an executor of the set
@@ -194,6 +203,7 @@ class Lab:
 
     genesis: Genesis
     nursery: trio.Nursery
+    layout: Mapping[str, frozenset[str]]
     nodes: dict[str, Node] = field(default_factory=dict)
     accepted: list[Envelope] = field(default_factory=list)
     enough: trio.Event = field(default_factory=trio.Event)
@@ -213,7 +223,7 @@ class Lab:
 
     async def start(self, name: str, *more: str, identity: Identity | None = None) -> Node:
         node: Node = await self.nursery.start(
-            run_node, identity or KEYS[name], LAYOUT[name], self.genesis, (*self.addrs, *more)
+            run_node, identity or KEYS[name], self.layout[name], self.genesis, (*self.addrs, *more)
         )
         self.nodes[name] = node
         return node
@@ -283,24 +293,24 @@ def innermost(error: BaseException) -> BaseException:
 
 
 @asynccontextmanager
-async def open_lab(*, without: Sequence[str] = ()) -> AsyncIterator[Lab]:
-    """All nodes but those left out, up and talking; Alice's first envelopes are in blocks."""
+async def open_lab(layout: Mapping[str, frozenset[str]] = LAYOUT) -> AsyncIterator[Lab]:
+    """All nodes up and talking; Alice's first envelopes are in blocks."""
     try:
-        async with _open_lab(without) as lab:
+        async with _open_lab(layout) as lab:
             yield lab
     except BaseExceptionGroup as group:
         raise innermost(group) from None
 
 
 @asynccontextmanager
-async def _open_lab(without: Sequence[str]) -> AsyncIterator[Lab]:
+async def _open_lab(layout: Mapping[str, frozenset[str]]) -> AsyncIterator[Lab]:
     async with trio.open_nursery() as nursery:
-        lab = Lab(make_world(), nursery)
-        for name in LAYOUT:
-            if name not in without:
-                await lab.start(name)
+        lab = Lab(make_world(), nursery, layout)
+        for name in layout:
+            await lab.start(name)
+        gateway = next(node for name, node in lab.nodes.items() if "gateway" in layout[name])
         async with open_host(Identity(b"c" * 32), {}, (), HeadRecords(), listen=False) as network:
-            peer = await network.connect([lab.nodes["gateway"].addr])
+            peer = await network.connect([gateway.addr])
             lab.client = DistributedClient(network, peer)
             async with trio.open_nursery() as traffic:
                 traffic.start_soon(lab.keep_company)
@@ -308,6 +318,11 @@ async def _open_lab(without: Sequence[str]) -> AsyncIterator[Lab]:
                 yield lab
                 await lab.all_verified()
         nursery.cancel_scope.cancel()
+
+
+async def knows_the_dht(network: Libp2pNetwork) -> None:
+    """What it puts and provides from here on reaches servers."""
+    await until(lambda: network.dht.counters().get("dht.introduced", 0) >= 4, "the DHT is known")
 
 
 async def say_until(topic: Subscription, data: bytes, heard: Callable[[], object]) -> None:
@@ -368,7 +383,7 @@ async def test_a_forged_head_is_rejected_by_gossip_and_by_every_dht_server() -> 
             for data in forged.values():
                 await say_until_counted(topic, data, "gossip.rejected", observer)
             key = names.head_key(lab.world_id)
-            await until(lambda: stranger.dht.counters()["dht.introduced"] >= len(LAYOUT), "the DHT is known")
+            await knows_the_dht(stranger)
             for data in list(forged.values())[:2]:
                 rule.favourite = data
                 with suppress(
@@ -455,3 +470,103 @@ def taken_counts(node: Node) -> Counter[bytes]:
         receipts = chain.decode_receipts(blobs.get(block.receipts_ref))
         counts.update({one.envelope_hash for one in receipts if one.index is not None})
     return counts
+
+
+# --- a member of the set that lies -------------------------------------------------------------------------
+
+
+class Traitor:
+    """An executor of the set. At every height it makes a false head, well signed, as fast as anybody is told of it.
+
+    `blobs` is what it serves: with `stored`, a consistent false block, all of its hashes right; else nothing.
+    """
+
+    def __init__(self, lab: Lab, *, stored: bool) -> None:
+        self._lab = lab
+        self._key = SigningKey(TRAITOR.seed)
+        self._stored = stored
+        self.blobs = MemoryBlobStore()
+        self.lies: dict[int, bytes] = {}  # height -> hash of the false block
+
+    def routes(self) -> Routes:
+        """It has an answer for who asks for a blob, and says no to the rest."""
+
+        async def fetch_blob(caller: bytes, body: bytes, send: SendPart) -> bytes:
+            request = BlobRequest.from_bytes(body)
+            try:
+                data = self.blobs.get(request.content_hash)
+            except Missing as error:
+                raise as_failure(error) from None
+            await send(data)
+            return BlobEnd(size=len(data)).to_bytes()
+
+        return {"fetch_blob": PartsRoute(fetch_blob)}
+
+    async def lie(self, batches: Subscription, heads: Subscription) -> None:
+        """Hear that a height is certified; say at once what it gave, wrongly."""
+        lab, lead = self._lab, self._lab.nodes["lead"]
+        while True:
+            batch, commit = rules.check_batch_message((await batches.receive()).data, lab.world_id)
+            tip = lead.replica.tip_at(batch.record.height - 1)  # it executes as fast as the honest one
+            if tip is None:
+                continue
+            block_hash = self._false_block(tip, batch.record)
+            vouched = BlockAttestation(lab.world_id, 0, batch.record.height, block_hash, TRAITOR.peer_id)
+            head = WorldHeadAnnounce(
+                header=lab.genesis.header,
+                authorities=SignedAuthorities(lab.genesis.authorities),
+                commit=commit,
+                attestations=(seal(vouched, self._key),),
+                block_hash=block_hash,
+            )
+            rules.check_head_message(head.to_bytes(), lab.world_id)  # nothing in its bytes is wrong
+            self.lies[batch.record.height] = block_hash
+            await heads.publish(head.to_bytes())
+
+    def _false_block(self, tip: chain.Tip, batch: ActionBatch) -> bytes:
+        if not self._stored:
+            return codec.content_id(b"never made %d" % batch.height)
+        actions = self._lab.nodes["lead"].context.db.blobs.get(batch.actions_ref)
+        envelopes = self._lab.nodes["lead"].replica.decode_actions(actions)
+        built = chain.build_block(self._lab.genesis, tip, batch, envelopes, world.check_signatures(envelopes))
+        false = replace(built.block, state_root=codec.content_id(b"a state that never was"))
+        self.blobs.put_many([*built.blobs.values(), false.preimage(), batch.preimage(), actions])
+        return false.hash()
+
+
+@asynccontextmanager
+async def open_traitor(lab: Lab, *, stored: bool) -> AsyncIterator[Traitor]:
+    traitor = Traitor(lab, stored=stored)
+    async with open_host(TRAITOR, traitor.routes(), lab.addrs, HeadRecords()) as network:
+        batches = await network.join(lab.topic("batch"), accept)
+        heads = await network.join(lab.topic("head"), accept)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(traitor.lie, batches, heads)
+            await knows_the_dht(network)
+            await network.dht.provide(genesis_module.world_content_id(lab.world_id))
+            yield traitor
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_well_signed_head_of_a_block_that_nobody_has_costs_a_try() -> None:
+    async with open_lab() as lab:
+        observer = lab.nodes["observer"]
+        async with open_traitor(lab, stored=False) as traitor:
+            await until(lambda: observer.counters["follow.missing"] >= 2, "the observer misses blocks")
+            await lab.goes_on(blocks=5)
+        assert not set(traitor.lies.values()) & set(all_hashes(observer))
+
+
+async def test_a_forged_state_root_behind_valid_hashes_is_found_by_replay_and_passed_over() -> None:
+    async with open_lab(EXECUTING_GATEWAY) as lab:
+        observer = lab.nodes["observer"]
+        async with open_traitor(lab, stored=True) as traitor:
+            await until(lambda: observer.counters["follow.diverged"] >= 3, "the observer finds lies out")
+            await lab.goes_on(blocks=5)
+            assert not observer.world.status().halted
+        assert not set(traitor.lies.values()) & set(all_hashes(observer))
+
+
+def all_hashes(node: Node) -> list[bytes]:
+    hashes: list[bytes] = node.replica.tables.block_hashes(1, node.replica.height)
+    return hashes
