@@ -6,11 +6,14 @@ object are those of docs/operations.md, section "aw demo".
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -157,6 +160,9 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "flights flown", f"{report.flights_flown:,} of {report.flights_planned:,}, one signed envelope each"
     yield "actions applied", f"{report.actions_applied:,} of {report.actions_submitted:,} submitted"
     yield "actions refused", refused
+    if report.turned_away:
+        told = ", ".join(f"{count:,} {reason}" for reason, count in report.turned_away.items())
+        yield "envelopes turned away", f"{told}, by the gateway"
     yield "actions lost", f"{report.actions_lost:,}"
     yield "blocks", f"{report.blocks:,}"
     yield (
@@ -190,16 +196,26 @@ def _verdict(report: Report) -> str:
 
 
 def print_next_steps(network: Network, world_id: str) -> None:
-    """What to try while it runs."""
+    """What to try while it runs, as it can be pasted."""
+    aw = _program()
     bootstrap = network.holding("index").addr
     gateway = network.holding("gateway").addr
     Console(stderr=True).print(
         "\nThe network goes on running; Ctrl-C stops it. Try in another terminal:\n"
-        f"  aw head {world_id} --node {gateway}\n"
-        f"  aw status --node {gateway}\n"
-        f"  aw verify {world_id} --bootstrap {bootstrap}\n"
+        f"  {aw} head {world_id} --node {gateway}\n"
+        f"  {aw} status --node {gateway}\n"
+        f"  {aw} verify {world_id} --bootstrap {bootstrap}\n"
         f"  kill -9 {network.holding('executor').pid}   # it comes back, and nothing is lost\n",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _program() -> str:
+    """How this `aw` is called from here: the one of an environment that is not active needs its path."""
+    beside = Path(sys.executable).parent / "aw"
+    found = shutil.which("aw")
+    if found is not None and Path(found).resolve() == beside.resolve():
+        return "aw"
+    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m bootstrap.cli"

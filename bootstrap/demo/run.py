@@ -1,12 +1,15 @@
 """`aw demo`: a whole network on this machine, real flights, a verdict.
 
 Hides: the order of the demo. Guarantees: nodes are processes of their own, talking libp2p; `verified` is said only
-when the observer has replayed every accepted envelope and holds the executor's state root; exit 0 only then.
+when the observer has replayed every envelope of the plan and holds the executor's state root; exit 0 only then. A
+signal ends the nodes before it ends the demo.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import tempfile
 import time
 from collections import deque
@@ -50,6 +53,7 @@ POLL_S: Final = 0.1
 PATIENCE_S: Final = 60.0  # for a node that is being started again
 SETTLE_S_MAX: Final = 120.0  # without any progress
 TRIES_S: Final = 0.25
+ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,10 @@ def main(options: DemoOptions) -> int:
         directory = options.data_dir
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aw-demo-")))
-        elif directory.exists() and any(directory.iterdir()):
-            raise Failure(Exit.WRONG_USE, f"data dir {directory}", "is not empty", "another --data-dir")
-        directory.mkdir(parents=True, exist_ok=True)
+        else:
+            _make_empty(directory)
         try:
-            return trio.run(_run, options, directory, data, plan_for)
+            outcome = trio.run(_until_told, options, directory, data, plan_for)
         except* NodeFailed as group:
             failed = group.exceptions[0]
             while isinstance(failed, BaseExceptionGroup):
@@ -81,7 +84,21 @@ def main(options: DemoOptions) -> int:
             assert isinstance(failed, NodeFailed)
             tail = failed.log.read_text(errors="replace").splitlines()[-5:] if failed.log.exists() else []
             raise Failure(Exit.NOT_REACHED, f"node {failed.name}", "; ".join([failed.why, *tail])) from None
-    raise AssertionError("the demo returns or raises")
+    if isinstance(outcome, signal.Signals):  # all is cleared away: end as whoever sent it expects
+        signal.signal(outcome, signal.SIG_DFL)
+        os.kill(os.getpid(), outcome)
+    return int(outcome)
+
+
+def _make_empty(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(directory.iterdir())
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise Failure(Exit.WRONG_USE, f"data dir {directory}", why, "another --data-dir") from error
+    if not is_empty:
+        raise Failure(Exit.WRONG_USE, f"data dir {directory}", "is not empty", "another --data-dir")
 
 
 def _read(options: DemoOptions) -> tuple[FlightData, Callable[[Authorities, int], Plan]]:
@@ -99,9 +116,37 @@ def _read(options: DemoOptions) -> tuple[FlightData, Callable[[Authorities, int]
     return data, lambda nodes, created_ms: make_plan(flights, airports, nodes, options.seed, created_ms)
 
 
-async def _run(
+async def _until_told(
     options: DemoOptions, directory: Path, data: FlightData, plan_for: Callable[[Authorities, int], Plan]
-) -> int:
+) -> int | signal.Signals:
+    """The demo, or the signal that cut it short. After its verdict a signal is how --keep is meant to end."""
+    verdicts: list[Exit] = []
+    told: list[signal.Signals] = []
+    with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+
+            async def listen() -> None:
+                async for number in signals:
+                    told.append(signal.Signals(number))
+                    note(f"{told[0].name}: stopping the nodes")
+                    scope.cancel()
+
+            nursery.start_soon(listen)
+            with scope:
+                await _run(options, directory, data, plan_for, verdicts.append)
+            nursery.cancel_scope.cancel()
+    return [*verdicts, *told][0]
+
+
+async def _run(
+    options: DemoOptions,
+    directory: Path,
+    data: FlightData,
+    plan_for: Callable[[Authorities, int], Plan],
+    judged: Callable[[Exit], None],
+) -> None:
+    """Everything, in order; `judged` is told the verdict before --keep begins to wait."""
     started = time.monotonic()
     logging.getLogger().addHandler(logging.NullHandler())
     network = Network(directory)
@@ -123,10 +168,10 @@ async def _run(
             print_json(report.as_json())
         else:
             print_table(report)
+        judged(Exit.YES if report.verified else Exit.NO)
         if options.keep:
             print_next_steps(network, plan.genesis.header.world_id)
             await trio.sleep_forever()
-    return Exit.YES if report.verified and not report.actions_lost else Exit.NO
 
 
 async def _connect(caller: DistributedNetwork, network: Network) -> Clients:
@@ -257,10 +302,13 @@ async def _judge(
         counters = (await _patiently(client.status)).counters
         lookups += counters.get("dht.lookups", 0)
     return Report(
-        verified=executed == verified and executed.state_root is not None and not tracker.lost(),
+        verified=executed == verified
+        and executed.state_root is not None
+        and not tracker.lost()
+        and not tracker.turned_away,
         world_id=world_id,
         flights_read=data.rows,
-        flights_flown=sum(1 for envelope in plan.flights if envelope.hash() in tracker.verified_s),
+        flights_flown=tracker.applied_of(plan.flights),
         flights_planned=flown,
         flights_skipped=dict(data.skipped),
         envelopes=len(tracker.submitted_s),

@@ -23,6 +23,7 @@ class Tracker:
     applied: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     submitted_actions: int = 0
+    refused_envelopes: set[bytes] = field(default_factory=set)
     turned_away: Counter[str] = field(default_factory=Counter)
     height: int = 0
 
@@ -40,8 +41,14 @@ class Tracker:
                 self.applied += 1
             else:
                 self.refused[receipt.code] += 1
+                self.refused_envelopes.add(receipt.envelope_hash)
             if receipt.envelope_hash in self.submitted_s:
                 self.verified_s.setdefault(receipt.envelope_hash, now_s)
+
+    def applied_of(self, envelopes: Iterable[Envelope]) -> int:
+        """How many of them stand in a verified block with every action applied."""
+        applied = self.verified_s.keys() - self.refused_envelopes
+        return sum(envelope.hash() in applied for envelope in envelopes)
 
     def lost(self) -> set[bytes]:
         """Accepted, and in no verified block."""

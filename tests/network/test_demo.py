@@ -5,8 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,26 @@ def aw_demo(*args: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=280,
     )
+
+
+@contextmanager
+def demo_under_way(*args: str) -> Iterator[subprocess.Popen[str]]:
+    """The demo, while it runs; ended by SIGTERM when the test has not done so."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bootstrap.cli", "demo", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def node_pids(directory: Path) -> dict[str, int]:
+    """Pids by node, from the locks of their data dirs."""
+    return {file.parent.name: int(file.read_text()) for file in directory.glob("*/node.lock")}
 
 
 def is_running(pid: int) -> bool:
@@ -63,6 +87,52 @@ def test_kill_9_of_every_role_loses_nothing() -> None:
     assert report["restarts"] == 5
     assert report["actions_lost"] == 0
     assert report["actions_applied"] == report["actions_submitted"]
+
+
+def test_sigterm_to_every_process_in_turn_loses_nothing(tmp_path: Path) -> None:
+    waiting = ["observer", "storage", "executor", "gateway", "coordinator"]
+    with demo_under_way("--flights", "3000", "--json", "--data-dir", str(tmp_path / "demo")) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        lines = []
+        for line in demo.stderr:  # each is told to stop once the one before is back
+            lines.append(line)
+            if waiting and re.match(r"verified|\w+ is back", line):
+                os.kill(node_pids(tmp_path / "demo")[waiting.pop()], signal.SIGTERM)
+        report = json.loads(demo.stdout.read())
+        assert demo.wait() == 0
+    assert waiting == []
+    assert sum("ended with exit code 0; starting it again" in line for line in lines) == 5
+    assert report["restarts"] == 5
+    assert report["verified"] is True
+    assert report["actions_lost"] == 0
+    assert report["flights_flown"] == 3_000
+
+
+def test_sigterm_to_the_demo_leaves_no_process(tmp_path: Path) -> None:
+    with demo_under_way("--data-dir", str(tmp_path / "demo")) as demo:
+        assert demo.stderr is not None
+        pids: list[int] = []
+        for line in demo.stderr:
+            if line.startswith("verified") and not pids:
+                pids = list(node_pids(tmp_path / "demo").values())
+                demo.terminate()
+        assert demo.wait() == -signal.SIGTERM
+    assert len(pids) == 5
+    assert not [pid for pid in pids if is_running(pid)]
+
+
+def test_keep_gives_the_verdict_and_runs_until_told(tmp_path: Path) -> None:
+    with demo_under_way("--flights", "5", "--keep", "--json", "--data-dir", str(tmp_path / "demo")) as demo:
+        assert demo.stdout is not None
+        report = json.loads(demo.stdout.readline())
+        pids = [process["pid"] for process in report["processes"]]
+        assert [pid for pid in pids if is_running(pid)] == pids
+        assert demo.poll() is None
+        demo.terminate()
+        assert demo.wait() == 0
+    assert report["verified"] is True
+    assert not [pid for pid in pids if is_running(pid)]
 
 
 @pytest.mark.parametrize(

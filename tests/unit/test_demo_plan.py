@@ -92,6 +92,15 @@ class TestTracking:
         assert tracker.refused == {"NonceMismatch": 1}
         assert tracker.delays_ms() == [500, 500]
 
+    def test_a_flight_is_flown_when_every_action_of_it_was_applied(self) -> None:
+        one, two, three = plan_of(3).flights
+        tracker = Tracker()
+        tracker.submit([one, two, three], 1.0)
+        rolled_back = [Receipt(two.hash(), "AtomicRolledBack", 0), Receipt(two.hash(), "OutOfBounds", 1)]
+        tracker.block(1, [Receipt(one.hash(), "Applied", 0), *rolled_back], 1.5)
+        assert tracker.applied_of([one]) == 1
+        assert tracker.applied_of([one, two, three]) == 1
+
     def test_handing_in_again_counts_once(self) -> None:
         [one] = plan_of(1).flights
         tracker = Tracker()

@@ -132,10 +132,14 @@ async def test_one_that_never_was_ready_ends_the_network(tmp_path: Path, line: s
 async def test_one_that_cannot_start_again_is_given_up(tmp_path: Path) -> None:
     once = "; ".join(["f = sys.argv[2] + '.started'", "os.path.exists(f) and sys.exit(9)", "open(f, 'w')"])
     running = network(tmp_path, once, READY, WAIT)
-    with pytest.raises(ExceptionGroup) as caught:
+
+    async def kill_and_wait() -> None:
         async with running.running():
             running.kill("storage")
             await trio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await kill_and_wait()
     assert the_failure(caught.value, "with exit code 9 before it was ready").name == "storage"
     assert running.restarts == processes.FAILED_STARTS_MAX
     assert living(pids(running)) == []
