@@ -16,7 +16,7 @@ import cbor2
 from blake3 import blake3
 
 from runtime.errors import Invalid
-from runtime.limits import COUNT_MAX, DEPTH_MAX
+from runtime.limits import COUNT_MAX, DEPTH_MAX, NAME_CHARS_MAX
 
 Value: TypeAlias = Any
 """A CBOR value of the profile: dict[str, Value], list[Value], str, bytes, int, bool, None."""
@@ -51,8 +51,13 @@ def _ordered(value: Value, depth: int, field: str) -> Value:
             _check_text(key, field)
         # Length of the encoded key first, then bytes: for text keys this is RFC 8949 core order.
         keys = sorted(value, key=lambda key: (len(key.encode()), key.encode()))
-        return {key: _ordered(value[key], depth + 1, f"{field}.{key}") for key in keys}
+        return {key: _ordered(value[key], depth + 1, f"{field}.{shortened(key)}") for key in keys}
     raise Invalid(field, f"{kind.__name__} is not in the profile")
+
+
+def shortened(key: str) -> str:
+    """A map key as far as a message names it: a stranger's key may be as long as its bytes allow."""
+    return key[:NAME_CHARS_MAX]
 
 
 def _check_text(text: str, field: str) -> None:

@@ -294,7 +294,7 @@ class Record:
                 raise Invalid(f"{field}.{name}", "is missing")
         if cls.CLOSED and len(value) != sum(1 for name in value if name in known):
             extra = min(name for name in value if name not in known)
-            raise Invalid(f"{field}.{extra}", "is no field of this record")
+            raise Invalid(f"{field}.{codec.shortened(extra)}", "is no field of this record")
         return cls(**read)
 
     @classmethod

@@ -133,6 +133,16 @@ def test_another_version_is_unknown_and_not_invalid_even_with_other_fields() -> 
     assert (caught.value.record, caught.value.version) == ("outer", 2)
 
 
+def test_a_strangers_long_key_does_not_make_a_long_message() -> None:
+    for value in ({**VALUE, "z" * 10_000: 1}, {**VALUE, "pair": {"k" * 10_000: {"f": 0}}}):
+        with pytest.raises(Invalid) as caught:
+            Outer.from_value(value)
+        assert len(str(caught.value)) < 200
+    with pytest.raises(Invalid) as caught:
+        codec.encode({"k" * 10_000: 1.5})
+    assert len(str(caught.value)) < 200
+
+
 def test_size_is_judged_before_anything_is_decoded() -> None:
     with pytest.raises(Invalid, match="257 bytes, at most 256"):
         Outer.from_bytes(b"\xff" * 257)
