@@ -26,7 +26,7 @@ from p2p.network import PeerId
 HARD_CLOSE_S = 2.0
 INTRODUCE_TRIES = 20
 INTRODUCE_S = 0.25
-INTRODUCE_AGAIN_S = 15.0
+INTRODUCE_AGAIN_S = 3.0
 PROBES = 2
 _log = logging.getLogger(__name__)
 

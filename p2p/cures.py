@@ -297,6 +297,47 @@ def guard_push_msg(pubsub: Any, counters: Counter[str]) -> None:
     pubsub.push_msg = push_msg
 
 
+def keep_restarted_peers(pubsub: Any, counters: Counter[str]) -> None:
+    """A peer that restarts is back before its old stream is found dead: gossip to it is then dead for good.
+
+    pubsub.py:1129. The end of the old connection is taken for the end of the peer, and forgets what the new one has
+    said; or the dead stream stays in `peers`, and "already has a stream" (pubsub.py:892) keeps a new one from being
+    opened. While a peer is connected, only a stream that is closed is dropped, what the peer subscribed to stays, and
+    a new stream is opened. Test: test_gossip_goes_on_over_a_restart_that_overlaps.
+    """
+    end = pubsub._handle_dead_peer  # noqa: SLF001
+
+    def ended(peer: ID) -> None:
+        if not pubsub._peer_is_connected(peer):  # noqa: SLF001
+            end(peer)
+            return
+        stream = pubsub.peers.get(peer)
+        if stream is not None:
+            if not _is_closed(stream):
+                return  # that of an older connection has ended
+            counters["cure.gossip_stream_replaced"] += 1
+            del pubsub.peers[peer]
+            queue = pubsub.peer_queues.pop(peer, None)
+            if queue is not None:
+                queue.close()
+            pubsub.router.remove_peer(peer)
+        pubsub._schedule_peer_stream_retry(peer)  # noqa: SLF001
+
+    pubsub._handle_dead_peer = ended  # noqa: SLF001
+
+
+def _is_closed(stream: Any) -> bool:
+    muxed = stream.muxed_stream
+    return bool(muxed.closed or muxed.send_closed or stream.muxed_conn.is_closed)
+
+
+def mend_gossip_stream(pubsub: Any, peer: ID) -> None:
+    """Drop a gossip stream that is dead and that nothing has told the end of; see keep_restarted_peers."""
+    stream = pubsub.peers.get(peer)
+    if keep_restarted_peers.__name__ in ALL and stream is not None and _is_closed(stream):
+        pubsub._handle_dead_peer(peer)  # noqa: SLF001
+
+
 def take_turns_in_writing(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
     """Two tasks may write one gossip stream: the queue's sender, and gossipsub's flush of messages that waited.
 
@@ -362,23 +403,6 @@ def deliver_to(pubsub: Any, deliver: Callable[[rpc_pb2.Message], None]) -> None:
     Tests: test_a_burst_of_gossip_arrives_whole, test_overflow_of_a_topic_is_dropped_and_counted.
     """
     pubsub.notify_subscriptions = deliver
-
-
-def make_gossip_router() -> GossipSub:
-    """Gossipsub that keeps its heartbeat: by default it slows to 30-60 s when it finds the mesh unhealthy.
-
-    gossipsub.py:2864. Its spam limits also stop one's own publishes. Test: test_the_heartbeat_stays_at_a_second.
-    """
-    return GossipSub(
-        protocols=[TProtocol(names.GOSSIP_PROTOCOL)],
-        degree=6,
-        degree_low=4,
-        degree_high=12,
-        heartbeat_interval=1,
-        adaptive_gossip_enabled=False,
-        spam_protection_enabled=False,
-        eclipse_protection_enabled=False,
-    )
 
 
 async def clear_recent_deliveries(router: GossipSub, period_s: float = DELIVERIES_CLEARED_S) -> None:
@@ -484,7 +508,13 @@ OF_A_HOST: Final = (
     give_inbound_slots_back,
     stop_auto_connector,
 )
-OF_GOSSIP: Final = (ignore_messages, guard_push_msg, take_turns_in_writing, check_authors)
+OF_GOSSIP: Final = (
+    ignore_messages,
+    guard_push_msg,
+    keep_restarted_peers,
+    take_turns_in_writing,
+    check_authors,
+)
 OF_A_START: Final = (count_from_now,)
 OF_THE_DHT: Final = (widen_dht_limits, bound_dht_stores, silence_add_provider)
 

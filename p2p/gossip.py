@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 import trio
+from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
@@ -107,3 +109,20 @@ class Gossip:
         """Hand to the mesh what has passed size and check."""
         self._counters["gossip.published"] += 1
         await self._pubsub.publish(topic, data)
+
+
+def make_gossip_router() -> GossipSub:
+    """Gossipsub that keeps its heartbeat: by default it slows to 30-60 s when it finds the mesh unhealthy.
+
+    gossipsub.py:2864. Its spam limits also stop one's own publishes. Test: test_the_heartbeat_stays_at_a_second.
+    """
+    return GossipSub(
+        protocols=[TProtocol(names.GOSSIP_PROTOCOL)],
+        degree=6,
+        degree_low=4,
+        degree_high=12,
+        heartbeat_interval=1,
+        adaptive_gossip_enabled=False,
+        spam_protection_enabled=False,
+        eclipse_protection_enabled=False,
+    )

@@ -38,7 +38,7 @@ from p2p import cures, names
 from p2p.connections import Connections
 from p2p.dht import KadDht, RuleValidator
 from p2p.errors import ListenFailed, StreamBroken, Unreachable
-from p2p.gossip import Gossip
+from p2p.gossip import Gossip, make_gossip_router
 from p2p.identity import Identity
 from p2p.network import Answer, Check, PeerId, RecordRule, Routes, Subscription
 from p2p.request_response import RequestClient, Router
@@ -298,7 +298,7 @@ def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordR
         await router.serve(Libp2pStream(stream), stream.muxed_conn.peer_id.to_bytes())
 
     host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
-    mesh = cures.make_gossip_router()
+    mesh = make_gossip_router()
     pubsub = cures.make_pubsub(host, mesh, counters, config.now_ms())
     kad = KadDHT(host, DHTMode.SERVER if config.listen else DHTMode.CLIENT, strict_validation=True)
     kad.register_validator("aw", RuleValidator(record_rule))
@@ -336,6 +336,7 @@ async def _introduce(host: Any, dht: KadDht, pubsub: Pubsub, peer: PeerId, is_ne
     if not protocols:
         cures.ask_identify(host, lib_id)
         return False
+    cures.mend_gossip_stream(pubsub, lib_id)
     if names.GOSSIP_PROTOCOL in protocols and lib_id not in pubsub.peers:
         await pubsub.ensure_peer_stream(lib_id, timeout=names.NEGOTIATION_S)
     if names.KAD_PROTOCOL in protocols:

@@ -9,6 +9,7 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
 from p2p import cures, names
+from p2p.gossip import make_gossip_router
 from p2p.network import Message, Verdict
 
 TOPIC = "aw.w.head"
@@ -260,8 +261,25 @@ async def test_a_restarted_nodes_messages_arrive(open_node, patience):
                         wanted.discard((await there.receive()).data)
 
 
+async def test_gossip_goes_on_over_a_restart_that_overlaps(open_node, patience, until):
+    """The old life's connection ends only after the new life's has begun, as under load or after a crash."""
+    async with open_node(1) as other:
+        there = await other.join(TOPIC, accept)
+        async with open_node(2) as new:
+            async with open_node(2) as old:
+                await old.connect(other.addrs())
+                with patience():
+                    await mesh(await old.join(TOPIC, accept), there)
+                here = await new.join(TOPIC, accept)
+                await new.connect(other.addrs())
+                await until(lambda: other.counters()["connections.accepted"] == 2)
+            with patience():
+                await mesh(here, there, b"from the new life")
+                await mesh(there, here, b"to the new life")
+
+
 async def test_recent_deliveries_are_cleared(patience, until):
-    router = cures.make_gossip_router()
+    router = make_gossip_router()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cures.clear_recent_deliveries, router, 0.01)
         router.recent_message_deliveries[TOPIC].append(1.0)
@@ -270,7 +288,7 @@ async def test_recent_deliveries_are_cleared(patience, until):
 
 
 def test_the_heartbeat_stays_at_a_second():
-    router = cures.make_gossip_router()
+    router = make_gossip_router()
     assert router.heartbeat_interval == 1
     assert not router.adaptive_gossip_enabled
     assert not router.spam_protection_enabled
