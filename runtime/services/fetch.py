@@ -28,6 +28,7 @@ B = TypeVar("B", bound=Body)
 TRY_MS: Final = 10_000
 FALSE_ANSWER_REST_MS: Final = 60_000
 PROVIDERS_FRESH_MS: Final = 15_000
+PROVIDERS_RETRY_MS: Final = 2_000  # a false head asks for what nobody has: that must not cost a look-up each
 BLOB_BYTES_MAX: Final = 64 << 20
 PEERS_REMEMBERED_MAX: Final = 1_024
 
@@ -41,11 +42,12 @@ class Sources:
     known: dict[PeerId, PeerInfo] = field(default_factory=dict)
     rests_until_ms: dict[PeerId, int] = field(default_factory=dict)
     asked_at_ms: int = -PROVIDERS_FRESH_MS
+    fresh_ms: int = PROVIDERS_FRESH_MS  # for so long a look-up is good
 
     async def candidates(self) -> list[PeerId]:
         """Peers to ask, best first: rested before resting, providers before others, then by a seeded shuffle."""
         now_ms = self.context.now_ms()
-        if not 0 <= now_ms - self.asked_at_ms < PROVIDERS_FRESH_MS:
+        if not 0 <= now_ms - self.asked_at_ms < self.fresh_ms:
             await self._look_up()
         connected = self.context.network.peers()
         peers = sorted({*self.known, *connected} - {self.context.peer_id})
@@ -61,17 +63,20 @@ class Sources:
         return peers[: limits.FETCH_PROVIDERS_MAX]
 
     async def _look_up(self) -> None:
+        # Noted before the answer: tasks that come meanwhile go by what is known, one look-up serves them all.
+        self.asked_at_ms, self.fresh_ms = self.context.now_ms(), PROVIDERS_RETRY_MS
         try:
             found = await self.context.dht.find_providers(genesis.world_content_id(self.world_id))
         except NetworkError:
             self.context.counters["fetch.provider_lookup_failed"] += 1
             return
         self.asked_at_ms = self.context.now_ms()
+        self.fresh_ms = PROVIDERS_FRESH_MS
         self.known = {info.peer_id: info for info in found if info.peer_id != self.context.peer_id}
 
     def forget_lookup(self) -> None:
-        """Nobody helped: ask the network again next time, past every cache."""
-        self.asked_at_ms = -PROVIDERS_FRESH_MS
+        """Nobody helped: ask the network again soon, past every cache; at once when it knew nobody."""
+        self.fresh_ms = PROVIDERS_RETRY_MS if self.known else 0
         for peer in self.known:
             self.context.providers.forget(genesis.world_content_id(self.world_id), peer)
 
@@ -106,7 +111,7 @@ async def call(
 async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId], Awaitable[T]]) -> T:
     """First checked result of `await ask(peer)` over the candidates. Raises Missing when all failed.
 
-    `ask` raises NetworkError when the peer did not help, and Invalid when what it said is false.
+    `ask` raises NetworkError or Missing when the peer did not help, and Invalid when what it said is false.
     """
     tried = []
     for peer in await sources.candidates():
@@ -120,6 +125,8 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
         except NetworkError as error:
             tried.append(type(error).__name__)
             sources.rest(peer, limits.FETCH_COOLDOWN_MS)
+        except Missing:  # it has something else, or less: no fault of its
+            tried.append("not held")
         except WorldError as error:
             tried.append(f"false answer ({error})")
             sources.context.counters["fetch.false_answer"] += 1

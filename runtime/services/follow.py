@@ -115,13 +115,14 @@ async def _window(
                 if type(listed) is not list or len(blocks) + len(listed) > WINDOW:
                     raise Invalid("get_blocks", f"must be lists of at most {WINDOW} blocks")
                 blocks += [WorldBlock.from_value(item) for item in listed]
+        # Another chain, or a shorter one, is not a false answer: it may be the head that is false.
+        if len(blocks) != high - low + 1 or blocks[-1].hash() != expected:
+            raise Missing("blocks", f"{low}..{high} under this head")
         link = expected
-        for height, block in zip(range(high, low - 1, -1), reversed(blocks), strict=False):
+        for height, block in zip(range(high, low - 1, -1), reversed(blocks), strict=True):
             if block.hash() != link or block.height != height:
-                raise Invalid("get_blocks", f"height {height} does not link to the head")
+                raise Invalid("get_blocks", f"height {height} does not link to the one above")
             link = block.prev_block_hash
-        if len(blocks) != high - low + 1:
-            raise Missing("blocks", f"{low}..{high}")
         return blocks
 
     return await ask_any(sources, "blocks", f"{low}..{high}", ask)
