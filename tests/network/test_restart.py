@@ -1,0 +1,166 @@
+"""Node processes that end, politely and not, under load: nothing accepted is lost, and the state is the plan's.
+
+In the end nobody who executes is left: what storage holds is enough for a stranger to verify the world.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+
+from bootstrap.demo.flights import AIRPORTS_FILE, FLIGHTS_FILE, packaged, read_airports, read_flights
+from bootstrap.demo.plan import Authorities, Plan, make_plan
+from bootstrap.demo.processes import NODE_PROGRAM, Network, NodeProcess
+from bootstrap.node import now_ms, open_caller, verify_world
+from p2p.errors import NetworkError
+from p2p.network import DistributedNetwork
+from runtime import chain, codec, world
+from runtime.messages import WorldStatus
+from runtime.records import ActionBatch, Envelope, encode_envelopes
+from runtime.services.client import DistributedClient
+
+pytestmark = [pytest.mark.network, pytest.mark.demo, pytest.mark.timeout(150)]
+
+T = TypeVar("T")
+FLIGHTS = 60
+PATIENCE_S = 60.0
+LOAD_S = 0.3  # between envelopes, so that there is load as long as there are restarts
+# A node that is told to stay down waits instead of running; everything else about it is the demo's.
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+while (Path(sys.argv[2]).parent / "stay-down").exists():
+    time.sleep(0.05)
+program = {program!r}
+os.execv(program[0], [*program, *sys.argv[1:]])
+"""
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until there is an answer: a node may be away just now."""
+    with trio.move_on_after(PATIENCE_S):
+        while True:
+            try:
+                return await ask()
+            except NetworkError:
+                await trio.sleep(0.05)
+    raise AssertionError(f"no answer within {PATIENCE_S:.0f} s")
+
+
+def plan_of(network: Network) -> Plan:
+    airports = read_airports(packaged(AIRPORTS_FILE))
+    flights = read_flights(packaged(FLIGHTS_FILE), airports).flights[:FLIGHTS]
+    leader = network.holding("executor").identity.peer_id
+    nodes = Authorities(leader, leader, network.holding("coordinator").identity.peer_id)
+    return make_plan(flights, airports, nodes, 7, now_ms())
+
+
+def replayed_root(plan: Plan) -> bytes:
+    """The state that the plan gives when nothing goes wrong: all of it as one batch, built here."""
+    envelopes = [*plan.airports, *plan.flights]
+    tip, actions = chain.genesis_tip(plan.genesis), encode_envelopes(envelopes)
+    batch = ActionBatch(
+        world_id=plan.genesis.header.world_id,
+        epoch=0,
+        height=1,
+        term=1,
+        proposer_id=plan.genesis.authorities.proposers[0],
+        prev_batch_hash=tip.batch_hash,
+        timestamp_ms=now_ms(),
+        actions_root=codec.merkle_root([envelope.to_bytes() for envelope in envelopes]),
+        actions_ref=codec.content_id(actions),
+        envelope_count=len(envelopes),
+    )
+    built = chain.build_block(plan.genesis, tip, batch, envelopes, world.check_signatures(envelopes))
+    assert {receipt.code for receipt in built.outcome.receipts} == {"Applied"}
+    return built.outcome.state.root()
+
+
+async def status_of(caller: DistributedNetwork, node: NodeProcess) -> WorldStatus:
+    """A node's own account of the one world."""
+    client = DistributedClient(caller, await caller.connect([node.addr]))
+    worlds = (await client.status()).worlds
+    if not worlds:
+        raise NetworkError("the world is not up yet")
+    return worlds[0]
+
+
+async def submit_all(gateway: DistributedClient, plan: Plan, accepted: list[Envelope]) -> None:
+    """One envelope after the other; what is refused for now is handed in again."""
+    for envelope in (*plan.airports, *plan.flights):
+        while True:
+            [result] = await patiently(
+                lambda envelope=envelope: gateway.submit(plan.genesis.header.world_id, [envelope])  # type: ignore[misc]
+            )
+            if result.outcome == "accepted":
+                accepted.append(envelope)
+                break
+            assert result.retry_after_ms is not None, result.message
+            await trio.sleep(result.retry_after_ms / 1_000)
+        await trio.sleep(LOAD_S)
+
+
+async def end_process(node: NodeProcess, sign: signal.Signals) -> None:
+    """Signal the process that runs now, and wait until it has ended and the next one is there."""
+    process = node.process
+    assert process is not None
+    process.send_signal(sign)
+    with trio.fail_after(PATIENCE_S):
+        while process.returncode is None or node.process is process:
+            await trio.sleep(0.02)
+    expected = 0 if sign is signal.SIGTERM else -sign
+    assert process.returncode == expected, f"{node.name} ended with {process.returncode} after {sign.name}"
+
+
+async def all_proved(client: DistributedClient, world_id: str, envelopes: Sequence[Envelope]) -> None:
+    """The node proves for each envelope that a block has it and that every action was applied."""
+    for envelope in envelopes:
+        proved = await patiently(lambda envelope=envelope: client.receipt(world_id, envelope.hash()))  # type: ignore[misc]
+        assert [receipt.code for receipt in proved.receipts] == ["Applied"] * len(envelope.record.actions)
+
+
+async def test_every_process_restarts_under_load_and_storage_alone_serves_a_verifier(tmp_path: Path) -> None:
+    network = Network(tmp_path, [NODE_PROGRAM[0], "-c", PROGRAM.format(program=list(NODE_PROGRAM))])
+    plan = plan_of(network)
+    world_id = plan.genesis.header.world_id
+    genesis_file = tmp_path / "world.genesis"
+    genesis_file.write_bytes(plan.genesis.to_bytes())
+    network.configure(genesis_file)
+    accepted: list[Envelope] = []
+    async with network.running(), open_caller([node.addr for node in network.nodes.values()]) as caller:
+        gateway, observer, executor = (network.holding(role) for role in ("gateway", "observer", "executor"))
+        clients = [DistributedClient(caller, node.identity.peer_id) for node in (gateway, observer)]
+        async with trio.open_nursery() as load:
+            load.start_soon(submit_all, clients[0], plan, accepted)
+            for sign in (signal.SIGTERM, signal.SIGKILL):
+                for node in network.nodes.values():
+                    await end_process(node, sign)
+                    await patiently(lambda node=node: status_of(caller, node))  # type: ignore[misc]
+            assert len(accepted) < FLIGHTS, "the load ended before the restarts did"
+        assert network.restarts == 2 * len(network.nodes)
+        assert accepted == [*plan.airports, *plan.flights]
+        await all_proved(clients[1], world_id, accepted)
+        expected = replayed_root(plan)
+        heights = set()
+        for node in (executor, observer):
+            status = await patiently(lambda node=node: status_of(caller, node))  # type: ignore[misc]
+            heights.add(status.executed or status.verified)
+            assert status.state_root == expected
+
+        storage, index = network.holding("storage"), network.holding("index")
+        height = max(heights, key=lambda one: one or 0)
+        with trio.fail_after(PATIENCE_S):
+            while (await patiently(lambda: status_of(caller, storage))).stored != height:
+                await trio.sleep(0.05)
+        for node in (executor, gateway, observer):
+            (node.directory / "stay-down").touch()
+            await end_process(node, signal.SIGTERM)
+        report = await verify_world(world_id, [index.addr], lambda done, total: None)
+        assert report.trust == "replayed_from_genesis"
+        assert (report.height, report.state_root) == (height, expected)
+        assert report.blocks_replayed == height
