@@ -355,6 +355,8 @@ class _Serving:
         handlers: trio.Nursery,
         send: trio.MemorySendChannel[_Outgoing],
     ) -> None:
+        # When the host ends, handlers may be gone a step before this reader is: nothing can be started in between.
+        await trio.lowlevel.checkpoint_if_cancelled()
         request_id = request.request_id
         if request_id in self._in_flight:
             await self._end_for_bad_frame(send, request_id, "an id in flight used again")
