@@ -256,12 +256,24 @@ class Lab:
         [result] = await self.client.submit(self.world_id, [envelope])
         return result
 
+    async def submit_patiently(self, envelope: Envelope) -> Any:
+        """Again after a lost connection, as a program outside would: the same envelope twice is no mistake."""
+        assert self.client is not None
+        gateway = next(node for name, node in self.nodes.items() if "gateway" in self.layout.get(name, ()))
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                with suppress(NetworkError):
+                    return await self.submit(envelope)
+                with suppress(NetworkError):
+                    await self.client.network.connect([gateway.addr])
+                await trio.sleep(COMPANY_S)
+
     async def keep_company(self) -> None:
         """Alice registers her agent and moves it on and on."""
         while not self.enough.is_set():
             nonce = len(self.accepted)
             envelope = self.envelope(ALICE, nonce, "alice", nonce)
-            result = await self.submit(envelope)
+            result = await self.submit_patiently(envelope)
             assert result.outcome == "accepted", result.message
             self.accepted.append(envelope)
             await trio.sleep(COMPANY_S)
