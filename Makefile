@@ -61,7 +61,7 @@ simulate: $(STAMP)
 	@$(BIN)/python .ci/simulate.py --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0)
 
 vectors: $(STAMP)
-	@$(BIN)/python .ci/vectors.py
+	@$(BIN)/python .ci/vectors
 
 lock:
 	@PYTHON="$(PYTHON)" .ci/lock $(ARGS)

@@ -122,7 +122,7 @@ def _check_read(value: Value, depth: int, field: str) -> None:
     The same walk as `_ordered` without making the value anew: a stranger's megabyte of empty arrays is paid for here.
     """
     kind = type(value)
-    if kind is str or kind is bytes or kind is bool or value is None:
+    if kind in _PLAIN:
         return
     if kind is int:
         if not INT_MIN <= value <= INT_MAX:
@@ -132,11 +132,16 @@ def _check_read(value: Value, depth: int, field: str) -> None:
         raise Invalid(field, f"{kind.__name__} is not in the profile")
     if depth >= DEPTH_MAX:
         raise Invalid(field, f"nested deeper than {DEPTH_MAX}")
-    if kind is list:
-        for item in value:
-            if type(item) not in _PLAIN:
-                _check_read(item, depth + 1, field)
+    if kind is dict:
+        _check_map(value, depth, field)
         return
+    for item in value:
+        if type(item) not in _PLAIN:
+            _check_read(item, depth + 1, field)
+
+
+def _check_map(value: dict[Any, Value], depth: int, field: str) -> None:
+    """Text keys, ascending by length and then by bytes: RFC 8949 section 4.2.1 for text."""
     before: tuple[int, bytes] = (-1, b"")
     for key, item in value.items():
         if type(key) is not str:

@@ -71,7 +71,7 @@ def name_of(vector: Any) -> str:
 
 class TestOurCode:
     def test_makes_the_same_files(self, tmp_path: Path) -> None:
-        runpy.run_path(str(ROOT / ".ci" / "vectors.py"))["main"](tmp_path)
+        runpy.run_path(str(ROOT / ".ci" / "vectors"))["main"](tmp_path)
         assert not differing_files(tmp_path, FOLDER), "run `make vectors`, and review the diff"
 
     @pytest.mark.parametrize("vector", RECORDS, ids=name_of)
