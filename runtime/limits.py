@@ -98,5 +98,6 @@ FETCH_PROVIDERS_MAX: Final = 8
 FETCH_COOLDOWN_MS: Final = 5_000
 SYNC_BLOCKS_AHEAD_MAX: Final = 64
 BLOCKS_PER_ANSWER_MAX: Final = 256
+BUNDLE_BYTES_MAX: Final = 256 * 1024  # one answer of get_bundle: others share its stream
 CANDIDATE_HEADS_MAX: Final = 64
 EVIDENCE_MAX: Final = 1_024

@@ -193,6 +193,40 @@ class BatchAnswer(Body):
     commit: Annotated[Sealed[Commit], _SEALED_COMMIT]
 
 
+BUNDLE_BLOBS_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRequest(Body):
+    """A block by its hash, with what it is made of; `lists`: also what came of it."""
+
+    NAME: ClassVar[str] = "get_bundle"
+
+    world_id: WorldId
+    block_hash: Hash
+    lists: Flag
+
+
+@dataclass(frozen=True, slots=True)
+class BundleAnswer(Body):
+    """Blobs in the order block, batch, actions, receipts, events; it ends before the first that has no room."""
+
+    NAME: ClassVar[str] = "get_bundle"
+    BYTES_MAX: ClassVar[int] = BODY_BYTES_MAX
+
+    blobs: Annotated[
+        tuple[bytes, ...], list_of(bytes_between(1, limits.BUNDLE_BYTES_MAX), 1, BUNDLE_BLOBS_MAX)
+    ]
+
+    def check(self) -> None:
+        size = sum(len(blob) for blob in self.blobs)
+        if size > limits.BUNDLE_BYTES_MAX:
+            raise Invalid(
+                "get_bundle.blobs",
+                f"{size} bytes, at most {limits.BUNDLE_BYTES_MAX} (bundle_bytes_max)",
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class BlobRequest(Body):
     """fetch_blob: parts are raw bytes from offset on (absent: 0); `length` absent means to the end."""

@@ -16,11 +16,12 @@ from typing import Final
 
 import trio
 
+from p2p.errors import Code, RequestFailed
 from runtime import chain, codec, limits, world
 from runtime.errors import Diverged, Invalid, Missing, UnknownVersion, WorldError
-from runtime.messages import BlocksRequest
+from runtime.messages import BlocksRequest, BundleAnswer, BundleRequest
 from runtime.records import ActionBatch, Envelope, WorldBlock, WorldHeadAnnounce
-from runtime.services.fetch import TRY_MS, Sources, ask_any, fetch_blob
+from runtime.services.fetch import TRY_MS, Sources, ask_any, call, fetch_blob, fetch_from
 from runtime.services.heads import HeadTracker
 from runtime.services.replica import Applied, Progress, Replica
 
@@ -64,7 +65,9 @@ async def sync_to(replica: Replica, head: WorldHeadAnnounce, sources: Sources, p
         try:
             async with aclosing(_pipeline(replica, sources, hashes, first, nursery)) as materials:
                 async for material in materials:
-                    await replica.apply(await _check(replica, sources, material, head))
+                    await replica.apply(
+                        await sources.context.offload(partial(_judged, replica, material, head))
+                    )
                     progress(replica.height, target)
         except WorldError as error:  # carried out of the nursery as itself, not as a group
             failure = error
@@ -77,8 +80,11 @@ async def sync_to(replica: Replica, head: WorldHeadAnnounce, sources: Sources, p
 async def skeleton(replica: Replica, head: WorldHeadAnnounce, sources: Sources) -> dict[int, bytes]:
     """Block hash of every height above the replica's, up to the head's, all hash-linked to the head.
 
-    Block records are stored as they come; 32 bytes a height stay in memory.
+    Block records are stored as they come; 32 bytes a height stay in memory. The next height alone needs no
+    skeleton: whoever keeps up asks one question a height.
     """
+    if head.commit.record.height == replica.height + 1:
+        return {replica.height + 1: head.block_hash}
     expected, height = head.block_hash, head.commit.record.height
     hashes: dict[int, bytes] = {}
     while height > replica.height:
@@ -174,20 +180,70 @@ async def _pipeline(
 
 async def _material(replica: Replica, sources: Sources, block_hash: bytes) -> _Material:
     bounds = replica.genesis.body.limits
-    block = WorldBlock.from_preimage(await fetch_blob(sources, block_hash, limits.BLOCK_BYTES_MAX + 64))
-    batch = ActionBatch.from_preimage(
-        await fetch_blob(sources, block.batch_hash, limits.BATCH_BYTES_MAX + 64)
-    )
-    actions = await fetch_blob(sources, batch.actions_ref, bounds.batch_bytes_max)
+    held = await _bundle(replica, sources, block_hash)
+
+    async def piece(content_id: bytes, bytes_max: int) -> bytes:
+        return held.get(content_id) or await fetch_blob(sources, content_id, bytes_max)
+
+    block = WorldBlock.from_preimage(await piece(block_hash, limits.BLOCK_BYTES_MAX + 64))
+    batch = ActionBatch.from_preimage(await piece(block.batch_hash, limits.BATCH_BYTES_MAX + 64))
+    actions = await piece(batch.actions_ref, bounds.batch_bytes_max)
     if replica.executes:
         return _Material(block, batch, actions, b"", b"")
-    receipts = await fetch_blob(sources, block.receipts_ref, limits.LIST_BYTES_MAX)
-    journal = await fetch_blob(sources, block.journal_ref, limits.LIST_BYTES_MAX)
+    receipts = await piece(block.receipts_ref, limits.LIST_BYTES_MAX)
+    journal = await piece(block.journal_ref, limits.LIST_BYTES_MAX)
     return _Material(block, batch, actions, receipts, journal)
 
 
-async def _check(replica: Replica, sources: Sources, material: _Material, head: WorldHeadAnnounce) -> Applied:
-    """What a height gives: by execution where this node executes, by the block's roots where it only stores."""
+async def _bundle(replica: Replica, sources: Sources, block_hash: bytes) -> dict[bytes, bytes]:
+    """What one peer gives of a height in one frame, by content id, each blob checked. Raises Missing."""
+    request = BundleRequest(world_id=replica.world_id, block_hash=block_hash, lists=not replica.executes)
+
+    async def ask(peer: bytes) -> dict[bytes, bytes]:
+        try:
+            answer = await call(
+                sources.context, peer, "get_bundle", request, BundleAnswer, deadline_ms=TRY_MS
+            )
+        except RequestFailed as failure:
+            if failure.code is not Code.ERR_UNSUPPORTED:
+                raise
+            # It serves blobs and knows nothing of worlds: then blob by blob.
+            bytes_max = limits.BLOCK_BYTES_MAX + 64
+            return {block_hash: await fetch_from(sources.context, peer, block_hash, bytes_max)}
+        held = _checked_bundle(block_hash, answer)
+        sources.context.counters["fetch.blobs"] += len(held)
+        sources.context.counters["fetch.bytes"] += sum(len(blob) for blob in held.values())
+        return held
+
+    return await ask_any(sources, "block", block_hash.hex(), ask)
+
+
+def _checked_bundle(block_hash: bytes, answer: BundleAnswer) -> dict[bytes, bytes]:
+    """The blobs by content id; each must be what the ones before it name. Raises Invalid."""
+    expected, held = [block_hash], dict[bytes, bytes]()
+    for index, blob in enumerate(answer.blobs):
+        content_id = codec.content_id(blob)
+        if content_id != expected[index]:
+            raise Invalid(f"get_bundle.blobs[{index}]", f"is not blob {expected[index].hex()}")
+        held[content_id] = blob
+        if index == 0:
+            block = WorldBlock.from_preimage(blob)
+            expected.append(block.batch_hash)
+        elif index == 1:
+            expected += [ActionBatch.from_preimage(blob).actions_ref, block.receipts_ref, block.journal_ref]
+    return held
+
+
+def _judged(replica: Replica, material: _Material, head: WorldHeadAnnounce) -> Applied:
+    """What a height gives: by execution where this node executes, by the block's roots where it only stores.
+
+    Runs off the event loop: a committed batch may hold a megabyte of a stranger's CBOR.
+    """
+    block = material.block
+    if block.prev_block_hash != replica.block_hash or block.height != replica.height + 1:
+        raise Invalid("head", f"does not build on the block held at height {replica.height}")
+    if block.height == head.commit.record.height and block.batch_hash != head.commit.record.batch_hash:
+        raise Invalid("head.commit", "is of another batch than the block")
     envelopes = chain.check_batch_form(
         replica.genesis,
         replica.height,
@@ -196,14 +252,9 @@ async def _check(replica: Replica, sources: Sources, material: _Material, head: 
         material.batch,
         material.actions,
     )
-    if (
-        material.block.height == head.commit.record.height
-        and material.block.batch_hash != head.commit.record.batch_hash
-    ):
-        raise Invalid("head.commit", "is of another batch than the block")
     if replica.executes:
-        return await sources.context.offload(lambda: _replayed(replica, material, envelopes))
-    return _stored(replica, material, envelopes)
+        return _replayed(replica, material, envelopes)
+    return _stored(material, envelopes)
 
 
 def _replayed(replica: Replica, material: _Material, envelopes: list[Envelope]) -> Applied:
@@ -222,10 +273,8 @@ def _replayed(replica: Replica, material: _Material, envelopes: list[Envelope]) 
     )
 
 
-def _stored(replica: Replica, material: _Material, envelopes: list[Envelope]) -> Applied:
+def _stored(material: _Material, envelopes: list[Envelope]) -> Applied:
     block = material.block
-    if block.prev_block_hash != replica.block_hash or block.height != replica.height + 1:
-        raise Invalid("block", f"does not build on height {replica.height}")
     receipts = chain.decode_receipts(material.receipts)
     chain.check_lists(block, receipts, chain.decode_events(material.journal))
     return Applied(

@@ -45,6 +45,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "get_block": Method(messages.BlockRequest),
     "get_blocks": Method(messages.BlocksRequest, parts=True),
     "get_batch": Method(messages.BatchRequest),
+    "get_bundle": Method(messages.BundleRequest),
     "get_receipt": Method(messages.ReceiptRequest),
     "get_state_proof": Method(messages.StateProofRequest),
     "submit_actions": Method(messages.SubmitRequest, request_bytes_max=names.REQUEST_LARGE_BYTES_MAX),

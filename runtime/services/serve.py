@@ -11,7 +11,7 @@ from functools import partial
 
 from p2p import names
 from p2p.network import PeerId, SendPart
-from runtime import chain, codec, state
+from runtime import chain, codec, limits, state
 from runtime.errors import Invalid, Missing
 from runtime.messages import (
     BatchAnswer,
@@ -22,6 +22,8 @@ from runtime.messages import (
     BlockRequest,
     BlocksRequest,
     Body,
+    BundleAnswer,
+    BundleRequest,
     CommitAnswer,
     Empty,
     GenesisAnswer,
@@ -38,7 +40,7 @@ from runtime.messages import (
     WorldRequest,
     WorldStatus,
 )
-from runtime.records import Genesis, SignedAuthorities, WorldBlock, WorldHeadAnnounce
+from runtime.records import ActionBatch, Genesis, SignedAuthorities, WorldBlock, WorldHeadAnnounce
 from runtime.services.context import Context
 from runtime.services.heads import HeadTracker
 from runtime.services.methods import Handlers
@@ -140,6 +142,7 @@ class WorldDesk:
             "get_block": self.get_block,
             "get_blocks": self.get_blocks,
             "get_batch": self.get_batch,
+            "get_bundle": self.get_bundle,
             "get_receipt": self.get_receipt,
             "get_state_proof": self.get_state_proof,
         }
@@ -195,6 +198,31 @@ class WorldDesk:
         if batch is None or commit is None:
             raise Missing("batch", str(request.height))
         return BatchAnswer(batch=batch, commit=commit)
+
+    async def get_bundle(self, caller: PeerId, request: BundleRequest) -> BundleAnswer:
+        """What a follower needs of one height, in one frame while it fits; the rest is asked for blob by blob."""
+        del caller
+        blobs = self._context.db.blobs
+        record = blobs.get(request.block_hash)
+        block = WorldBlock.from_preimage(record)
+        if block.world_id != request.world_id:
+            raise Missing("block", request.block_hash.hex())
+        found = [record]
+        if (batch := self._fitting(block.batch_hash, found)) is not None:
+            wanted = [ActionBatch.from_preimage(batch).actions_ref]
+            wanted += [block.receipts_ref, block.journal_ref] if request.lists else []
+            while wanted and self._fitting(wanted.pop(0), found) is not None:
+                pass
+        return BundleAnswer(blobs=tuple(found))
+
+    def _fitting(self, content_id: bytes, found: list[bytes]) -> bytes | None:
+        """A blob, appended to what was found; None when it has no room there or is not held."""
+        blobs = self._context.db.blobs
+        room = limits.BUNDLE_BYTES_MAX - sum(len(blob) for blob in found)
+        if not blobs.has(content_id) or blobs.stat(content_id).size > room:
+            return None
+        found.append(blobs.get(content_id))
+        return found[-1]
 
     # --- proofs --------------------------------------------------------------------------------------------
 

@@ -125,6 +125,8 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("get-blocks-request", messages.BlocksRequest(world_id, 1, 256)),
         ("get-batch-request", messages.BatchRequest(world_id, 1)),
         ("get-batch-answer", messages.BatchAnswer(sealed_batch, commit)),
+        ("get-bundle-request", messages.BundleRequest(world_id, bytes(32), True)),
+        ("get-bundle-answer", messages.BundleAnswer((b"block", b"batch"))),
         ("fetch-blob-request", messages.BlobRequest(bytes(32), 1, 2)),
         ("fetch-blob-last", messages.BlobEnd(0)),
         ("has-blobs-request", messages.HasBlobsRequest((bytes(32),))),
