@@ -34,9 +34,9 @@ from runtime.services.serve import WorldDesk
 from runtime.services.storage import keep_stored
 from runtime.world_tables import WorldTables
 
-# What applying a block means on a node: the strongest of its roles decides.
-_CURSORS: Final = (("executor", "executed"), ("observer", "verified"))
-_FOLLOWING_ROLES: Final = frozenset({"storage", "gateway", "sequencer"})
+# What applying a block means on a node: the strongest of its roles decides. A gateway forgets a promise, and a
+# sequencer builds on a parent, by what blocks say: neither may believe an executor's word.
+_REPLAYING_ROLES: Final = frozenset({"observer", "gateway", "sequencer"})
 _TOPICS: Final = {
     "gateway": ("action",),
     "sequencer": ("action", "batch"),
@@ -56,10 +56,11 @@ class WorldNode:
 
 def cursor_of(roles: frozenset[str]) -> str | None:
     """executed, verified, stored, or None for a node that follows no blocks."""
-    for role, cursor in _CURSORS:
-        if role in roles:
-            return cursor
-    return "stored" if roles & _FOLLOWING_ROLES else None
+    if "executor" in roles:
+        return "executed"
+    if roles & _REPLAYING_ROLES:
+        return "verified"
+    return "stored" if "storage" in roles else None
 
 
 async def run_world(

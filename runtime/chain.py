@@ -256,7 +256,7 @@ def check_lists(block: WorldBlock, receipts: Iterable[Record], events: Iterable[
 
 
 def _decode_list(data: bytes, field: str) -> list[codec.Value]:
-    listed = codec.decode(data, limits.LIST_BYTES_MAX, field)
+    listed = codec.decode(data, limits.LIST_BYTES_MAX, field, items_max=len(data))
     if type(listed) is not list:
         raise Invalid(field, "must be a list")
     return listed

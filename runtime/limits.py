@@ -11,6 +11,9 @@ from typing import Final
 
 # --- encoding ----------------------------------------------------------------------------------------------
 DEPTH_MAX: Final = 32
+CBOR_ITEMS_MAX: Final = (
+    1 << 18
+)  # keys, values and elements of what a stranger sends; lists of a block have no limit
 COUNT_MAX: Final = (1 << 53) - 1  # heights, nonces, times, counts, epochs, terms, fuel: exact in JavaScript
 AMOUNT_MAX: Final = (1 << 63) - 1
 COORDINATE_CM_MAX: Final = (1 << 53) - 1  # absolute value
@@ -22,6 +25,7 @@ GENESIS_BYTES_MAX: Final = 512 * 1024
 AUTHORITIES_BYTES_MAX: Final = 2_048
 ENVELOPE_BYTES_MAX: Final = 32 * 1024
 ACTIONS_PER_ENVELOPE_MAX: Final = 64
+ENVELOPE_ITEMS_MAX: Final = 4_096  # keys, values and elements in all payloads of an envelope
 ACTION_PAYLOAD_BYTES_MAX: Final = 16 * 1024
 BATCH_BYTES_MAX: Final = 1_024  # the sealed batch record; its list of envelopes is batch_bytes_ceiling
 LEASE_BYTES_MAX: Final = 512
@@ -92,6 +96,7 @@ OUTBOX_ENVELOPES_MAX: Final = 262_144
 OUTBOX_RESEND_MS: Final = 1_000
 GOSSIP_ACTION_ENVELOPES_MAX: Final = 16
 GOSSIP_ACTION_BYTES_MAX: Final = 60 * 1024
+GOSSIP_ACTION_ITEMS_MAX: Final = 8_192  # keys, values and elements of one message
 
 # --- sync --------------------------------------------------------------------------------------------------
 FETCH_PROVIDERS_MAX: Final = 8

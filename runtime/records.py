@@ -278,6 +278,14 @@ class ActionEnvelope(Signed):
         list_of(_ACTION, 1, limits.ACTIONS_PER_ENVELOPE_MAX),
     ]
 
+    def check(self) -> None:
+        items = sum(codec.count_items(payload) for _kind, payload in self.actions)
+        if items > limits.ENVELOPE_ITEMS_MAX:
+            raise Invalid(
+                "envelope.actions",
+                f"{items} items in payloads, at most {limits.ENVELOPE_ITEMS_MAX} (envelope_items_max)",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Acceptance(Signed):
@@ -505,7 +513,7 @@ def encode_envelopes(envelopes: list[Envelope]) -> bytes:
 
 def decode_envelopes(data: bytes, bytes_max: int, count_max: int, field: str = "envelopes") -> list[Envelope]:
     """Well-formed envelopes of a canonical list; signatures are not verified here. Raises Invalid."""
-    value = codec.decode(data, bytes_max, field)
+    value = codec.decode(data, bytes_max, field, items_max=len(data))  # each envelope has a limit of its own
     if type(value) is not list or len(value) > count_max:
         raise Invalid(field, f"must be a list of at most {count_max} envelopes")
     return [sealed_from_value(ActionEnvelope, item, f"{field}[{index}]") for index, item in enumerate(value)]

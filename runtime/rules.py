@@ -43,9 +43,14 @@ def check_envelope(envelope: Envelope, world_id: str, envelope_bytes_max: int) -
 
 
 def check_action_message(data: bytes, world_id: str, envelope_bytes_max: int) -> list[Envelope]:
-    """Gossip `.action`: a canonical list of 1..16 sealed envelopes, 60 KiB in all."""
-    # [REJECT] canonical, within size and count
-    value = codec.decode(data, limits.GOSSIP_ACTION_BYTES_MAX, "action_message")
+    """Gossip `.action`: a canonical list of 1..16 sealed envelopes, 60 KiB and 8,192 items in all."""
+    # [REJECT] canonical, within size and counts
+    value = codec.decode(
+        data,
+        limits.GOSSIP_ACTION_BYTES_MAX,
+        "action_message",
+        items_max=limits.GOSSIP_ACTION_ITEMS_MAX,
+    )
     if type(value) is not list or not 1 <= len(value) <= limits.GOSSIP_ACTION_ENVELOPES_MAX:
         raise Invalid(
             "action_message", f"must be a list of 1..{limits.GOSSIP_ACTION_ENVELOPES_MAX} envelopes"

@@ -106,6 +106,9 @@ def gossip(small: World) -> list[dict[str, Any]]:
         ("action", "of another version", newer_envelope, small.world_id),
         ("action", "32 arrays and maps deep", encode_envelopes([nested_envelope(small, 26)]), small.world_id),
         ("action", "33 arrays and maps deep", encode_envelopes([nested_envelope(small, 27)]), small.world_id),
+        ("action", "an envelope of 4,096 items", codec.encode([busy_envelope(small, 4_096)]), small.world_id),
+        ("action", "an envelope of 4,097 items", codec.encode([busy_envelope(small, 4_097)]), small.world_id),
+        ("action", "8,193 items in all", codec.encode([busy_envelope(small, 2_709)] * 3), small.world_id),
         ("batch", "a batch and its commit", pair(small.batch, small.commit), small.world_id),
         ("batch", "the commit of another batch", pair(other_batch, small.commit), small.world_id),
         ("batch", "by a certifier without authority", pair(small.batch, strange), small.world_id),
@@ -163,6 +166,15 @@ def nested_envelope(small: World, arrays: int) -> Envelope:
     for _ in range(arrays - 1):
         inner = [inner]
     return small.envelope("alice", 2, ("dance", {"steps": inner}))
+
+
+def busy_envelope(small: World, items: int) -> list[Any]:
+    """A signed envelope with so many items in its one payload, as a value: some are not to be made as a record."""
+    steps = [0] * (items - 2)  # besides the key and the list itself
+    value = small.envelope("alice", 2, ("dance", {})).record.to_value()
+    value["actions"] = [["dance", {"steps": steps}]]
+    digest = codec.content_id(codec.preimage("envelope", codec.encode(value)))
+    return [value, key("alice").sign(digest)]
 
 
 def announce(small: World, attestation: Sealed[BlockAttestation]) -> bytes:

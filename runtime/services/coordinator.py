@@ -95,6 +95,11 @@ class Coordinator:
             raise job.error
         return job.result  # type: ignore[return-value]  # set whenever there is no error
 
+    def _check_proposer(self, caller: PeerId) -> None:
+        """Before anything is queued: strangers must not stand in line with the one that leads."""
+        if caller not in self._authorities.proposers:
+            raise Denied("proposer", "only a proposer of the set may ask this of the coordinator")
+
     # --- lease ---------------------------------------------------------------------------------------------
 
     def _stored_lease(self) -> LeaseGrant | None:
@@ -103,6 +108,8 @@ class Coordinator:
 
     async def lease_acquire(self, caller: PeerId, request: LeaseAcquireRequest) -> LeaseAnswer:
         """A new term for the caller, and the batch to build on."""
+
+        self._check_proposer(caller)
 
         async def work() -> LeaseAnswer:
             self._check_memory(request.commit)
@@ -115,6 +122,8 @@ class Coordinator:
         return await self._decide(work)
 
     async def lease_renew(self, caller: PeerId, request: LeaseTermRequest) -> LeaseAnswer:
+        self._check_proposer(caller)
+
         async def work() -> LeaseAnswer:
             await self._keep(
                 self._leases.renew(self._stored_lease(), caller, request.term, self._context.now_ms())
@@ -124,6 +133,8 @@ class Coordinator:
         return await self._decide(work)
 
     async def lease_release(self, caller: PeerId, request: LeaseTermRequest) -> LeaseAnswer:
+        self._check_proposer(caller)
+
         async def work() -> LeaseAnswer:
             await self._keep(
                 self._leases.release(self._stored_lease(), caller, request.term, self._context.now_ms())
@@ -154,6 +165,8 @@ class Coordinator:
 
     async def commit_batch(self, caller: PeerId, request: CommitBatchRequest) -> CommitBatchAnswer:
         """Certify the batch at the next height, or give the commit that it has already."""
+
+        self._check_proposer(caller)
 
         async def work() -> CommitBatchAnswer:
             self._check_memory(request.commit)

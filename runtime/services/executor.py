@@ -17,8 +17,8 @@ import trio
 from p2p import names
 from p2p.errors import NetworkError
 from p2p.network import PeerId, Subscription
-from runtime import chain, limits, rules, world
-from runtime.errors import Busy, Corrupt, Denied, Invalid, WorldError
+from runtime import chain, codec, limits, rules, world
+from runtime.errors import Busy, Corrupt, Denied, Invalid, UnknownVersion, WorldError
 from runtime.messages import (
     BatchAnswer,
     BatchRequest,
@@ -90,8 +90,14 @@ class Executor:
         return Empty()
 
     def _take(self, committed: _Committed) -> None:
-        height = committed.commit.record.height
-        chain.check_commit(self._authorities, committed.commit, committed.batch.record)
+        """Queue a batch that this world's certifier has committed. Raises Invalid for anything else.
+
+        The actions must be the batch's: only then may a malformed one be held against the certifier.
+        """
+        height, batch = committed.commit.record.height, committed.batch.record
+        chain.check_commit(self._authorities, committed.commit, batch, world_id=self._replica.world_id)
+        if codec.content_id(committed.actions) != batch.actions_ref:
+            raise Invalid("actions", f"are not blob {batch.actions_ref.hex()} (actions_ref)")
         self._known_height = max(self._known_height, height)
         if height <= self._replica.height or height in self._ready:
             return
@@ -126,7 +132,7 @@ class Executor:
                 continue
             try:
                 applied = await self._context.offload(partial(self._step, committed))
-            except Invalid as error:
+            except (Invalid, UnknownVersion) as error:
                 # A committed batch that is malformed: only a new epoch with `resume` goes on from here.
                 raise Corrupt(
                     f"batch {committed.commit.record.height}", f"committed but malformed: {error}"
@@ -165,7 +171,7 @@ class Executor:
             message = await batches.receive()
             batch, commit = rules.check_batch_message(message.data, self._replica.world_id)
             try:
-                chain.check_commit(self._authorities, commit, batch.record)
+                chain.check_commit(self._authorities, commit, batch.record, world_id=self._replica.world_id)
             except WorldError:
                 self._context.counters["executor.foreign_commit"] += 1
                 continue
@@ -213,7 +219,9 @@ class Executor:
         request = BatchRequest(world_id=self._replica.world_id, height=height)
 
         def check(answer: BatchAnswer) -> None:
-            chain.check_commit(self._authorities, answer.commit, answer.batch.record)
+            chain.check_commit(
+                self._authorities, answer.commit, answer.batch.record, world_id=self._replica.world_id
+            )
             if answer.commit.record.height != height:
                 raise Invalid("get_batch.commit", f"is not of height {height}")
 

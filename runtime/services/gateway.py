@@ -255,10 +255,11 @@ class Gateway:
 
 def _head_chunk(envelopes: list[Envelope]) -> tuple[list[Envelope], list[Envelope]]:
     """As many envelopes as one gossip message takes, and the rest."""
-    size, count = 3, 0
+    size, items, count = 3, 0, 0
     for envelope in envelopes[: limits.GOSSIP_ACTION_ENVELOPES_MAX]:
         size += len(envelope.to_bytes())
-        if count and size > limits.GOSSIP_ACTION_BYTES_MAX:
+        items += 1 + codec.count_items(envelope.to_value())
+        if count and (size > limits.GOSSIP_ACTION_BYTES_MAX or items > limits.GOSSIP_ACTION_ITEMS_MAX):
             break
         count += 1
     return envelopes[:count], envelopes[count:]

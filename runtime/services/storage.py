@@ -1,7 +1,6 @@
 """Storage: holds every blob of the world's blocks and says so in the DHT; executes nothing.
 
 Hides: nothing. Guarantees: what is stored hash-links to a head that was certified and attested (trust `attested`).
-Gateways and sequencers that run on a node of their own follow the world the same way, for nonces and receipts.
 Implements docs/protocol.md, sections "DHT" (providers) and "Head" (following).
 """
 
