@@ -103,6 +103,7 @@ FETCH_PROVIDERS_MAX: Final = 8
 FETCH_COOLDOWN_MS: Final = 5_000
 SYNC_BLOCKS_AHEAD_MAX: Final = 64
 BLOCKS_PER_ANSWER_MAX: Final = 256
+PROOFS_AT_ONCE_MAX: Final = 4  # receipts being proved for others; each reads a block's whole list
 BUNDLE_BYTES_MAX: Final = 256 * 1024  # one answer of get_bundle: others share its stream
 CANDIDATE_HEADS_MAX: Final = 64
 EVIDENCE_MAX: Final = 1_024

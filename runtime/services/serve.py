@@ -12,7 +12,8 @@ from functools import partial
 from p2p import names
 from p2p.network import PeerId, SendPart
 from runtime import chain, codec, limits, state
-from runtime.errors import Invalid, Missing
+from runtime.errors import Busy, Invalid, Missing
+from runtime.history import History
 from runtime.messages import (
     BatchAnswer,
     BatchRequest,
@@ -134,6 +135,8 @@ class WorldDesk:
         self._tables = tables
         self._tracker = tracker
         self._replica = replica
+        self._history = History(lambda first, count: tables.block_hashes(first + 1, first + count))
+        self._proving = 0
 
     def handlers(self) -> Handlers:
         return {
@@ -241,14 +244,21 @@ class WorldDesk:
         if place is None or place.height > head_block.height:
             raise Missing("receipt", request.envelope_hash.hex())
         block = self._block(place.height)
-        # A block may have 16,384 receipts: reading and hashing them is no work for the event loop.
-        proved = await self._context.offload(partial(self._prove_receipts, block, request.envelope_hash))
+        if self._proving >= limits.PROOFS_AT_ONCE_MAX:
+            raise Busy("proofs_at_once_max", limits.BATCH_INTERVAL_MS)
+        self._proving += 1
+        try:
+            # A block may have 16,384 receipts: reading and hashing them is no work for the event loop.
+            proved = await self._context.offload(partial(self._prove_receipts, block, request.envelope_hash))
+            path: tuple[bytes, ...] = ()
+            if block.height < head_block.height:
+                path = await self._context.offload(
+                    partial(self._history.path, block.height, head_block.height)
+                )
+        finally:
+            self._proving -= 1
         return ReceiptAnswer(
-            head=head,
-            head_block=head_block,
-            block=block,
-            history_path=await self._history_path(block.height, head_block.height),
-            receipts=proved,
+            head=head, head_block=head_block, block=block, history_path=path, receipts=proved
         )
 
     def _prove_receipts(self, block: WorldBlock, envelope_hash: bytes) -> tuple[ProvedReceipt, ...]:
@@ -259,16 +269,6 @@ class WorldDesk:
             ProvedReceipt(receipt=listed[index], index=index, count=len(listed), path=tuple(path))
             for index, path in zip(asked, paths, strict=True)
         )
-
-    async def _history_path(self, height: int, head_height: int) -> tuple[bytes, ...]:
-        if height == head_height:
-            return ()
-
-        def path() -> tuple[bytes, ...]:
-            hashes = self._tables.block_hashes(1, head_height - 1)
-            return chain.prove_history(hashes, height)
-
-        return await self._context.offload(path)
 
     async def get_state_proof(self, caller: PeerId, request: StateProofRequest) -> StateProofAnswer:
         """One cell under the state root of the newest block that this node has executed and holds a head for."""
