@@ -23,6 +23,7 @@ from runtime.services.context import Context
 from runtime.services.coordinator import Coordinator
 from runtime.services.executor import Executor
 from runtime.services.fetch import Sources
+from runtime.services.gaps import EnvelopeDesk, GapMender, Lookup
 from runtime.services.gateway import Gateway
 from runtime.services.heads import HeadTracker
 from runtime.services.index import keep_indexed
@@ -38,9 +39,11 @@ from runtime.world_tables import WorldTables
 # sequencer builds on a parent, by what blocks say: neither may believe an executor's word.
 _REPLAYING_ROLES: Final = frozenset({"observer", "gateway", "sequencer"})
 _TOPICS: Final = {
-    "gateway": ("action",),
-    "sequencer": ("action", "batch"),
+    "gateway": ("action", "block"),
+    "sequencer": ("action", "batch", "block"),
     "executor": ("batch", "block"),
+    "storage": ("block",),
+    "observer": ("block",),
 }
 
 
@@ -83,6 +86,8 @@ async def run_world(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.tracker.listen, subscriptions["head"])
         nursery.start_soon(parts.tracker.poll)
+        if "block" in subscriptions:
+            nursery.start_soon(parts.tracker.hear_blocks, subscriptions["block"])
         mounts = [parts.desk.handlers()]
         mounts += await _start_order(nursery, parts, roles, subscriptions)
         mounts += await _start_results(nursery, parts, roles, subscriptions, progress)
@@ -128,6 +133,7 @@ async def _start_order(
     context, replica, authorities = parts.context, parts.replica, parts.signed.authorities
     mounts: list[Handlers] = []
     pool = None
+    lookups: list[Lookup] = []
     if "coordinator" in roles:
         coordinator = Coordinator(context, parts.genesis, parts.tables, parts.tracker)
         await nursery.start(coordinator.run)
@@ -139,6 +145,10 @@ async def _start_order(
         sequencer = Sequencer(context, replica, authorities)
         await nursery.start(sequencer.run, subscriptions["action"], subscriptions["batch"])
         pool = sequencer.pool
+        lookups.append(sequencer.held)
+        bytes_max = parts.genesis.body.limits.envelope_bytes_max
+        mender = GapMender(context, replica.world_id, bytes_max, sequencer.gaps, sequencer.mend)
+        nursery.start_soon(mender.run)
         if "gateway" not in roles:
             mounts.append(sequencer.handlers())
     if "gateway" in roles:
@@ -146,6 +156,9 @@ async def _start_order(
         gateway = Gateway(context, replica, authorities.certifier, pool)
         await nursery.start(gateway.run, subscriptions["action"])
         mounts.append(gateway.handlers())
+        lookups.append(gateway.promised)
+    if lookups:
+        mounts.append(EnvelopeDesk(lookups).handlers())
     return mounts
 
 
@@ -190,8 +203,6 @@ def _unread(roles: frozenset[str]) -> list[str]:
         unread.append("action")
     if "sequencer" in roles and "executor" not in roles:
         unread.append("batch")
-    if "executor" in roles:
-        unread.append("block")
     return unread
 
 

@@ -367,7 +367,7 @@ class InMemoryNetwork:
                     if other not in (forwarder, gossip.author):
                         self._hub.send_gossip(gossip, self._peer_id, other)
                 if not self._topics[gossip.topic].offer(message):
-                    self.counts["gossip.dropped_full"] += 1
+                    self.counts["gossip.dropped_channel_full"] += 1
             case Verdict.REJECT:
                 self.counts["gossip.rejected"] += 1
             case Verdict.IGNORE:

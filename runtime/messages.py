@@ -302,6 +302,21 @@ class SubmitAnswer(Body):
 
 
 @dataclass(frozen=True, slots=True)
+class EnvelopesRequest(Body):
+    """get_envelopes: an actor's envelopes at nonce..nonce+count-1 that are held but not known to be taken.
+
+    Parts: each a canonical list of sealed envelopes, ascending by nonce; what is not held is left out.
+    """
+
+    NAME: ClassVar[str] = "get_envelopes"
+
+    world_id: WorldId
+    actor_id: KeyId
+    nonce: Count
+    count: Annotated[int, int_between(1, limits.ENVELOPES_PER_ANSWER_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
 class ActionStatusRequest(Body):
     NAME: ClassVar[str] = "action_status"
 

@@ -182,6 +182,12 @@ class Gateway:
             return ActionStatusAnswer(stage="unknown")
         return ActionStatusAnswer(stage="dead" if self._is_dead(entry.envelope) else "pending")
 
+    def promised(self, actor_id: bytes, nonce: int) -> Envelope | None:
+        """The envelope that was accepted here for an actor's nonce, for whoever missed it."""
+        digest = self._tables.outbox_by_nonce(actor_id, nonce)
+        entry = None if digest is None else self._tables.outbox_entry(digest)
+        return None if entry is None else entry.envelope
+
     # --- sending -------------------------------------------------------------------------------------------
 
     async def run(
@@ -229,6 +235,10 @@ class Gateway:
                 LeaseAnswer,
             )
             if lease.lease is None:
+                return
+            if lease.lease.record.holder_id == self._context.peer_id and self._pool is not None:
+                self._pool(envelopes)  # by rr it would come back here, where it is promised already
+                self._context.counters["gateway.resent"] += len(envelopes)
                 return
             for chunk in _chunks(envelopes):
                 request = SubmitRequest(world_id=self._world_id, envelopes=tuple(chunk))

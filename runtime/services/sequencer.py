@@ -42,7 +42,7 @@ from runtime.records import (
     encode_envelopes,
     seal,
 )
-from runtime.sequencing import ActionMempool
+from runtime.sequencing import ActionMempool, Gap
 from runtime.services.context import Context
 from runtime.services.fetch import call, sleep_ms
 from runtime.services.gateway import refusal
@@ -114,6 +114,20 @@ class Sequencer:
         """Envelopes that the gateway of this very node has accepted."""
         for envelope in envelopes:
             self._hold(envelope, self._context.peer_id)
+
+    def gaps(self) -> list[Gap]:
+        """Nonces that envelopes held here wait for, and that no applied block has taken."""
+        nonce = self._replica.tables.nonce
+        return [gap for gap in self._mempool.gaps() if gap.nonce >= nonce(gap.actor_id)]
+
+    def held(self, actor_id: bytes, nonce: int) -> Envelope | None:
+        """The envelope that waits here at an actor's nonce."""
+        return self._mempool.held(actor_id, nonce)
+
+    def mend(self, envelope: Envelope, peer: PeerId) -> bool:
+        """Hold a checked envelope that was asked for; whether it was missing."""
+        was_held = envelope.hash() in self._mempool
+        return self._hold(envelope, peer) is None and not was_held and envelope.hash() in self._mempool
 
     def _hold(self, envelope: Envelope, peer: PeerId) -> WorldError | None:
         try:

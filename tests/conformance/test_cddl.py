@@ -134,6 +134,7 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("submit-request", messages.SubmitRequest(world_id, (envelope,))),
         ("submit-result", result),
         ("submit-answer", messages.SubmitAnswer((result, messages.SubmitResult("pooled")))),
+        ("get-envelopes-request", messages.EnvelopesRequest(world_id, certifier, 0, 256)),
         ("action-status-request", messages.ActionStatusRequest(world_id, bytes(32))),
         ("action-status-answer", messages.ActionStatusAnswer("taken", 1, 0)),
         ("lease-acquire-request", messages.LeaseAcquireRequest(world_id, commit)),
