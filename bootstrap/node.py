@@ -8,12 +8,14 @@ the database is closed last.
 from __future__ import annotations
 
 import logging
+import platform
 import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Final, NoReturn, TypeVar
 
 import trio
@@ -26,6 +28,7 @@ from p2p import names
 from p2p.errors import Unreachable
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity, create_identity, load_identity
+from p2p.network import Gauge
 from p2p.providers import CachedDht, ProviderCache, republish_loop
 from p2p.router import RouterLimits
 from runtime.errors import Missing
@@ -58,6 +61,25 @@ def now_ms() -> int:
 async def in_thread(work: Callable[[], T]) -> T:
     """Offload in production: a worker thread. A cancelled caller waits: work on disk is never abandoned."""
     return await trio.to_thread.run_sync(work)
+
+
+def versions() -> dict[str, str]:
+    """What this program is made of, as far as it matters to others."""
+    return {
+        "agent-world-runtime": version("agent-world-runtime"),
+        "libp2p": version("libp2p"),
+        "python": platform.python_version(),
+        "rr": names.RR_PROTOCOL,
+    }
+
+
+def _thread_gauges() -> list[Gauge]:
+    """Work handed to threads: signatures, execution, disk."""
+    threads = trio.to_thread.current_default_thread_limiter().statistics()
+    return [
+        Gauge("thread_jobs_running", threads.borrowed_tokens, "threads_max", int(threads.total_tokens)),
+        Gauge("thread_jobs_waiting", threads.tasks_waiting),
+    ]
 
 
 @dataclass(slots=True)
@@ -128,7 +150,8 @@ async def _run_with(
             network.dht, providers, HeadRecords(), now_ms, head_ttl_ms=config.limits.head_cache_ttl_ms
         )
         context = Context(network, dht, providers, db, SigningKey(identity.seed), now_ms, rng, in_thread)
-        desk = NodeDesk(context, config.roles, worlds.statuses, config.limits.in_force())
+        context.gauges.add(_thread_gauges)
+        desk = NodeDesk(context, config.roles, worlds.statuses, config.limits.in_force(), versions())
         methods.mount_node(desk.handlers())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_republish, providers, network)

@@ -131,12 +131,14 @@ async def _start_order(
 ) -> list[Handlers]:
     """Coordinator, sequencer, gateway: who orders actions."""
     context, replica, authorities = parts.context, parts.replica, parts.signed.authorities
+    world_id = parts.genesis.header.world_id
     mounts: list[Handlers] = []
     pool = None
     lookups: list[Lookup] = []
     if "coordinator" in roles:
         coordinator = Coordinator(context, parts.genesis, parts.tables, parts.tracker)
         await nursery.start(coordinator.run)
+        context.gauges.add(coordinator.gauges, world=world_id)
         mounts.append(coordinator.handlers())
     else:
         mounts.append({"get_commit": parts.desk.get_commit})
@@ -144,6 +146,7 @@ async def _start_order(
         assert replica is not None
         sequencer = Sequencer(context, replica, authorities)
         await nursery.start(sequencer.run, subscriptions["action"], subscriptions["batch"])
+        context.gauges.add(sequencer.gauges, world=world_id)
         pool = sequencer.pool
         lookups.append(sequencer.held)
         bytes_max = parts.genesis.body.limits.envelope_bytes_max
@@ -155,6 +158,7 @@ async def _start_order(
         assert replica is not None
         gateway = Gateway(context, replica, authorities.certifier, pool)
         await nursery.start(gateway.run, subscriptions["action"])
+        context.gauges.add(gateway.gauges, world=world_id)
         mounts.append(gateway.handlers())
         lookups.append(gateway.promised)
     if lookups:
@@ -177,6 +181,7 @@ async def _start_results(
         await nursery.start(
             executor.run, subscriptions["batch"], subscriptions["block"], subscriptions["head"]
         )
+        parts.context.gauges.add(executor.gauges, world=replica.world_id)
         mounts.append(executor.handlers())
     elif replica is not None:
         loop = keep_verified if replica.cursor == "verified" else keep_stored
@@ -211,6 +216,12 @@ async def _drain(subscription: Subscription) -> NoReturn:
         await subscription.receive()
 
 
+def _head_age_ms(parts: _Parts) -> int | None:
+    """How long ago the certifier last vouched for the best head, by this node's clock."""
+    head = parts.tracker.head
+    return None if head is None else max(0, parts.context.now_ms() - head.commit.record.as_of_ms)
+
+
 def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
     replica = parts.replica
 
@@ -224,6 +235,7 @@ def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
         name=parts.genesis.header.name,
         epoch=parts.genesis.authorities.epoch,
         head_height=parts.tracker.height,
+        head_age_ms=_head_age_ms(parts),
         committed=parts.tables.committed_height() if coordinates else None,
         lease_holder=None if lease is None else lease.record.holder_id,
         stored=height_of("stored"),

@@ -13,7 +13,7 @@ from typing import Final, Generic, NoReturn, TypeVar
 
 import trio
 
-from p2p.network import PeerId
+from p2p.network import Gauge, PeerId
 from runtime import limits
 from runtime.errors import Busy, Corrupt, Denied
 from runtime.messages import (
@@ -69,6 +69,18 @@ class Coordinator:
             "commit_batch": self.commit_batch,
             "get_commit": self.get_commit,
         }
+
+    def gauges(self) -> list[Gauge]:
+        """Requests that wait to be decided."""
+        waiting = self._send.statistics().current_buffer_used
+        return [
+            Gauge(
+                "coordinator_requests_waiting",
+                waiting,
+                "coordinator_requests_waiting_max",
+                REQUESTS_WAITING_MAX,
+            )
+        ]
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Decide one request after the other. Raises Corrupt when this key has certified more than its store knows."""

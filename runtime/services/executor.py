@@ -16,7 +16,7 @@ import trio
 
 from p2p import names
 from p2p.errors import NetworkError
-from p2p.network import PeerId, Subscription
+from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules, world
 from runtime.errors import Busy, Corrupt, Denied, Invalid, UnknownVersion, WorldError
 from runtime.messages import (
@@ -82,6 +82,10 @@ class Executor:
 
     def handlers(self) -> Handlers:
         return {"execute_batch": self.hand_over}
+
+    def gauges(self) -> list[Gauge]:
+        """Committed batches at hand that wait to be executed."""
+        return [Gauge("ready_batches", len(self._ready), "commit_lead_max", limits.COMMIT_LEAD_MAX)]
 
     async def hand_over(self, caller: PeerId, request: ExecuteBatchRequest) -> Body:
         """Take a committed batch from a proposer; answered when it is queued, not when it is executed."""

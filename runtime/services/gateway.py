@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from p2p.errors import NetworkError
-from p2p.network import PeerId, Subscription
+from p2p.network import Gauge, PeerId, Subscription
 from runtime import codec, limits, rules
 from runtime.errors import Busy, Denied, Ignored, NonceDenied, WorldError
 from runtime.messages import (
@@ -59,6 +59,23 @@ class Gateway:
 
     def handlers(self) -> Handlers:
         return {"submit_actions": self.submit, "action_status": self.status}
+
+    def gauges(self) -> list[Gauge]:
+        """What is promised, and what of it was not gossiped yet."""
+        return [
+            Gauge(
+                "outbox_envelopes",
+                self._tables.outbox_count(),
+                "outbox_envelopes_max",
+                limits.OUTBOX_ENVELOPES_MAX,
+            ),
+            Gauge(
+                "gateway_unsent_envelopes",
+                len(self._fresh),
+                "outbox_envelopes_max",
+                limits.OUTBOX_ENVELOPES_MAX,
+            ),
+        ]
 
     # --- accepting -----------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 import trio
 
 from p2p.errors import NetworkError, RequestFailed
-from p2p.network import PeerId, Subscription
+from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules
 from runtime.errors import Corrupt, Denied, Ignored, WorldError
 from runtime.messages import (
@@ -114,6 +114,16 @@ class Sequencer:
         """Envelopes that the gateway of this very node has accepted."""
         for envelope in envelopes:
             self._hold(envelope, self._context.peer_id)
+
+    def gauges(self) -> list[Gauge]:
+        """What waits for a batch, and batches that wait to be handed over."""
+        pool, handing = self._mempool, self._committed.statistics().current_buffer_used
+        return [
+            Gauge("mempool_envelopes", len(pool), "mempool_envelopes_max", limits.MEMPOOL_ENVELOPES_MAX),
+            Gauge("mempool_bytes", pool.size_bytes, "mempool_bytes_max", limits.MEMPOOL_BYTES_MAX),
+            Gauge("hand_over_batches", handing, "commit_lead_max", HAND_OVER_WAITING_MAX),
+            Gauge("leading", int(self._lease is not None)),
+        ]
 
     def gaps(self) -> list[Gap]:
         """Nonces that envelopes held here wait for, and that no applied block has taken."""
