@@ -7,6 +7,7 @@ Implements docs/protocol.md, section "Order"; safety does not depend on any cloc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, NoReturn, TypeVar
@@ -33,6 +34,7 @@ from runtime.services.methods import Handlers
 from runtime.world_tables import WorldTables
 
 REQUESTS_WAITING_MAX: Final = 64
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -215,6 +217,8 @@ class Coordinator:
         blobs = (request.actions, request.batch.record.preimage())
         await self._context.offload(lambda: self._context.db.commit(rows, blobs, expect=expect))
         self._context.counters["coordinator.commits"] += 1
+        told = {"event": "certified", "world": commit.world_id, "height": commit.height}
+        _log.debug("certified", extra=told | {"batch": commit.batch_hash})
         return sealed
 
     async def get_commit(self, caller: PeerId, request: WorldRequest) -> CommitAnswer:

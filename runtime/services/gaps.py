@@ -7,6 +7,7 @@ Implements docs/protocol.md, sections "Methods" (get_envelopes) and "Gossip" (re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
@@ -24,10 +25,12 @@ from runtime.sequencing import Gap
 from runtime.services.context import Context
 from runtime.services.fetch import FALSE_ANSWER_REST_MS, Sources
 from runtime.services.methods import Handlers
+from runtime.services.trail import station
 
 GAP_TRY_MS: Final = 2_000
 NO_GATEWAY_REST_MS: Final = 30_000
 LIST_HEAD_BYTES: Final = 5
+_log = logging.getLogger(__name__)
 
 Lookup = Callable[[bytes, int], Envelope | None]
 """The envelope held for (actor, nonce), or None."""
@@ -114,8 +117,9 @@ class GapMender:
                 self._context.counters["mempool.gap_false_answer"] += 1
                 self._sources.rest(peer, FALSE_ANSWER_REST_MS)
                 continue
-            mended = sum(self._hold(envelope, peer) for envelope in envelopes)
-            self._context.counters["mempool.gap_envelopes_repaired"] += mended
+            mended = [envelope for envelope in envelopes if self._hold(envelope, peer)]
+            self._context.counters["mempool.gap_envelopes_repaired"] += len(mended)
+            station(_log, "mended", self._world_id, mended)
             if envelopes:
                 return
         self._context.counters["mempool.gaps_not_repaired"] += 1

@@ -8,6 +8,7 @@ Implements docs/protocol.md, sections "Actions" (acceptance) and "Methods" (subm
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -31,9 +32,11 @@ from runtime.services.context import Context, Signal
 from runtime.services.fetch import call, sleep_ms
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
+from runtime.services.trail import station
 
 RESEND_ENVELOPES_MAX: Final = 4_096  # looked at in one round, oldest first
 RESEND_CHUNK_BYTES_MAX: Final = 512 * 1024
+_log = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -101,6 +104,7 @@ class Gateway:
             except WorldError as error:
                 self._context.counters[f"gateway.refused.{type(error).__name__}"] += 1
                 results.append(refusal(error))
+                station(_log, "refused", self._world_id, (envelope,), reason=str(error))
         now_ms = self._context.now_ms()
         if accepted:
             rows = self._tables.put_outbox(accepted, now_ms)
@@ -110,6 +114,7 @@ class Gateway:
                 for key in mine:
                     self._promising.pop(key, None)
             self._context.counters["gateway.accepted"] += len(accepted)
+            station(_log, "accepted", self._world_id, accepted)
             self._fresh += accepted
             self._arrived.wake()
         promises = [
@@ -224,6 +229,7 @@ class Gateway:
                     self._pool(chunk)
                 await actions.publish(codec.array_of([envelope.to_bytes() for envelope in chunk]))
                 self._context.counters["gateway.gossiped"] += len(chunk)
+                station(_log, "gossiped", self._world_id, chunk)
             await self._arrived.wait()
 
     async def _resend(self) -> None:
@@ -256,6 +262,7 @@ class Gateway:
             if lease.lease.record.holder_id == self._context.peer_id and self._pool is not None:
                 self._pool(envelopes)  # by rr it would come back here, where it is promised already
                 self._context.counters["gateway.resent"] += len(envelopes)
+                station(_log, "resent", self._world_id, envelopes)
                 return
             for chunk in _chunks(envelopes):
                 request = SubmitRequest(world_id=self._world_id, envelopes=tuple(chunk))
@@ -263,6 +270,7 @@ class Gateway:
                     self._context, lease.lease.record.holder_id, "submit_actions", request, SubmitAnswer
                 )
                 self._context.counters["gateway.resent"] += len(chunk)
+                station(_log, "resent", self._world_id, chunk)
         except (NetworkError, WorldError):
             self._context.counters["gateway.resend_failed"] += 1
 

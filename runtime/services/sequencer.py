@@ -48,6 +48,7 @@ from runtime.services.fetch import call, sleep_ms
 from runtime.services.gateway import refusal
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
+from runtime.services.trail import station
 
 HAND_OVER_WAITING_MAX: Final = limits.COMMIT_LEAD_MAX
 HAND_OVER_MS: Final = 5_000
@@ -147,6 +148,8 @@ class Sequencer:
             return None if isinstance(error, Ignored) else error
         self._context.counters["mempool.added"] += 1
         self._context.counters["mempool.evicted"] += len(evicted)
+        station(_log, "pooled", self._world_id, (envelope,))
+        station(_log, "evicted", self._world_id, evicted)
         return None
 
     async def _hear(self, actions: Subscription) -> NoReturn:
@@ -244,7 +247,9 @@ class Sequencer:
                     self._mempool.correct(actor, tables.nonce(actor))
             self._settled_height = applied.block.height
         assert self._parent is not None
-        self._context.counters["mempool.expired"] += len(self._mempool.expire(self._parent.height + 1))
+        expired = self._mempool.expire(self._parent.height + 1)
+        self._context.counters["mempool.expired"] += len(expired)
+        station(_log, "expired", self._world_id, expired, height=self._parent.height + 1)
 
     def _cut(self) -> list[Envelope] | None:
         """The next batch's envelopes; an empty list when only waiting ones are held for too long; None for no batch."""
@@ -283,6 +288,7 @@ class Sequencer:
             timestamp_ms=max(self._context.now_ms(), self._parent.timestamp_ms),
         )
         await self._context.offload(lambda: self._context.db.commit((), (actions, record.preimage())))
+        station(_log, "cut", self._world_id, envelopes, height=record.height)
         batch = seal(record, self._context.key)
         request = CommitBatchRequest(
             world_id=self._world_id, batch=batch, actions=actions, commit=self._newest
@@ -294,6 +300,7 @@ class Sequencer:
         self._newest = answer.commit
         self._parent = _Parent(record.height, batch.hash(), record.timestamp_ms)
         self._mempool.settled(envelopes)
+        station(_log, "committed", self._world_id, envelopes, height=record.height)
         self._context.counters["sequencer.batches"] += 1
         await self._committed.send(
             ExecuteBatchRequest(world_id=self._world_id, batch=batch, commit=answer.commit, actions=actions)
