@@ -22,6 +22,7 @@ import trio
 
 from bootstrap.config import NodeConfig
 from bootstrap.data_dir import ChosenWorld, DataDir, choose_worlds, open_data_dir
+from bootstrap.metrics import open_metrics
 from bootstrap.peers import AddressBook, load_address_book, write_atomically
 from bootstrap.world_node import WorldNode, run_world
 from p2p import names
@@ -139,7 +140,10 @@ async def _run_with(
         rng=rng,
         now_ms=now_ms,
     )
-    async with open_network(host, methods.routes(), HeadRecords()) as network:
+    async with (
+        open_metrics(config.metrics_listen) as metrics,
+        open_network(host, methods.routes(), HeadRecords()) as network,
+    ):
         providers = ProviderCache(
             identity.peer_id,
             rng,
@@ -156,6 +160,8 @@ async def _run_with(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_republish, providers, network)
             nursery.start_soon(_remember_peers, data_dir, book, network)
+            if metrics is not None:
+                nursery.start_soon(metrics.serve, desk.account)
             data_dir.write_address(names.peer_text(identity.peer_id), network.addrs())
             for world in chosen:
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)
@@ -163,7 +169,8 @@ async def _run_with(
                 worlds.running[world.world_id] = await _start_world(
                     nursery, context, methods, genesis, config
                 )
-            ready(_ready_event(config, data_dir, identity, network, chosen))
+            page = {} if metrics is None else {"metrics": metrics.url}
+            ready(_ready_event(config, data_dir, identity, network, chosen) | page)
             await trio.sleep_forever()
 
 
