@@ -8,6 +8,7 @@ with the nearest known name; no knob that nothing reads. Documented in docs/oper
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,7 @@ class NodeConfig:
     limits: NodeLimits = NodeLimits()
     log_level: str = "info"
     log_format: str = "text"
+    metrics_listen: str | None = None  # HOST:PORT of the Prometheus page; None: no page
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,21 @@ def _addr(parse: Callable[[str], object]) -> Callable[[object, Path], str]:
     return read
 
 
+def parse_metrics_addr(text: str) -> tuple[str, int]:
+    """`127.0.0.1:9464` or `[::1]:9464` as host and port: one address, nothing else is bound. Raises ValueError."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{1,5})", text, re.ASCII)
+    if found is None or int(found[3]) > 65_535:
+        raise ValueError("must be IPV4:PORT or [IPV6]:PORT, as 127.0.0.1:9464")
+    host = found[1] or found[2]
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError as error:
+        raise ValueError(f"has {host!r} where an IP address is needed") from error
+    if (version == 6) is not bool(found[1]):
+        raise ValueError("must be IPV4:PORT or [IPV6]:PORT, as 127.0.0.1:9464")
+    return host, int(found[3])
+
+
 def _list_of(
     read_item: Callable[[object, Path], Any], count_min: int, count_max: int
 ) -> Callable[[object, Path], tuple[Any, ...]]:
@@ -282,11 +299,19 @@ _READERS: Final[dict[str, Callable[[object, Path], Any]]] = {
     "world": _list_of(_world, 0, WORLDS_MAX),
     "log_level": _word_of(LOG_LEVELS, "log level"),
     "log_format": _word_of(LOG_FORMATS, "log format"),
+    "metrics_listen": _addr(parse_metrics_addr),
     **{f"limits.{name}": _limit_reader(name) for name in _LIMIT_NAMES},
 }
-_TOP_KEYS: Final = (*(key for key in _READERS if "." not in key), "limits")
+# Tables of the file, and what their keys are called elsewhere.
+_TABLES: Final = {"metrics": {"listen": "metrics_listen"}}
+_IN_TABLES: Final = {key for table in _TABLES.values() for key in table.values()}
+_TOP_KEYS: Final = (
+    *(key for key in _READERS if "." not in key and key not in _IN_TABLES),
+    *_TABLES,
+    "limits",
+)
 _LISTS: Final = ("roles", "listen", "announce", "bootstrap", "world")
-_ENV_KEYS: Final = {f"{ENV_PREFIX}{key.upper()}": key for key in _TOP_KEYS if key != "limits"} | {
+_ENV_KEYS: Final = {f"{ENV_PREFIX}{key.upper()}": key for key in _READERS if "." not in key} | {
     f"{ENV_LIMIT_PREFIX}{name.upper()}": f"limits.{name}" for name in _LIMIT_NAMES
 }
 FLAG_NAMES: Final = {
@@ -298,6 +323,7 @@ FLAG_NAMES: Final = {
     "world": "--world",
     "log_level": "--log-level",
     "log_format": "--log-format",
+    "metrics_listen": "--metrics-listen",
 }
 
 
@@ -322,6 +348,8 @@ class _Reading:
                 self._mistakes.append(Mistake(f"{file_name}: {key}", f"unknown key{nearest(key, _TOP_KEYS)}"))
             elif key == "limits":
                 self._take_limits(value, file_name)
+            elif key in _TABLES:
+                self._take_table(key, value, file_name)
             else:
                 self._take(key, value, file_name, f"{file_name}: {key}", base)
 
@@ -334,6 +362,18 @@ class _Reading:
                 self._take(f"limits.{name}", value, file_name, f"{file_name}: limits.{name}", Path())
             else:
                 self._mistakes.append(Mistake(f"{file_name}: limits.{name}", _unknown_limit(name)))
+
+    def _take_table(self, key: str, table: object, file_name: str) -> None:
+        if not isinstance(table, dict):
+            self._mistakes.append(Mistake(f"{file_name}: {key}", "must be a table"))
+            return
+        known = _TABLES[key]
+        for name, value in table.items():
+            what = f"{file_name}: {key}.{name}"
+            if name in known:
+                self._take(known[name], value, file_name, what, Path())
+            else:
+                self._mistakes.append(Mistake(what, f"unknown key{nearest(name, tuple(known))}"))
 
     def take_env(self, env: Mapping[str, str]) -> None:
         """AW_<KEY> and AW_LIMIT_<NAME>; lists are separated by commas."""

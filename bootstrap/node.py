@@ -8,24 +8,28 @@ the database is closed last.
 from __future__ import annotations
 
 import logging
+import platform
 import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Final, NoReturn, TypeVar
 
 import trio
 
 from bootstrap.config import NodeConfig
 from bootstrap.data_dir import ChosenWorld, DataDir, choose_worlds, open_data_dir
+from bootstrap.metrics import open_metrics
 from bootstrap.peers import AddressBook, load_address_book, write_atomically
 from bootstrap.world_node import WorldNode, run_world
 from p2p import names
 from p2p.errors import Unreachable
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity, create_identity, load_identity
+from p2p.network import Gauge
 from p2p.providers import CachedDht, ProviderCache, republish_loop
 from p2p.router import RouterLimits
 from runtime.errors import Missing
@@ -58,6 +62,25 @@ def now_ms() -> int:
 async def in_thread(work: Callable[[], T]) -> T:
     """Offload in production: a worker thread. A cancelled caller waits: work on disk is never abandoned."""
     return await trio.to_thread.run_sync(work)
+
+
+def versions() -> dict[str, str]:
+    """What this program is made of, as far as it matters to others."""
+    return {
+        "agent-world-runtime": version("agent-world-runtime"),
+        "libp2p": version("libp2p"),
+        "python": platform.python_version(),
+        "rr": names.RR_PROTOCOL,
+    }
+
+
+def _thread_gauges() -> list[Gauge]:
+    """Work handed to threads: signatures, execution, disk."""
+    threads = trio.to_thread.current_default_thread_limiter().statistics()
+    return [
+        Gauge("thread_jobs_running", threads.borrowed_tokens, "threads_max", int(threads.total_tokens)),
+        Gauge("thread_jobs_waiting", threads.tasks_waiting),
+    ]
 
 
 @dataclass(slots=True)
@@ -117,7 +140,10 @@ async def _run_with(
         rng=rng,
         now_ms=now_ms,
     )
-    async with open_network(host, methods.routes(), HeadRecords()) as network:
+    async with (
+        open_metrics(config.metrics_listen) as metrics,
+        open_network(host, methods.routes(), HeadRecords()) as network,
+    ):
         providers = ProviderCache(
             identity.peer_id,
             rng,
@@ -128,11 +154,14 @@ async def _run_with(
             network.dht, providers, HeadRecords(), now_ms, head_ttl_ms=config.limits.head_cache_ttl_ms
         )
         context = Context(network, dht, providers, db, SigningKey(identity.seed), now_ms, rng, in_thread)
-        desk = NodeDesk(context, config.roles, worlds.statuses, config.limits.in_force())
+        context.gauges.add(_thread_gauges)
+        desk = NodeDesk(context, config.roles, worlds.statuses, config.limits.in_force(), versions())
         methods.mount_node(desk.handlers())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_republish, providers, network)
             nursery.start_soon(_remember_peers, data_dir, book, network)
+            if metrics is not None:
+                nursery.start_soon(metrics.serve, desk.account)
             data_dir.write_address(names.peer_text(identity.peer_id), network.addrs())
             for world in chosen:
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)
@@ -140,7 +169,8 @@ async def _run_with(
                 worlds.running[world.world_id] = await _start_world(
                     nursery, context, methods, genesis, config
                 )
-            ready(_ready_event(config, data_dir, identity, network, chosen))
+            page = {} if metrics is None else {"metrics": metrics.url}
+            ready(_ready_event(config, data_dir, identity, network, chosen) | page)
             await trio.sleep_forever()
 
 

@@ -23,6 +23,7 @@ from runtime.services.context import Context
 from runtime.services.coordinator import Coordinator
 from runtime.services.executor import Executor
 from runtime.services.fetch import Sources
+from runtime.services.gaps import EnvelopeDesk, GapMender, Lookup
 from runtime.services.gateway import Gateway
 from runtime.services.heads import HeadTracker
 from runtime.services.index import keep_indexed
@@ -38,9 +39,11 @@ from runtime.world_tables import WorldTables
 # sequencer builds on a parent, by what blocks say: neither may believe an executor's word.
 _REPLAYING_ROLES: Final = frozenset({"observer", "gateway", "sequencer"})
 _TOPICS: Final = {
-    "gateway": ("action",),
-    "sequencer": ("action", "batch"),
+    "gateway": ("action", "block"),
+    "sequencer": ("action", "batch", "block"),
     "executor": ("batch", "block"),
+    "storage": ("block",),
+    "observer": ("block",),
 }
 
 
@@ -83,6 +86,8 @@ async def run_world(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.tracker.listen, subscriptions["head"])
         nursery.start_soon(parts.tracker.poll)
+        if "block" in subscriptions:
+            nursery.start_soon(parts.tracker.hear_blocks, subscriptions["block"])
         mounts = [parts.desk.handlers()]
         mounts += await _start_order(nursery, parts, roles, subscriptions)
         mounts += await _start_results(nursery, parts, roles, subscriptions, progress)
@@ -126,11 +131,14 @@ async def _start_order(
 ) -> list[Handlers]:
     """Coordinator, sequencer, gateway: who orders actions."""
     context, replica, authorities = parts.context, parts.replica, parts.signed.authorities
+    world_id = parts.genesis.header.world_id
     mounts: list[Handlers] = []
     pool = None
+    lookups: list[Lookup] = []
     if "coordinator" in roles:
         coordinator = Coordinator(context, parts.genesis, parts.tables, parts.tracker)
         await nursery.start(coordinator.run)
+        context.gauges.add(coordinator.gauges, world=world_id)
         mounts.append(coordinator.handlers())
     else:
         mounts.append({"get_commit": parts.desk.get_commit})
@@ -138,14 +146,23 @@ async def _start_order(
         assert replica is not None
         sequencer = Sequencer(context, replica, authorities)
         await nursery.start(sequencer.run, subscriptions["action"], subscriptions["batch"])
+        context.gauges.add(sequencer.gauges, world=world_id)
         pool = sequencer.pool
+        lookups.append(sequencer.held)
+        bytes_max = parts.genesis.body.limits.envelope_bytes_max
+        mender = GapMender(context, replica.world_id, bytes_max, sequencer.gaps, sequencer.mend)
+        nursery.start_soon(mender.run)
         if "gateway" not in roles:
             mounts.append(sequencer.handlers())
     if "gateway" in roles:
         assert replica is not None
         gateway = Gateway(context, replica, authorities.certifier, pool)
         await nursery.start(gateway.run, subscriptions["action"])
+        context.gauges.add(gateway.gauges, world=world_id)
         mounts.append(gateway.handlers())
+        lookups.append(gateway.promised)
+    if lookups:
+        mounts.append(EnvelopeDesk(lookups).handlers())
     return mounts
 
 
@@ -164,6 +181,7 @@ async def _start_results(
         await nursery.start(
             executor.run, subscriptions["batch"], subscriptions["block"], subscriptions["head"]
         )
+        parts.context.gauges.add(executor.gauges, world=replica.world_id)
         mounts.append(executor.handlers())
     elif replica is not None:
         loop = keep_verified if replica.cursor == "verified" else keep_stored
@@ -190,14 +208,18 @@ def _unread(roles: frozenset[str]) -> list[str]:
         unread.append("action")
     if "sequencer" in roles and "executor" not in roles:
         unread.append("batch")
-    if "executor" in roles:
-        unread.append("block")
     return unread
 
 
 async def _drain(subscription: Subscription) -> NoReturn:
     while True:
         await subscription.receive()
+
+
+def _head_age_ms(parts: _Parts) -> int | None:
+    """How long ago the certifier last vouched for the best head, by this node's clock."""
+    head = parts.tracker.head
+    return None if head is None else max(0, parts.context.now_ms() - head.commit.record.as_of_ms)
 
 
 def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
@@ -213,6 +235,7 @@ def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
         name=parts.genesis.header.name,
         epoch=parts.genesis.authorities.epoch,
         head_height=parts.tracker.height,
+        head_age_ms=_head_age_ms(parts),
         committed=parts.tables.committed_height() if coordinates else None,
         lease_holder=None if lease is None else lease.record.holder_id,
         stored=height_of("stored"),

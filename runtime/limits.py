@@ -98,6 +98,15 @@ GOSSIP_ACTION_ENVELOPES_MAX: Final = 16
 GOSSIP_ACTION_BYTES_MAX: Final = 60 * 1024
 GOSSIP_ACTION_ITEMS_MAX: Final = 8_192  # keys, values and elements of one message
 
+# --- gossip repair ------------------------------------------------------------------------------------------
+ENVELOPES_PER_ANSWER_MAX: Final = MEMPOOL_NONCES_AHEAD_MAX
+GAP_ROUND_MS: Final = 250  # between two looks for gaps
+GAP_FIRST_ASK_MS: Final = 400  # a gap may close by itself: gossip comes in any order
+GAP_ASK_AGAIN_MS: Final = 1_000  # doubled with each asking, up to gap_ask_again_ms_max
+GAP_ASK_AGAIN_MS_MAX: Final = 30_000
+GAPS_PER_ROUND_MAX: Final = 16
+GAP_PEERS_MAX: Final = 3
+
 # --- sync --------------------------------------------------------------------------------------------------
 FETCH_PROVIDERS_MAX: Final = 8
 FETCH_COOLDOWN_MS: Final = 5_000

@@ -79,6 +79,14 @@ def _check_counters(value: Any, field: str) -> None:
             raise Invalid(field, "must map text to integers")
 
 
+def _check_words(value: Any, field: str) -> None:
+    if type(value) is not dict or len(value) > 16:
+        raise Invalid(field, "must be a map of at most 16 words")
+    for name, word in value.items():
+        if type(name) is not str or type(word) is not str or len(word) > 128:
+            raise Invalid(field, "must map text to text of at most 128 characters")
+
+
 class Body(Record):
     """Base of rr bodies: no `v`, no hash, unknown keys allowed."""
 
@@ -302,6 +310,21 @@ class SubmitAnswer(Body):
 
 
 @dataclass(frozen=True, slots=True)
+class EnvelopesRequest(Body):
+    """get_envelopes: an actor's envelopes at nonce..nonce+count-1 that are held but not known to be taken.
+
+    Parts: each a canonical list of sealed envelopes, ascending by nonce; what is not held is left out.
+    """
+
+    NAME: ClassVar[str] = "get_envelopes"
+
+    world_id: WorldId
+    actor_id: KeyId
+    nonce: Count
+    count: Annotated[int, int_between(1, limits.ENVELOPES_PER_ANSWER_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
 class ActionStatusRequest(Body):
     NAME: ClassVar[str] = "action_status"
 
@@ -470,11 +493,25 @@ class WorldStatus(Body):
     state_root: Hash | None = None
     lease_holder: KeyId | None = None
     halted: Flag = False
+    head_age_ms: Count | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GaugeReading(Body):
+    """A quantity as it is now, its unit last in its name; `limit` names what bounds it, `limit_value` is that bound."""
+
+    NAME: ClassVar[str] = "gauge"
+
+    name: Annotated[str, text_upto(64)]
+    value: Count
+    labels: Annotated[dict[str, str], Kind(_check_words)]
+    limit: Annotated[str, text_upto(64)] | None = None
+    limit_value: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StatusAnswer(Body):
-    """A node's own account of itself; nobody has to believe it."""
+    """A node's own account of itself; nobody has to believe it. The last three are absent where a node gives none."""
 
     NAME: ClassVar[str] = "status"
     BYTES_MAX: ClassVar[int] = 256 * 1024
@@ -485,6 +522,9 @@ class StatusAnswer(Body):
     peers: Annotated[tuple[bytes, ...], list_of(KEY_ID, 0, 1_024)]
     counters: Annotated[dict[str, int], Kind(_check_counters)]
     limits: Annotated[dict[str, int], Kind(_check_counters)]
+    gauges: Annotated[tuple[GaugeReading, ...], list_of(nested(GaugeReading), 0, 1_024)] | None = None
+    uptime_ms: Count | None = None
+    versions: Annotated[dict[str, str], Kind(_check_words)] | None = None
 
 
 # --- gossip payloads ---------------------------------------------------------------------------------------

@@ -44,11 +44,12 @@ class _Actor:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Nonces that an actor's waiting envelopes wait for."""
+    """Nonces that an actor's waiting envelopes wait for. `peer` handed in the envelope after them."""
 
     actor_id: bytes
     nonce: int
     count: int
+    peer: bytes
 
 
 class ActionMempool:
@@ -227,13 +228,22 @@ class ActionMempool:
         ]
         return [self._remove(actor_id, nonce) for actor_id, nonce in sorted(dead)]
 
+    def held(self, actor_id: bytes, nonce: int) -> Envelope | None:
+        """The envelope that waits at an actor's nonce."""
+        actor = self._actors.get(actor_id)
+        return None if actor is None else actor.waiting.get(nonce)
+
     def gaps(self) -> list[Gap]:
-        """What the held envelopes wait for, by actor."""
-        return [
-            Gap(actor_id, actor.next_nonce, min(actor.waiting) - actor.next_nonce)
-            for actor_id, actor in sorted(self._actors.items())
-            if min(actor.waiting) > actor.next_nonce
-        ]
+        """What the held envelopes wait for, by (actor, nonce)."""
+        found = []
+        for actor_id, actor in sorted(self._actors.items()):
+            expected = actor.next_nonce
+            for nonce in sorted(actor.waiting):
+                if nonce > expected:
+                    peer = self._peer_of[actor.waiting[nonce].hash()]
+                    found.append(Gap(actor_id, expected, nonce - expected, peer))
+                expected = nonce + 1
+        return found
 
 
 # --- lease -------------------------------------------------------------------------------------------------

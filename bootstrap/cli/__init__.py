@@ -24,7 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "node": ("bootstrap.cli.node", "node", "Run a node with its roles until SIGTERM."),
     "submit": ("bootstrap.cli.submit", "submit", "Sign and submit actions; follow them to a verified block."),
     "head": ("bootstrap.cli.query", "head", "The newest head of a world, who says so, and its age."),
-    "status": ("bootstrap.cli.query", "status", "A node's own account of itself."),
+    "status": ("bootstrap.cli.status", "status", "A node's own account of itself."),
     "verify": ("bootstrap.cli.query", "verify", "Verify a world from its id alone, by replaying it here."),
     "blob": ("bootstrap.cli.blob", "blob", "Content by its id: put, get, stat."),
     "demo": ("bootstrap.cli.demo", "demo", "A whole network on this machine, real flights, a verdict."),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--limit", "limit_texts", multiple=True, metavar="NAME=VALUE", help="A limit. Repeatable.")
 @click.option("--log-level", metavar="|".join(LOG_LEVELS), help="What to log (info).")
 @click.option("--log-format", metavar="|".join(LOG_FORMATS), help="How to log (text).")
+@click.option("--metrics-listen", metavar="HOST:PORT", help="Serve Prometheus metrics there (off).")
 @click.option(
     "--print-config", is_flag=True, help="Print the effective configuration and its sources; run nothing."
 )
@@ -89,8 +90,11 @@ def print_effective(effective: Effective, as_json: bool) -> None:
     ]
     in_force = config.limits.in_force()
     if as_json:
-        shown = {key: {"value": value, "from": origins[key]} for key, value in values.items()}
+        shown: dict[str, object] = {
+            key: {"value": value, "from": origins[key]} for key, value in values.items()
+        }
         shown["world"] = {"value": worlds, "from": origins["world"]}
+        shown["metrics"] = {"listen": {"value": config.metrics_listen, "from": origins["metrics_listen"]}}
         limits = {
             name: {"value": value, "from": origins[f"limits.{name}"]} for name, value in in_force.items()
         }
@@ -102,6 +106,8 @@ def print_effective(effective: Effective, as_json: bool) -> None:
         click.echo(f"\n[[world]]  # {origins['world']}")
         for key, value in world.items():
             click.echo(f"{key} = {_toml(value)}")
+    if config.metrics_listen is not None:
+        click.echo(f"\n[metrics]\nlisten = {_toml(config.metrics_listen)}  # {origins['metrics_listen']}")
     click.echo("\n[limits]")
     for name, number in in_force.items():
         click.echo(f"{name} = {number}  # {origins[f'limits.{name}']}")
@@ -163,4 +169,5 @@ def _ready_line(event: Mapping[str, object]) -> str:
         f"ready {event.get('peer_id')}\n"
         f"  roles   {joined('roles')}\n  worlds  {joined('worlds')}\n  addrs   {joined('addrs')}\n"
         f"  data    {event.get('data_dir')}"
+        + (f"\n  metrics {event['metrics']}" if "metrics" in event else "")
     )

@@ -1,4 +1,4 @@
-"""`aw head`, `aw status`, `aw verify`: what is the newest, what does a node say of itself, is it true."""
+"""`aw head`, `aw verify`: what is the newest, and is it true."""
 
 from __future__ import annotations
 
@@ -55,26 +55,6 @@ def describe_head(head: WorldHeadAnnounce, now_ms: int) -> dict[str, object]:
         "age_ms": max(0, now_ms - commit.as_of_ms),
         "trust": "attested",
     }
-
-
-@click.command()
-@node_option
-@data_dir_option
-@timeout_option(20)
-@json_option
-def status(nodes: Sequence[str], data_dir: Path, timeout_s: float, as_json: bool) -> None:
-    """A node's own account of itself: roles, worlds and heights, peers, counters, limits."""
-    from runtime.messages import StatusAnswer
-    from runtime.services.client import DistributedClient
-
-    async def ask(client: DistributedClient) -> StatusAnswer:
-        return await client.status()
-
-    answer = plain(ask_node(nodes, data_dir, timeout_s, ask))
-    for entry in answer["worlds"]:
-        for key in [key for key, value in entry.items() if value is None]:
-            del entry[key]
-    print_answer(answer, as_json)
 
 
 @click.command()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import trio
 
-from p2p.network import DistributedDht, DistributedNetwork
+from p2p.network import DistributedDht, DistributedNetwork, Gauge
 from p2p.providers import ProviderCache
 from runtime.keys import SigningKey
 from runtime.world_db import WorldDb
@@ -26,6 +26,25 @@ class Offload(Protocol):
     """Runs CPU or disk work away from the event loop: a thread in production, a direct call in simulation."""
 
     async def __call__(self, work: Callable[[], T]) -> T: ...
+
+
+class Gauges:
+    """What the services of a node would have counted just now: queue depths and the like, read when somebody asks."""
+
+    def __init__(self) -> None:
+        self._sources: list[tuple[Callable[[], Iterable[Gauge]], dict[str, str]]] = []
+
+    def add(self, source: Callable[[], Iterable[Gauge]], **labels: str) -> None:
+        """Read `source` with the others; its gauges get these labels (`world`)."""
+        self._sources.append((source, labels))
+
+    def read(self) -> list[Gauge]:
+        """All of them, in the order in which their sources were added."""
+        return [
+            replace(gauge, labels={**gauge.labels, **labels})
+            for source, labels in self._sources
+            for gauge in source()
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +60,7 @@ class Context:
     rng: random.Random
     offload: Offload
     counters: Counter[str] = field(default_factory=Counter)
+    gauges: Gauges = field(default_factory=Gauges)
 
     @property
     def peer_id(self) -> bytes:

@@ -7,13 +7,14 @@ Implements docs/protocol.md, section "Order"; safety does not depend on any cloc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, NoReturn, TypeVar
 
 import trio
 
-from p2p.network import PeerId
+from p2p.network import Gauge, PeerId
 from runtime import limits
 from runtime.errors import Busy, Corrupt, Denied
 from runtime.messages import (
@@ -33,6 +34,7 @@ from runtime.services.methods import Handlers
 from runtime.world_tables import WorldTables
 
 REQUESTS_WAITING_MAX: Final = 64
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -69,6 +71,18 @@ class Coordinator:
             "commit_batch": self.commit_batch,
             "get_commit": self.get_commit,
         }
+
+    def gauges(self) -> list[Gauge]:
+        """Requests that wait to be decided."""
+        waiting = self._send.statistics().current_buffer_used
+        return [
+            Gauge(
+                "coordinator_requests_waiting",
+                waiting,
+                "coordinator_requests_waiting_max",
+                REQUESTS_WAITING_MAX,
+            )
+        ]
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Decide one request after the other. Raises Corrupt when this key has certified more than its store knows."""
@@ -203,6 +217,8 @@ class Coordinator:
         blobs = (request.actions, request.batch.record.preimage())
         await self._context.offload(lambda: self._context.db.commit(rows, blobs, expect=expect))
         self._context.counters["coordinator.commits"] += 1
+        told = {"event": "certified", "world": commit.world_id, "height": commit.height}
+        _log.debug("certified", extra=told | {"batch": commit.batch_hash})
         return sealed
 
     async def get_commit(self, caller: PeerId, request: WorldRequest) -> CommitAnswer:

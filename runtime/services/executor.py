@@ -16,7 +16,7 @@ import trio
 
 from p2p import names
 from p2p.errors import NetworkError
-from p2p.network import PeerId, Subscription
+from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules, world
 from runtime.errors import Busy, Corrupt, Denied, Invalid, UnknownVersion, WorldError
 from runtime.messages import (
@@ -75,12 +75,17 @@ class Executor:
         self._authorities: AuthoritySet = authorities.authorities
         self._ready: dict[int, _Committed] = {}  # by height, at most COMMIT_LEAD_MAX
         self._known_height = 0  # highest height that a commit was seen for
+        self._missed_height = 0  # highest height that had to be asked for
         self._arrived = Signal()
         self._announced = Signal()
         self._announcement: tuple[Applied, Sealed[Commit]] | None = None
 
     def handlers(self) -> Handlers:
         return {"execute_batch": self.hand_over}
+
+    def gauges(self) -> list[Gauge]:
+        """Committed batches at hand that wait to be executed."""
+        return [Gauge("ready_batches", len(self._ready), "commit_lead_max", limits.COMMIT_LEAD_MAX)]
 
     async def hand_over(self, caller: PeerId, request: ExecuteBatchRequest) -> Body:
         """Take a committed batch from a proposer; answered when it is queued, not when it is executed."""
@@ -185,8 +190,10 @@ class Executor:
                 await self._learn_commit()
                 while self._known_height > self._replica.height:
                     # Later heights may be at hand already: it is the next one that everything waits for.
-                    if self._replica.height + 1 not in self._ready:
-                        await self._fetch_committed(self._replica.height + 1)
+                    if (missing := self._replica.height + 1) not in self._ready:
+                        self._context.counters["executor.gap_heights_found"] += missing > self._missed_height
+                        self._missed_height = max(self._missed_height, missing)
+                        await self._fetch_committed(missing)
                     await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
             except Corrupt:
                 raise
@@ -229,7 +236,7 @@ class Executor:
         bytes_max = self._replica.genesis.body.limits.batch_bytes_max
         actions = await fetch_blob(self._sources, found.batch.record.actions_ref, bytes_max)
         self._take(_Committed(found.batch, found.commit, actions))
-        self._context.counters["executor.fetched"] += 1
+        self._context.counters["executor.gap_heights_repaired"] += 1
 
     # --- telling the world ---------------------------------------------------------------------------------
 

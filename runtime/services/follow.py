@@ -36,22 +36,29 @@ async def follow(replica: Replica, tracker: HeadTracker, sources: Sources, progr
     At once, without a pause: whoever announces a false head at every height, and first, would else keep this node
     from ever trying the honest one. Each try takes a candidate away, so that nothing is tried in a circle.
     """
+    counters, known_height = sources.context.counters, replica.height
     while True:
         head = tracker.head
         if head is None or tracker.follower.is_halted or head.commit.record.height <= replica.height:
             await tracker.changed.wait()
             continue
+        start, target = replica.height, head.commit.record.height
+        known_height = max(known_height, start)
+        if target > known_height:
+            counters["follow.gap_heights_found"] += target - known_height - 1
+            known_height = target
         try:
             await sync_to(replica, head, sources, progress)
+            counters["follow.gap_heights_repaired"] += target - start - 1
             tracker.follower.applied(head)
         except Missing:
-            sources.context.counters["follow.missing"] += 1
+            counters["follow.missing"] += 1
             tracker.follower.set_aside(head)
         except Diverged:
-            sources.context.counters["follow.diverged"] += 1
+            counters["follow.diverged"] += 1
             tracker.follower.refuse(head)
         except (Invalid, UnknownVersion):
-            sources.context.counters["follow.false_head"] += 1
+            counters["follow.false_head"] += 1
             tracker.follower.refuse(head)
 
 

@@ -8,13 +8,14 @@ Implements docs/protocol.md, sections "Actions" (acceptance) and "Methods" (subm
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
 
 from p2p.errors import NetworkError
-from p2p.network import PeerId, Subscription
+from p2p.network import Gauge, PeerId, Subscription
 from runtime import codec, limits, rules
 from runtime.errors import Busy, Denied, Ignored, NonceDenied, WorldError
 from runtime.messages import (
@@ -31,9 +32,11 @@ from runtime.services.context import Context, Signal
 from runtime.services.fetch import call, sleep_ms
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
+from runtime.services.trail import station
 
 RESEND_ENVELOPES_MAX: Final = 4_096  # looked at in one round, oldest first
 RESEND_CHUNK_BYTES_MAX: Final = 512 * 1024
+_log = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -60,6 +63,23 @@ class Gateway:
     def handlers(self) -> Handlers:
         return {"submit_actions": self.submit, "action_status": self.status}
 
+    def gauges(self) -> list[Gauge]:
+        """What is promised, and what of it was not gossiped yet."""
+        return [
+            Gauge(
+                "outbox_envelopes",
+                self._tables.outbox_count(),
+                "outbox_envelopes_max",
+                limits.OUTBOX_ENVELOPES_MAX,
+            ),
+            Gauge(
+                "gateway_unsent_envelopes",
+                len(self._fresh),
+                "outbox_envelopes_max",
+                limits.OUTBOX_ENVELOPES_MAX,
+            ),
+        ]
+
     # --- accepting -----------------------------------------------------------------------------------------
 
     async def submit(self, caller: PeerId, request: SubmitRequest) -> SubmitAnswer:
@@ -84,6 +104,7 @@ class Gateway:
             except WorldError as error:
                 self._context.counters[f"gateway.refused.{type(error).__name__}"] += 1
                 results.append(refusal(error))
+                station(_log, "refused", self._world_id, (envelope,), reason=str(error))
         now_ms = self._context.now_ms()
         if accepted:
             rows = self._tables.put_outbox(accepted, now_ms)
@@ -93,6 +114,7 @@ class Gateway:
                 for key in mine:
                     self._promising.pop(key, None)
             self._context.counters["gateway.accepted"] += len(accepted)
+            station(_log, "accepted", self._world_id, accepted)
             self._fresh += accepted
             self._arrived.wake()
         promises = [
@@ -182,6 +204,12 @@ class Gateway:
             return ActionStatusAnswer(stage="unknown")
         return ActionStatusAnswer(stage="dead" if self._is_dead(entry.envelope) else "pending")
 
+    def promised(self, actor_id: bytes, nonce: int) -> Envelope | None:
+        """The envelope that was accepted here for an actor's nonce, for whoever missed it."""
+        digest = self._tables.outbox_by_nonce(actor_id, nonce)
+        entry = None if digest is None else self._tables.outbox_entry(digest)
+        return None if entry is None else entry.envelope
+
     # --- sending -------------------------------------------------------------------------------------------
 
     async def run(
@@ -201,6 +229,7 @@ class Gateway:
                     self._pool(chunk)
                 await actions.publish(codec.array_of([envelope.to_bytes() for envelope in chunk]))
                 self._context.counters["gateway.gossiped"] += len(chunk)
+                station(_log, "gossiped", self._world_id, chunk)
             await self._arrived.wait()
 
     async def _resend(self) -> None:
@@ -230,12 +259,18 @@ class Gateway:
             )
             if lease.lease is None:
                 return
+            if lease.lease.record.holder_id == self._context.peer_id and self._pool is not None:
+                self._pool(envelopes)  # by rr it would come back here, where it is promised already
+                self._context.counters["gateway.resent"] += len(envelopes)
+                station(_log, "resent", self._world_id, envelopes)
+                return
             for chunk in _chunks(envelopes):
                 request = SubmitRequest(world_id=self._world_id, envelopes=tuple(chunk))
                 await call(
                     self._context, lease.lease.record.holder_id, "submit_actions", request, SubmitAnswer
                 )
                 self._context.counters["gateway.resent"] += len(chunk)
+                station(_log, "resent", self._world_id, chunk)
         except (NetworkError, WorldError):
             self._context.counters["gateway.resend_failed"] += 1
 

@@ -16,7 +16,7 @@ from p2p.errors import NetworkError
 from p2p.network import Subscription
 from runtime import chain, limits, messages, rules
 from runtime.errors import StoreFull, WorldError
-from runtime.records import Genesis, WorldHeadAnnounce
+from runtime.records import BlockAnnounce, Genesis, WorldHeadAnnounce
 from runtime.services.context import Context, Signal
 from runtime.services.fetch import call
 from runtime.world_tables import WorldTables
@@ -30,6 +30,7 @@ class HeadTracker:
 
     def __init__(self, context: Context, genesis: Genesis, tables: WorldTables) -> None:
         self._context = context
+        self._genesis = genesis
         self._tables = tables
         self.world_id = genesis.header.world_id
         self.changed = Signal()
@@ -76,6 +77,33 @@ class HeadTracker:
         while True:
             message = await subscription.receive()
             self.offer(WorldHeadAnnounce.from_bytes(message.data))
+
+    async def hear_blocks(self, blocks: Subscription) -> NoReturn:
+        """A block above the best head says that its head was missed: whoever told of the block is asked for it."""
+        while True:
+            message = await blocks.receive()
+            announce = BlockAnnounce.from_bytes(message.data)
+            height = announce.block.height
+            if height <= self.height or announce.attestation.record.executor_id not in self._executors():
+                continue
+            if await self._reaches(height, self._context.jittered_s(limits.GAP_FIRST_ASK_MS)):
+                continue
+            self._context.counters["head.gaps_found"] += 1
+            for peer in dict.fromkeys((message.forwarder, message.author)):
+                if self.height < height and peer in self._context.network.peers():
+                    await self._ask(peer)
+            self._context.counters["head.gaps_repaired"] += self.height >= height
+
+    async def _reaches(self, height: int, seconds: float) -> bool:
+        """Whether the best head comes to this height within so long: head and block are on their way together."""
+        with trio.move_on_after(seconds):
+            while self.height < height:
+                await self.changed.wait()
+        return self.height >= height
+
+    def _executors(self) -> tuple[bytes, ...]:
+        head = self.head
+        return self._genesis.authorities.executors if head is None else head.authorities.authorities.executors
 
     async def poll(self) -> NoReturn:
         """When nothing was heard for a while: the DHT, then a few peers."""

@@ -50,6 +50,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "get_state_proof": Method(messages.StateProofRequest),
     "submit_actions": Method(messages.SubmitRequest, request_bytes_max=names.REQUEST_LARGE_BYTES_MAX),
     "action_status": Method(messages.ActionStatusRequest),
+    "get_envelopes": Method(messages.EnvelopesRequest, parts=True),
     "lease_acquire": Method(messages.LeaseAcquireRequest),
     "lease_renew": Method(messages.LeaseTermRequest),
     "lease_release": Method(messages.LeaseTermRequest),

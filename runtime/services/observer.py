@@ -43,4 +43,5 @@ async def _report(replica: Replica) -> None:
             replica.height,
             replica.world_id,
             replica.block_hash.hex(),
+            extra={"event": "height", "world": replica.world_id, "height": replica.height},
         )

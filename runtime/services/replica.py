@@ -28,6 +28,7 @@ from runtime.records import (
     decode_envelopes,
 )
 from runtime.services.context import Context, Signal
+from runtime.services.trail import station
 from runtime.world_tables import WorldTables
 
 STORE_FULL_RETRY_S: Final = 5.0
@@ -153,7 +154,18 @@ class Replica:
                 await trio.sleep(STORE_FULL_RETRY_S)
         self._move(applied, applied.tip)
         self._context.counters["replica.applied"] += 1
+        self._tell(applied)
         self.applied.wake()
+
+    def _tell(self, applied: Applied) -> None:
+        """The cursor's name is the station; `outcome` says whether the kernel took the envelope."""
+        if not _log.isEnabledFor(logging.DEBUG):
+            return
+        taken = {receipt.envelope_hash for receipt in applied.receipts if receipt.index is not None}
+        for envelope in applied.envelopes:
+            outcome = "taken" if envelope.hash() in taken else "refused"
+            height = applied.block.height
+            station(_log, self.cursor, self.world_id, (envelope,), height=height, outcome=outcome)
 
     def _move(self, applied: Applied, tip: chain.Tip | None) -> None:
         self.tip = tip

@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 import trio
 
 from p2p.errors import NetworkError, RequestFailed
-from p2p.network import PeerId, Subscription
+from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules
 from runtime.errors import Corrupt, Denied, Ignored, WorldError
 from runtime.messages import (
@@ -42,12 +42,13 @@ from runtime.records import (
     encode_envelopes,
     seal,
 )
-from runtime.sequencing import ActionMempool
+from runtime.sequencing import ActionMempool, Gap
 from runtime.services.context import Context
 from runtime.services.fetch import call, sleep_ms
 from runtime.services.gateway import refusal
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
+from runtime.services.trail import station
 
 HAND_OVER_WAITING_MAX: Final = limits.COMMIT_LEAD_MAX
 HAND_OVER_MS: Final = 5_000
@@ -115,6 +116,30 @@ class Sequencer:
         for envelope in envelopes:
             self._hold(envelope, self._context.peer_id)
 
+    def gauges(self) -> list[Gauge]:
+        """What waits for a batch, and batches that wait to be handed over."""
+        pool, handing = self._mempool, self._committed.statistics().current_buffer_used
+        return [
+            Gauge("mempool_envelopes", len(pool), "mempool_envelopes_max", limits.MEMPOOL_ENVELOPES_MAX),
+            Gauge("mempool_bytes", pool.size_bytes, "mempool_bytes_max", limits.MEMPOOL_BYTES_MAX),
+            Gauge("hand_over_batches", handing, "commit_lead_max", HAND_OVER_WAITING_MAX),
+            Gauge("leading", int(self._lease is not None)),
+        ]
+
+    def gaps(self) -> list[Gap]:
+        """Nonces that envelopes held here wait for, and that no applied block has taken."""
+        nonce = self._replica.tables.nonce
+        return [gap for gap in self._mempool.gaps() if gap.nonce >= nonce(gap.actor_id)]
+
+    def held(self, actor_id: bytes, nonce: int) -> Envelope | None:
+        """The envelope that waits here at an actor's nonce."""
+        return self._mempool.held(actor_id, nonce)
+
+    def mend(self, envelope: Envelope, peer: PeerId) -> bool:
+        """Hold a checked envelope that was asked for; whether it was missing."""
+        was_held = envelope.hash() in self._mempool
+        return self._hold(envelope, peer) is None and not was_held and envelope.hash() in self._mempool
+
     def _hold(self, envelope: Envelope, peer: PeerId) -> WorldError | None:
         try:
             evicted = self._mempool.add(envelope, peer, self._replica.tables.nonce(envelope.record.actor_id))
@@ -123,6 +148,8 @@ class Sequencer:
             return None if isinstance(error, Ignored) else error
         self._context.counters["mempool.added"] += 1
         self._context.counters["mempool.evicted"] += len(evicted)
+        station(_log, "pooled", self._world_id, (envelope,))
+        station(_log, "evicted", self._world_id, evicted)
         return None
 
     async def _hear(self, actions: Subscription) -> NoReturn:
@@ -220,7 +247,9 @@ class Sequencer:
                     self._mempool.correct(actor, tables.nonce(actor))
             self._settled_height = applied.block.height
         assert self._parent is not None
-        self._context.counters["mempool.expired"] += len(self._mempool.expire(self._parent.height + 1))
+        expired = self._mempool.expire(self._parent.height + 1)
+        self._context.counters["mempool.expired"] += len(expired)
+        station(_log, "expired", self._world_id, expired, height=self._parent.height + 1)
 
     def _cut(self) -> list[Envelope] | None:
         """The next batch's envelopes; an empty list when only waiting ones are held for too long; None for no batch."""
@@ -259,6 +288,7 @@ class Sequencer:
             timestamp_ms=max(self._context.now_ms(), self._parent.timestamp_ms),
         )
         await self._context.offload(lambda: self._context.db.commit((), (actions, record.preimage())))
+        station(_log, "cut", self._world_id, envelopes, height=record.height)
         batch = seal(record, self._context.key)
         request = CommitBatchRequest(
             world_id=self._world_id, batch=batch, actions=actions, commit=self._newest
@@ -270,6 +300,7 @@ class Sequencer:
         self._newest = answer.commit
         self._parent = _Parent(record.height, batch.hash(), record.timestamp_ms)
         self._mempool.settled(envelopes)
+        station(_log, "committed", self._world_id, envelopes, height=record.height)
         self._context.counters["sequencer.batches"] += 1
         await self._committed.send(
             ExecuteBatchRequest(world_id=self._world_id, batch=batch, commit=answer.commit, actions=actions)

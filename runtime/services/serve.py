@@ -6,11 +6,14 @@ is read; every answer is bounded. Implements docs/protocol.md, section "Methods"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
+
+import trio
 
 from p2p import names
-from p2p.network import PeerId, SendPart
+from p2p.network import Gauge, PeerId, SendPart
 from runtime import chain, codec, limits, state
 from runtime.errors import Busy, Invalid, Missing
 from runtime.history import History
@@ -27,6 +30,7 @@ from runtime.messages import (
     BundleRequest,
     CommitAnswer,
     Empty,
+    GaugeReading,
     GenesisAnswer,
     HasBlobsAnswer,
     HasBlobsRequest,
@@ -49,6 +53,7 @@ from runtime.services.replica import Replica
 from runtime.world_tables import WorldTables
 
 BLOCKS_PER_PART: int = 128
+GAUGES_MAX: int = 1_024
 
 
 class NodeDesk:
@@ -60,8 +65,11 @@ class NodeDesk:
         roles: tuple[str, ...],
         worlds: Callable[[], tuple[WorldStatus, ...]],
         limits_in_force: dict[str, int],
+        versions: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._context = context
+        self._versions = versions
+        self._started_s = trio.current_time()
         self._roles = roles
         self._worlds = worlds
         self._limits = limits_in_force
@@ -84,7 +92,18 @@ class NodeDesk:
 
     async def status(self, caller: PeerId, request: Empty) -> StatusAnswer:
         del caller, request
+        return await self.account()
+
+    async def account(self) -> StatusAnswer:
+        """What this node says of itself: heights, counters, depths with their limits."""
         context = self._context
+        disk_bytes = await context.offload(context.db.disk_bytes)
+        name = "disk_bytes_max"
+        gauges = [
+            Gauge("disk_bytes", disk_bytes, name if name in self._limits else "", self._limits.get(name, 0)),
+            *context.network.gauges(),
+            *context.gauges.read(),
+        ]
         counters = {**context.network.counters(), **context.dht.counters(), **context.counters}
         return StatusAnswer(
             peer_id=context.peer_id,
@@ -93,6 +112,9 @@ class NodeDesk:
             peers=tuple(context.network.peers()),
             counters=dict(sorted(counters.items())),
             limits=self._limits,
+            gauges=tuple(_reading(gauge) for gauge in gauges[:GAUGES_MAX]),
+            uptime_ms=int((trio.current_time() - self._started_s) * 1_000),
+            versions=dict(self._versions),
         )
 
     async def fetch_blob(self, caller: PeerId, request: BlobRequest, send: SendPart) -> Body:
@@ -115,6 +137,16 @@ class NodeDesk:
         return HasBlobsAnswer(
             has=tuple(self._context.db.blobs.has(content_id) for content_id in request.hashes)
         )
+
+
+def _reading(gauge: Gauge) -> GaugeReading:
+    return GaugeReading(
+        name=gauge.name,
+        value=gauge.value,
+        labels=dict(gauge.labels),
+        limit=gauge.limit or None,
+        limit_value=gauge.limit_value if gauge.limit else None,
+    )
 
 
 class WorldDesk:

@@ -110,7 +110,8 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
     promise = seal(Acceptance(world_id, envelope.hash(), gateway.identity, 1, "local"), gateway)
     receipt = messages.ProvedReceipt(built.outcome.receipts[0], 0, 1, path)
     result = messages.SubmitResult("accepted", promise, "why", "in words", 1, 2)
-    status = messages.WorldStatus(world_id, "small", 0, 1, 1, 1, 1, 1, bytes(32), certifier, True)
+    status = messages.WorldStatus(world_id, "small", 0, 1, 1, 1, 1, 1, bytes(32), certifier, True, 5)
+    gauge = messages.GaugeReading("mempool_envelopes", 1, {"world": world_id}, "mempool_envelopes_max", 2)
     proof = built.tip.state.prove("actors", certifier).to_bytes()
     return [
         ("empty", messages.Empty()),
@@ -134,6 +135,7 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("submit-request", messages.SubmitRequest(world_id, (envelope,))),
         ("submit-result", result),
         ("submit-answer", messages.SubmitAnswer((result, messages.SubmitResult("pooled")))),
+        ("get-envelopes-request", messages.EnvelopesRequest(world_id, certifier, 0, 256)),
         ("action-status-request", messages.ActionStatusRequest(world_id, bytes(32))),
         ("action-status-answer", messages.ActionStatusAnswer("taken", 1, 0)),
         ("lease-acquire-request", messages.LeaseAcquireRequest(world_id, commit)),
@@ -150,8 +152,19 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("world-status", status),
         (
             "status-answer",
-            messages.StatusAnswer(certifier, ("executor",), (status,), (certifier,), {"a": 1}, {"b": 2}),
+            messages.StatusAnswer(
+                certifier,
+                ("executor",),
+                (status,),
+                (certifier,),
+                {"a": 1},
+                {"b": 2},
+                (gauge,),
+                3,
+                {"libp2p": "0.8.1"},
+            ),
         ),
+        ("gauge", gauge),
     ]
 
 

@@ -143,6 +143,13 @@ def test_an_unknown_variable_of_ours_is_a_mistake_and_one_of_the_command_line_is
         ),
         ("[limits]\nframe_bytes_max = 5", "node.toml: limits.frame_bytes_max", "cannot set"),
         ("limits = 3", "node.toml: limits", "must be a table"),
+        ("metrics = 3", "node.toml: metrics", "must be a table"),
+        ('[metrics]\nlisen = "x"', "node.toml: metrics.lisen", "nearest: listen"),
+        ('[metrics]\nlisten = "localhost:9464"', "node.toml: metrics.listen", "as 127.0.0.1:9464"),
+        ('[metrics]\nlisten = "127.0.0.1:70000"', "node.toml: metrics.listen", "as 127.0.0.1:9464"),
+        ('[metrics]\nlisten = "300.0.0.1:9464"', "node.toml: metrics.listen", "IP address"),
+        ('[metrics]\nlisten = "[127.0.0.1]:9464"', "node.toml: metrics.listen", "as 127.0.0.1:9464"),
+        ('metrics_listen = "127.0.0.1:9464"', "node.toml: metrics_listen", "nearest: metrics"),
         ('world = ["x", 3]', "node.toml: world[1]", "must be a table"),
         (f'[[world]]\nid = "{WORLD[1:]}"', "node.toml: world[0].id", "must be 32 characters"),
         ("a = = 1", "node.toml", "is not TOML"),
@@ -176,3 +183,21 @@ def test_every_default_limit_is_within_its_own_range_and_named_by_its_unit() -> 
 @pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5_000, 'data_dir = "a\\u0000b"'])
 def test_what_python_cannot_read_is_a_mistake_too(text: str) -> None:
     assert len(mistakes_of(text)) == 1
+
+
+def test_the_metrics_page_is_off_unless_a_file_a_variable_or_a_flag_says_where() -> None:
+    text = '[metrics]\nlisten = "127.0.0.1:9464"'
+    assert read_config().config.metrics_listen is None
+    from_file = read_config(text)
+    assert from_file.config.metrics_listen == "127.0.0.1:9464"
+    assert from_file.origins["metrics_listen"] == "node.toml"
+    from_env = read_config(text, env={"AW_METRICS_LISTEN": "[::1]:1"})
+    assert (from_env.config.metrics_listen, from_env.origins["metrics_listen"]) == (
+        "[::1]:1",
+        "AW_METRICS_LISTEN",
+    )
+    assert config.parse_metrics_addr("[::1]:1") == ("::1", 1)
+    assert (
+        read_config(text, flags={"metrics_listen": "0.0.0.0:9"}).origins["metrics_listen"]
+        == "--metrics-listen"
+    )

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from runtime.keys import SigningKey
-from runtime.messages import SubmitRequest, SubmitResult
-from runtime.records import Envelope
+from runtime.messages import LeaseAnswer, SubmitRequest, SubmitResult
+from runtime.records import Envelope, LeaseGrant, seal
 from runtime.services.context import Context
 from runtime.services.gateway import Gateway
 from runtime.services.replica import Replica
@@ -85,3 +85,26 @@ async def test_the_same_envelope_again_is_the_same_promise_again(small_world: Ca
         (result,) = await submit(envelope)
         assert result.acceptance is not None
         assert result.acceptance.record.envelope_hash == envelope.hash()
+
+
+async def test_what_is_sent_again_on_the_leaders_own_node_goes_into_its_mempool(
+    small_world: Callable[..., Any],
+) -> None:
+    # By rr it would come back to this very gateway, which has promised it already, and never be ordered.
+    world = small_world()
+    key, db, pooled = world.proposer, MemoryWorldDb(), list[Envelope]()
+
+    class OnlyLease:
+        async def request(self, peer: bytes, method: str, body: bytes, *, deadline_ms: int) -> bytes:
+            assert (peer, method) == (world.certifier.identity, "lease_get")
+            grant = LeaseGrant(world.world_id, 0, 1, key.identity, 1, 5_000, peer)
+            return LeaseAnswer(lease=seal(grant, world.certifier)).to_bytes()
+
+    unused = cast("Any", None)
+    context = Context(cast("Any", OnlyLease()), unused, unused, db, key, lambda: 1, random.Random(0), direct)
+    replica = Replica(context, world.genesis, WorldTables(db, world.world_id), "stored")
+    gateway = Gateway(context, replica, world.certifier.identity, pooled.extend)
+    envelope = world.envelope(world.actors[0], SAY)
+    await gateway._hand_over([envelope])
+    assert pooled == [envelope]
+    assert context.counters["gateway.resent"] == 1
