@@ -73,10 +73,11 @@ PROOF_DEPTH_MAX: Final = 64
 
 # --- mempool -----------------------------------------------------------------------------------------------
 MEMPOOL_ENVELOPES_MAX: Final = 16_384
-MEMPOOL_BYTES_MAX: Final = 64 << 20
+MEMPOOL_BYTES_MAX: Final = 64 << 20  # in memory, as the two below
 MEMPOOL_NONCES_AHEAD_MAX: Final = 256
 MEMPOOL_ACTOR_BYTES_MAX: Final = 8 << 20
 MEMPOOL_PEER_ENVELOPES_MAX: Final = 8_192
+MEMPOOL_PEER_BYTES_MAX: Final = 32 << 20
 
 # --- lease, order ------------------------------------------------------------------------------------------
 LEASE_TTL_MS: Final = 5_000

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from runtime import limits
+from runtime import codec, limits
 from runtime.chain import check_batch_form
 from runtime.errors import Busy, Corrupt, Denied, Ignored, Invalid, Mismatch
 from runtime.heads import check_commit
@@ -31,6 +31,7 @@ from runtime.records import (
 # --- mempool -----------------------------------------------------------------------------------------------
 
 LIST_HEAD_BYTES: Final = 5
+ITEM_MEMORY_BYTES: Final = 64  # an empty list or map of CPython
 
 
 @dataclass(slots=True)
@@ -52,35 +53,58 @@ class Gap:
     peer: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Who handed in an envelope that is held, and what it takes."""
+
+    peer: bytes
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one submitting peer has in the mempool."""
+
+    count: int = 0
+    size_bytes: int = 0
+
+
+def footprint_bytes(envelope: Envelope) -> int:
+    """About what an envelope takes in memory: an item of one byte on the wire is an object here."""
+    items = sum(codec.count_items(payload) for _kind, payload in envelope.record.actions)
+    return len(envelope.to_bytes()) + items * ITEM_MEMORY_BYTES
+
+
 class ActionMempool:
     """Envelopes that wait for a batch. Their signatures are verified before they come here.
 
     Bounds: MEMPOOL_ENVELOPES_MAX and MEMPOOL_BYTES_MAX in all, MEMPOOL_NONCES_AHEAD_MAX nonces and
-    MEMPOOL_ACTOR_BYTES_MAX per actor, MEMPOOL_PEER_ENVELOPES_MAX per submitting peer. When it is full, the envelope
-    with the highest nonce ahead of its actor's next goes first, and `add` returns what had to go.
+    MEMPOOL_ACTOR_BYTES_MAX per actor, MEMPOOL_PEER_ENVELOPES_MAX and MEMPOOL_PEER_BYTES_MAX per submitting peer.
+    Bytes are those that an envelope takes in memory, `footprint_bytes`. When it is full, the envelope with the
+    highest nonce ahead of its actor's next goes first, and `add` returns what had to go.
     """
 
     def __init__(self) -> None:
         self._actors: dict[bytes, _Actor] = {}
-        self._peer_of: dict[bytes, bytes] = {}  # envelope hash -> submitting peer; also: what is held
-        self._per_peer: dict[bytes, int] = {}
+        self._held: dict[bytes, _Held] = {}  # by envelope hash
+        self._per_peer: dict[bytes, _Share] = {}
         # Nonces that commits have ordered and no applied block has taken yet; at most COMMIT_LEAD_MAX batches' worth.
         self._ordered: dict[bytes, int] = {}
         self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._peer_of)
+        return len(self._held)
 
     def __contains__(self, envelope_hash: bytes) -> bool:
-        return envelope_hash in self._peer_of
+        return envelope_hash in self._held
 
     def add(self, envelope: Envelope, peer: bytes, next_nonce: int) -> list[Envelope]:
         """Hold an envelope; gives those that were evicted for it. `next_nonce`: the actor's, by applied blocks.
 
         Raises Ignored (held already, or its nonce is taken or promised to another), Busy (a limit is reached).
         """
-        digest, record, size = envelope.hash(), envelope.record, len(envelope.to_bytes())
-        if digest in self._peer_of:
+        digest, record, size = envelope.hash(), envelope.record, footprint_bytes(envelope)
+        if digest in self._held:
             raise Ignored("duplicate")
         held = self._actors.get(record.actor_id)
         next_nonce = max(
@@ -94,16 +118,20 @@ class ActionMempool:
             raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
         if held is not None and held.size_bytes + size > limits.MEMPOOL_ACTOR_BYTES_MAX:
             raise Busy("mempool_actor_bytes_max", limits.BATCH_INTERVAL_MS)
-        if self._per_peer.get(peer, 0) >= limits.MEMPOOL_PEER_ENVELOPES_MAX:
+        share = self._per_peer.get(peer, _Share())
+        if share.count >= limits.MEMPOOL_PEER_ENVELOPES_MAX:
             raise Busy("mempool_peer_envelopes_max", limits.BATCH_INTERVAL_MS)
+        if share.size_bytes + size > limits.MEMPOOL_PEER_BYTES_MAX:
+            raise Busy("mempool_peer_bytes_max", limits.BATCH_INTERVAL_MS)
         evicted = self._make_room(size, record.nonce - next_nonce)
         actor = self._actors.setdefault(record.actor_id, _Actor(next_nonce))
         actor.next_nonce = next_nonce
         actor.waiting[record.nonce] = envelope
         actor.size_bytes += size
         self.size_bytes += size
-        self._peer_of[digest] = peer
-        self._per_peer[peer] = self._per_peer.get(peer, 0) + 1
+        self._held[digest] = _Held(peer, size)
+        share = self._per_peer.setdefault(peer, _Share())
+        share.count, share.size_bytes = share.count + 1, share.size_bytes + size
         return evicted
 
     def _make_room(self, size: int, ahead: int) -> list[Envelope]:
@@ -127,7 +155,8 @@ class ActionMempool:
             _ahead, actor_id, nonces = heapq.heappop(furthest)
             actor, nonce = self._actors[actor_id], nonces.pop()
             plan.append((actor_id, nonce))
-            count_over, bytes_over = count_over - 1, bytes_over - len(actor.waiting[nonce].to_bytes())
+            size_bytes = self._held[actor.waiting[nonce].hash()].size_bytes
+            count_over, bytes_over = count_over - 1, bytes_over - size_bytes
             if nonces:
                 heapq.heappush(furthest, (actor.next_nonce - nonces[-1], actor_id, nonces))
         return [self._remove(actor_id, nonce) for actor_id, nonce in plan]
@@ -135,13 +164,13 @@ class ActionMempool:
     def _remove(self, actor_id: bytes, nonce: int) -> Envelope:
         actor = self._actors[actor_id]
         envelope = actor.waiting.pop(nonce)
-        size = len(envelope.to_bytes())
-        actor.size_bytes -= size
-        self.size_bytes -= size
-        peer = self._peer_of.pop(envelope.hash())
-        self._per_peer[peer] -= 1
-        if not self._per_peer[peer]:
-            del self._per_peer[peer]
+        held = self._held.pop(envelope.hash())
+        actor.size_bytes -= held.size_bytes
+        self.size_bytes -= held.size_bytes
+        share = self._per_peer[held.peer]
+        share.count, share.size_bytes = share.count - 1, share.size_bytes - held.size_bytes
+        if not share.count:
+            del self._per_peer[held.peer]
         if not actor.waiting:
             del self._actors[actor_id]
         return envelope
@@ -192,7 +221,7 @@ class ActionMempool:
         for envelope in envelopes:
             record = envelope.record
             self._ordered[record.actor_id] = max(self._ordered.get(record.actor_id, 0), record.nonce + 1)
-            if envelope.hash() in self._peer_of:
+            if envelope.hash() in self._held:
                 actor = self._actors[record.actor_id]
                 actor.next_nonce = max(actor.next_nonce, record.nonce + 1)
                 self._remove(record.actor_id, record.nonce)
@@ -240,7 +269,7 @@ class ActionMempool:
             expected = actor.next_nonce
             for nonce in sorted(actor.waiting):
                 if nonce > expected:
-                    peer = self._peer_of[actor.waiting[nonce].hash()]
+                    peer = self._held[actor.waiting[nonce].hash()].peer
                     found.append(Gap(actor_id, expected, nonce - expected, peer))
                 expected = nonce + 1
         return found
