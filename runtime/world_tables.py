@@ -33,6 +33,7 @@ _HEIGHT_BYTES = 8
 _OUTBOX_ROW_BYTES_MAX = limits.ENVELOPE_BYTES_MAX + 64
 _PLACE_BYTES_MAX = 64
 _SCAN_ROWS = 256
+OUTBOX_ACTORS_PER_ROUND_MAX = 4_096
 _REPAIR = "move db/ in the data directory away and start again: the node fetches what it needs from its peers"
 
 
@@ -201,7 +202,12 @@ class WorldTables:
     # --- outbox (the gateway's) ----------------------------------------------------------------------------
 
     def outbox_count(self) -> int:
+        """Promised envelopes on disk."""
         return self._outbox_count
+
+    def outbox_changed(self, count: int) -> None:
+        """So many more (or fewer) are on disk: said after the transaction, when it is true."""
+        self._outbox_count += count
 
     def outbox_entry(self, envelope_hash: bytes) -> OutboxEntry | None:
         return self._read(Table.OUTBOX, envelope_hash, _outbox_entry)
@@ -218,7 +224,6 @@ class WorldTables:
             rows.append(Put(Table.OUTBOX, self._key(digest), value))
             rows.append(Put(Table.OUTBOX_ORDER, self._key(record.actor_id + _number(record.nonce)), digest))
             rows.append(Put(Table.OUTBOX_EXPIRY, self._key(_number(record.expires_at_height) + digest), b""))
-        self._outbox_count += len(envelopes)
         return rows
 
     def drop_outbox(self, envelopes: Sequence[Envelope]) -> list[Row]:
@@ -228,33 +233,45 @@ class WorldTables:
             rows.append(Delete(Table.OUTBOX, self._key(digest)))
             rows.append(Delete(Table.OUTBOX_ORDER, self._key(record.actor_id + _number(record.nonce))))
             rows.append(Delete(Table.OUTBOX_EXPIRY, self._key(_number(record.expires_at_height) + digest)))
-        self._outbox_count = max(0, self._outbox_count - len(envelopes))
         return rows
 
-    def outbox_untaken(self, accepted_before_ms: int, limit: int) -> list[Envelope]:
-        """Promised envelopes that no applied block has taken, by (actor, nonce), from each actor's next nonce on."""
+    def outbox_sendable(
+        self, after: bytes, accepted_before_ms: int, envelopes_max: int, bytes_max: int
+    ) -> tuple[list[Envelope], bytes]:
+        """Promised envelopes that can be taken next: of each actor those from its next nonce on, up to a gap.
+
+        Actors come in turn, from the first after `after` (b"": from the first); the second part says after whom to go
+        on, b"" when all were seen. Whoever promises himself a thousand dead envelopes does not stand before others.
+        """
         found: list[Envelope] = []
-        start: bytes | None = self._key(b"")
-        while start is not None and len(found) < limit:
-            rows = self._db.scan(Table.OUTBOX_ORDER, start, self._end(), limit=_SCAN_ROWS)
-            start = rows[-1][0] + b"\x00" if len(rows) == _SCAN_ROWS else None
-            for key, digest in rows:
-                rest = key[len(self._world) :]
-                actor, nonce = rest[:-_HEIGHT_BYTES], int.from_bytes(rest[-_HEIGHT_BYTES:], "big")
-                next_nonce = self.nonce(actor)
-                if nonce < next_nonce:  # jump over what is taken
-                    start = self._key(actor + _number(next_nonce))
+        size = 0
+        for _ in range(OUTBOX_ACTORS_PER_ROUND_MAX):
+            rows = self._db.scan(Table.OUTBOX_ORDER, self._key(_past_actor(after)), self._end(), limit=1)
+            if not rows:
+                return found, b""
+            after = rows[0][0][len(self._world) : -_HEIGHT_BYTES]
+            first = self.nonce(after)
+            for nonce in range(first, first + limits.MEMPOOL_NONCES_AHEAD_MAX):
+                digest = self.outbox_by_nonce(after, nonce)
+                entry = None if digest is None else self.outbox_entry(digest)
+                if entry is None or entry.accepted_at_ms > accepted_before_ms:
                     break
-                entry = self.outbox_entry(digest)
-                if entry is not None and entry.accepted_at_ms <= accepted_before_ms:
-                    found.append(entry.envelope)
-        return found[:limit]
+                found.append(entry.envelope)
+                size += len(entry.envelope.to_bytes())
+                if len(found) >= envelopes_max or size >= bytes_max:
+                    return found, after
+        return found, after
 
     def outbox_expiring(self, height: int, limit: int = 4_096) -> list[OutboxEntry]:
         """Promised envelopes whose expiry height is applied: taken or dead, their end is known."""
         rows = self._db.scan(Table.OUTBOX_EXPIRY, self._key(b""), self._key(_number(height + 1)), limit=limit)
         entries = [self.outbox_entry(key[-codec.HASH_BYTES :]) for key, _value in rows]
         return [entry for entry in entries if entry is not None]
+
+
+def _past_actor(actor_id: bytes) -> bytes:
+    """A key above all of an actor's rows and below the next actor's; b"" before the first."""
+    return actor_id + b"\xff" * (_HEIGHT_BYTES + 1) if actor_id else b""
 
 
 def _outbox_entry(value: bytes) -> OutboxEntry:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
@@ -34,9 +36,18 @@ from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
 from runtime.services.trail import station
 
-RESEND_ENVELOPES_MAX: Final = 4_096  # looked at in one round, oldest first
+RESEND_ENVELOPES_MAX: Final = 4_096  # of one round
+RESEND_BYTES_MAX: Final = 4 << 20
 RESEND_CHUNK_BYTES_MAX: Final = 512 * 1024
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """An envelope on its way to disk."""
+
+    envelope_hash: bytes
+    stored: trio.Event = field(default_factory=trio.Event)  # or not: whoever waited looks
 
 
 class Gateway:
@@ -56,7 +67,8 @@ class Gateway:
         self._tables = replica.tables
         self._certifier = certifier
         self._pool = pool
-        self._promising: dict[tuple[bytes, int], bytes] = {}  # (actor, nonce) -> envelope on its way to disk
+        self._promising: dict[tuple[bytes, int], _Promise] = {}  # by (actor, nonce)
+        self._resent_after = b""  # the actor that the last round ended with
         self._fresh: list[Envelope] = []  # accepted since the last gossip round; bounded by the outbox
         self._arrived = Signal()
 
@@ -92,14 +104,19 @@ class Gateway:
         results: list[SubmitResult | None] = []
         accepted: list[Envelope] = []
         mine: list[tuple[bytes, int]] = []
-        for envelope, fault in zip(envelopes, verdicts, strict=True):
+        others: list[tuple[int, _Promise]] = []  # the same envelope twice: one promise, stored once
+        for index, (envelope, fault) in enumerate(zip(envelopes, verdicts, strict=True)):
+            key, digest = (envelope.record.actor_id, envelope.record.nonce), envelope.hash()
+            promise = self._promising.get(key)
             try:
                 if fault is not None:
                     raise fault
-                if self._judge(envelope):
+                if promise is not None and promise.envelope_hash == digest:
+                    others.append((index, promise))
+                elif self._judge(envelope):
                     accepted.append(envelope)
-                    mine.append((envelope.record.actor_id, envelope.record.nonce))
-                    self._promising[mine[-1]] = envelope.hash()
+                    mine.append(key)
+                    self._promising[key] = _Promise(digest)
                 results.append(None)
             except WorldError as error:
                 self._context.counters[f"gateway.refused.{type(error).__name__}"] += 1
@@ -107,16 +124,11 @@ class Gateway:
                 station(_log, "refused", self._world_id, (envelope,), reason=str(error))
         now_ms = self._context.now_ms()
         if accepted:
-            rows = self._tables.put_outbox(accepted, now_ms)
-            try:
-                await self._context.offload(lambda: self._context.db.commit(rows))
-            finally:
-                for key in mine:
-                    self._promising.pop(key, None)
-            self._context.counters["gateway.accepted"] += len(accepted)
-            station(_log, "accepted", self._world_id, accepted)
-            self._fresh += accepted
-            self._arrived.wake()
+            await self._store(accepted, mine, now_ms)
+        for index, promise in others:
+            await promise.stored.wait()
+            if self._tables.outbox_entry(promise.envelope_hash) is None:
+                results[index] = refusal(Busy("outbox", limits.OUTBOX_RESEND_MS))
         promises = [
             result
             or SubmitResult(
@@ -125,6 +137,20 @@ class Gateway:
             for envelope, result in zip(envelopes, results, strict=True)
         ]
         return SubmitAnswer(results=tuple(promises))
+
+    async def _store(self, accepted: list[Envelope], mine: list[tuple[bytes, int]], now_ms: int) -> None:
+        """One transaction; then it counts, is told, and is gossiped."""
+        rows = self._tables.put_outbox(accepted, now_ms)
+        try:
+            await self._context.offload(lambda: self._context.db.commit(rows))
+        finally:
+            for key in mine:
+                self._promising.pop(key).stored.set()
+        self._tables.outbox_changed(len(accepted))
+        self._context.counters["gateway.accepted"] += len(accepted)
+        station(_log, "accepted", self._world_id, accepted)
+        self._fresh += accepted
+        self._arrived.wake()
 
     def _signature_fault(self, envelope: Envelope) -> WorldError | None:
         try:
@@ -162,16 +188,15 @@ class Gateway:
         if record.nonce >= next_nonce + limits.MEMPOOL_NONCES_AHEAD_MAX:
             raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
         key = (record.actor_id, record.nonce)
-        rival = self._promising.get(key) or self._tables.outbox_by_nonce(*key)
+        promise = self._promising.get(key)
+        rival = self._tables.outbox_by_nonce(*key) if promise is None else promise.envelope_hash
         if rival is not None and rival != digest:
             raise NonceDenied(
                 record.nonce, f"promised to envelope {rival.hex()}", self._free_nonce(record.actor_id)
             )
         if self._tables.outbox_count() >= limits.OUTBOX_ENVELOPES_MAX:
             raise Busy("outbox_envelopes_max", limits.OUTBOX_RESEND_MS)
-        return (
-            True  # also while another request is storing the same one: this promise waits for its own commit
-        )
+        return True
 
     def _free_nonce(self, actor_id: bytes) -> int:
         """The first nonce of an actor that no block has taken and no promise here names."""
@@ -235,15 +260,16 @@ class Gateway:
     async def _resend(self) -> None:
         while True:
             await sleep_ms(limits.OUTBOX_RESEND_MS)
-            await self._context.offload(self._sweep)
-            before_ms = self._context.now_ms() - limits.OUTBOX_RESEND_MS
-            waiting = self._tables.outbox_untaken(accepted_before_ms=before_ms, limit=RESEND_ENVELOPES_MAX)
-            due = [
-                envelope
-                for envelope in waiting
-                if envelope.record.nonce
-                < self._tables.nonce(envelope.record.actor_id) + limits.MEMPOOL_NONCES_AHEAD_MAX
-            ]
+            self._tables.outbox_changed(-await self._context.offload(self._sweep))
+            due, self._resent_after = await self._context.offload(
+                partial(
+                    self._tables.outbox_sendable,
+                    self._resent_after,
+                    self._context.now_ms() - limits.OUTBOX_RESEND_MS,
+                    RESEND_ENVELOPES_MAX,
+                    RESEND_BYTES_MAX,
+                )
+            )
             if due:
                 await self._hand_over(due)
 
@@ -274,12 +300,13 @@ class Gateway:
         except (NetworkError, WorldError):
             self._context.counters["gateway.resend_failed"] += 1
 
-    def _sweep(self) -> None:
-        """Drop outbox entries whose end is verified: taken or dead, and past their expiry."""
+    def _sweep(self) -> int:
+        """Drop outbox entries whose end is verified: taken or dead, and past their expiry; gives how many."""
         height = self._replica.height
         done = [entry.envelope for entry in self._tables.outbox_expiring(height)]
         if done:
             self._context.db.commit(self._tables.drop_outbox(done))
+        return len(done)
 
     def _is_dead(self, envelope: Envelope) -> bool:
         record = envelope.record

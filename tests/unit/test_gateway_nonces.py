@@ -6,6 +6,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
+import trio
+
 from runtime.keys import SigningKey
 from runtime.messages import LeaseAnswer, SubmitRequest, SubmitResult
 from runtime.records import Envelope, LeaseGrant, seal
@@ -20,10 +22,13 @@ SAY = ("say", {"text": "x"})
 
 
 async def direct(work: Callable[[], T]) -> T:
+    await trio.lowlevel.checkpoint()
     return work()
 
 
-def submitter(world: Any) -> Callable[..., Awaitable[list[SubmitResult]]]:
+def submitter(
+    world: Any, made: list[WorldTables] | None = None
+) -> Callable[..., Awaitable[list[SubmitResult]]]:
     """A gateway on an empty disk, as a function from envelopes to results."""
     unused = cast("Any", None)  # submitting asks nobody
     key, db = SigningKey(b"g" * 32), MemoryWorldDb()
@@ -33,6 +38,9 @@ def submitter(world: Any) -> Callable[..., Awaitable[list[SubmitResult]]]:
     gateway = Gateway(
         context, Replica(context, world.genesis, tables, "stored"), world.certifier.identity, None
     )
+
+    if made is not None:
+        made.append(tables)
 
     async def submit(*envelopes: Envelope) -> list[SubmitResult]:
         request = SubmitRequest(world_id=world.world_id, envelopes=envelopes)
@@ -108,3 +116,32 @@ async def test_what_is_sent_again_on_the_leaders_own_node_goes_into_its_mempool(
     await gateway._hand_over([envelope])
     assert pooled == [envelope]
     assert context.counters["gateway.resent"] == 1
+
+
+async def test_copies_in_one_request_are_one_promise_and_count_once(small_world: Callable[..., Any]) -> None:
+    world = small_world()
+    tables: list[WorldTables] = []
+    submit = submitter(world, tables)
+    envelope = world.envelope(world.actors[0], SAY)
+    results = await submit(*[envelope] * 50)
+    assert [result.outcome for result in results] == ["accepted"] * 50
+    assert tables[0].outbox_count() == 1
+
+
+async def test_a_copy_that_comes_while_the_first_is_being_stored_waits_for_its_disk(
+    small_world: Callable[..., Any],
+) -> None:
+    world = small_world()
+    tables: list[WorldTables] = []
+    submit = submitter(world, tables)
+    envelope = world.envelope(world.actors[0], SAY)
+    results: list[SubmitResult] = []
+
+    async def hand_in() -> None:
+        results.extend(await submit(envelope))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(hand_in)
+    assert [result.outcome for result in results] == ["accepted"] * 5
+    assert tables[0].outbox_count() == 1

@@ -188,18 +188,34 @@ class TestTypedRows:
             world.envelope(actor, ("x", {}), nonce=nonce, expires_at_height=5 + nonce) for nonce in range(3)
         ]
         db.commit(tables.put_outbox(envelopes, 50))
+        tables.outbox_changed(3)
         assert tables.outbox_count() == 3
-        assert tables.outbox_untaken(100, 10) == envelopes
-        assert tables.outbox_untaken(100, 2) == envelopes[:2]
-        assert tables.outbox_untaken(49, 10) == []
+        assert tables.outbox_sendable(b"", 100, 10, 1 << 20) == (envelopes, b"")
+        assert tables.outbox_sendable(b"", 100, 2, 1 << 20) == (envelopes[:2], actor.identity)
+        assert tables.outbox_sendable(b"", 100, 10, 1) == (envelopes[:1], actor.identity)
+        assert tables.outbox_sendable(b"", 49, 10, 1 << 20) == ([], b"")
         assert tables.outbox_by_nonce(actor.identity, 1) == envelopes[1].hash()
         db.commit([Put(Table.NONCES, world.world_id.encode() + actor.identity, (2).to_bytes(8, "big"))])
-        assert tables.outbox_untaken(100, 10) == envelopes[2:]
+        assert tables.outbox_sendable(b"", 100, 10, 1 << 20) == (envelopes[2:], b"")
         assert [entry.envelope for entry in tables.outbox_expiring(6)] == envelopes[:2]
         db.commit(tables.drop_outbox(envelopes[:2]))
+        tables.outbox_changed(-2)
         assert tables.outbox_expiring(6) == []
         assert tables.outbox_count() == 1
         assert WorldTables(db, world.world_id).outbox_count() == 1
+
+    def test_promises_that_cannot_be_taken_do_not_stand_before_others(
+        self, db: WorldDb, tables: WorldTables, world: Any
+    ) -> None:
+        """Every actor but the last one waits for a nonce that nobody has; its turn comes all the same."""
+        actors = sorted(world.actors, key=lambda actor: actor.identity)
+        dead = [world.envelope(actor, ("x", {}), nonce=nonce) for actor in actors[:2] for nonce in (1, 2)]
+        good = [world.envelope(actors[2], ("x", {}), nonce=nonce) for nonce in (0, 1, 3)]
+        db.commit(tables.put_outbox([*dead, *good], 50))
+        assert tables.outbox_sendable(b"", 100, 10, 1 << 20) == (good[:2], b"")
+        one, after = tables.outbox_sendable(b"", 100, 1, 1 << 20)
+        assert (one, after) == (good[:1], actors[2].identity)
+        assert tables.outbox_sendable(after, 100, 1, 1 << 20) == ([], b"")
 
     def test_a_damaged_row_is_corrupt_and_names_its_table(
         self, db: WorldDb, tables: WorldTables, world: Any
