@@ -98,6 +98,12 @@ GOSSIP_ACTION_ENVELOPES_MAX: Final = 16
 GOSSIP_ACTION_BYTES_MAX: Final = 60 * 1024
 GOSSIP_ACTION_ITEMS_MAX: Final = 8_192  # keys, values and elements of one message
 
+# --- store ---------------------------------------------------------------------------------------------------
+PINS_MAX: Final = 65_536  # blobs that people pinned; what a chain needs is kept without a pin
+SOUND_FILES_REMEMBERED_MAX: Final = 4_096  # large blobs that are not read through again for every range
+STORE_FULL_RETRY_MS: Final = 5_000
+DAMAGED_BLOBS_MAX: Final = 4_096  # found damaged, waiting to be fetched again
+
 # --- sync --------------------------------------------------------------------------------------------------
 FETCH_PROVIDERS_MAX: Final = 8
 FETCH_COOLDOWN_MS: Final = 5_000
