@@ -19,8 +19,8 @@ from pathlib import Path
 
 from bootstrap.config import ConfigMistakes, Mistake, WorldSource, looks_like_world_id
 from bootstrap.peers import parse_peer_addr
-from runtime import genesis as genesis_module
 from runtime import durable, limits
+from runtime import genesis as genesis_module
 from runtime.errors import Corrupt, Invalid, UnknownVersion
 from runtime.records import Genesis
 

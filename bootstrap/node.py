@@ -37,6 +37,7 @@ from runtime.records import Genesis
 from runtime.services import HeadRecords
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
+from runtime.services.custody import keep_room, scrub
 from runtime.services.fetch import Sources, sleep_ms
 from runtime.services.methods import MethodTable
 from runtime.services.replica import Progress
@@ -136,6 +137,9 @@ async def _run_with(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_republish, providers, network)
             nursery.start_soon(_remember_peers, data_dir, book, network)
+            own = config.limits
+            nursery.start_soon(scrub, context, own.scrub_bytes_per_s, own.scrub_interval_ms)
+            nursery.start_soon(keep_room, context, own.disk_bytes_max)
             data_dir.write_address(names.peer_text(identity.peer_id), network.addrs())
             for world in chosen:
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from runtime.codec import HASH_BYTES, content_id
-from runtime.errors import Corrupt, Invalid, Missing, StoreFull
+from runtime.errors import Corrupt, Invalid, MissingBlob, StoreFull
 
 _REPAIR: Final = "fetch the blob again: a put over it heals it (a running node does so by itself)"
 
@@ -61,6 +61,9 @@ class BlobStore(Protocol):
 
     def iterate(self, after: bytes = b"") -> Iterator[bytes]:
         """Content ids held, ascending, above `after`. What is put or deleted meanwhile may or may not be met."""
+
+    def wanted(self, after: bytes = b"") -> Iterator[bytes]:
+        """Content ids above `after` that are pinned or kept for a chain, and not held; ascending."""
 
     def pin(self, content: bytes) -> None:
         """Keep the blob from prune. Raises Missing, Denied (pins_max), StoreFull."""
@@ -123,7 +126,7 @@ class MemoryBlobStore:
     def _held(self, content: bytes) -> bytes:
         check_id(content)
         if content not in self._blobs:
-            raise Missing("blob", content.hex())
+            raise MissingBlob(content)
         return self._blobs[content]
 
     def get(self, content: bytes) -> bytes:
@@ -157,6 +160,10 @@ class MemoryBlobStore:
 
     def iterate(self, after: bytes = b"") -> Iterator[bytes]:
         yield from sorted(content for content in self._blobs if content > after)
+
+    def wanted(self, after: bytes = b"") -> Iterator[bytes]:
+        needed = sorted(self._pins | self._kept)
+        yield from (content for content in needed if content > after and content not in self._blobs)
 
     def pin(self, content: bytes) -> None:
         self._held(content)

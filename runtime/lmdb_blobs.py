@@ -18,7 +18,7 @@ import lmdb
 
 from runtime.blob_store import BlobStat, check_id, verified
 from runtime.codec import content_id
-from runtime.errors import Corrupt, Missing, StoreFull
+from runtime.errors import Corrupt, Missing, MissingBlob, StoreFull
 from runtime.local_cas import LocalCasStore
 
 FILE_BYTES_MIN: Final = 64 * 1024  # blobs from this size on are files
@@ -159,13 +159,21 @@ class LmdbBlobStore:
         return content in self._files.pin_file or txn.get(content, db=self._kept) is not None
 
     def iterate(self, after: bytes = b"") -> Iterator[bytes]:
-        yield from heapq.merge(self._small_ids(after), self._files.iterate(after))
+        yield from heapq.merge(self._ids(self._small, after), self._files.iterate(after))
 
-    def _small_ids(self, after: bytes) -> Iterator[bytes]:
+    def wanted(self, after: bytes = b"") -> Iterator[bytes]:
+        pinned = (content for content in self._files.pin_file if content > after)
+        last = b""
+        for content in heapq.merge(self._ids(self._kept, after), pinned):
+            if content != last and not self.has(content):
+                yield content
+            last = content
+
+    def _ids(self, table: Any, after: bytes) -> Iterator[bytes]:
         """A transaction for some ids at a time: one that stays open would keep old pages from being used again."""
         while True:
             found: list[bytes] = []
-            with translated(self._where), self._env.begin() as txn, txn.cursor(self._small) as cursor:
+            with translated(self._where), self._env.begin() as txn, txn.cursor(table) as cursor:
                 held = cursor.set_range(after + b"\x00") if after else cursor.first()
                 while held and len(found) < _IDS_PER_READ:
                     found.append(bytes(cursor.key()))
@@ -200,7 +208,7 @@ class LmdbBlobStore:
         check_id(content)
         with translated(self._where), self._env.begin(write=True) as txn:  # deletes are in one too
             if txn.get(content, db=self._small) is None and not self._files.has(content):
-                raise Missing("blob", content.hex())
+                raise MissingBlob(content)
             self._files.pin_file.add(content)
 
     def unpin(self, content: bytes) -> bool:

@@ -20,7 +20,7 @@ from typing import Final
 from runtime import durable, limits
 from runtime.blob_store import BlobStat, check_id, damaged, verified
 from runtime.codec import HASH_BYTES, content_id, content_id_of
-from runtime.errors import Corrupt, Denied, Missing, StoreFull
+from runtime.errors import Corrupt, Denied, Missing, MissingBlob, StoreFull
 
 SUFFIX: Final = ".blob"
 READ_BYTES: Final = 1 << 20
@@ -183,7 +183,7 @@ class LocalCasStore:
         try:
             file = io.FileIO(self._path(content))
         except FileNotFoundError:
-            raise Missing("blob", content.hex()) from None
+            raise MissingBlob(content) from None
         with file:
             yield file
 
@@ -221,7 +221,7 @@ class LocalCasStore:
         check_id(content)
         size = self.size(content)
         if size is None:
-            raise Missing("blob", content.hex())
+            raise MissingBlob(content)
         return BlobStat(size, content in self.pin_file)
 
     def iterate(self, after: bytes = b"") -> Iterator[bytes]:
@@ -231,6 +231,9 @@ class LocalCasStore:
                     content = _content_of(path.name)
                     if content is not None and content > after:
                         yield content
+
+    def wanted(self, after: bytes = b"") -> Iterator[bytes]:
+        yield from (content for content in self.pin_file if content > after and not self.has(content))
 
     # --- forgetting ----------------------------------------------------------------------------------------
 
@@ -265,7 +268,7 @@ class LocalCasStore:
     def pin(self, content: bytes) -> None:
         with self._lock:  # so that no delete comes between looking and pinning
             if not self.has(content):
-                raise Missing("blob", content.hex())
+                raise MissingBlob(content)
             self.pin_file.add(content)
 
     def unpin(self, content: bytes) -> bool:

@@ -63,7 +63,7 @@ class WorldTables:
     def __init__(self, db: WorldDb, world_id: str) -> None:
         self._db = db
         self._world = world_id.encode()
-        # Kept in memory, since every submit asks: counted once here, then moved by the rows that are made.
+        # Kept in memory, since every submit asks: counted once here, then moved by what was committed.
         self._outbox_count = len(
             self._db.scan(Table.OUTBOX, self._world, self._end(), limit=limits.OUTBOX_ENVELOPES_MAX)
         )
@@ -203,6 +203,10 @@ class WorldTables:
     def outbox_count(self) -> int:
         return self._outbox_count
 
+    def outbox_changed(self, by: int) -> None:
+        """The rows of so many envelopes are on disk now (or gone from it, when negative)."""
+        self._outbox_count = max(0, self._outbox_count + by)
+
     def outbox_entry(self, envelope_hash: bytes) -> OutboxEntry | None:
         return self._read(Table.OUTBOX, envelope_hash, _outbox_entry)
 
@@ -218,7 +222,6 @@ class WorldTables:
             rows.append(Put(Table.OUTBOX, self._key(digest), value))
             rows.append(Put(Table.OUTBOX_ORDER, self._key(record.actor_id + _number(record.nonce)), digest))
             rows.append(Put(Table.OUTBOX_EXPIRY, self._key(_number(record.expires_at_height) + digest), b""))
-        self._outbox_count += len(envelopes)
         return rows
 
     def drop_outbox(self, envelopes: Sequence[Envelope]) -> list[Row]:
@@ -228,7 +231,6 @@ class WorldTables:
             rows.append(Delete(Table.OUTBOX, self._key(digest)))
             rows.append(Delete(Table.OUTBOX_ORDER, self._key(record.actor_id + _number(record.nonce))))
             rows.append(Delete(Table.OUTBOX_EXPIRY, self._key(_number(record.expires_at_height) + digest)))
-        self._outbox_count = max(0, self._outbox_count - len(envelopes))
         return rows
 
     def outbox_untaken(self, accepted_before_ms: int, limit: int) -> list[Envelope]:

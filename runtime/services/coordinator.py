@@ -201,7 +201,7 @@ class Coordinator:
         sealed = seal(commit, self._context.key)
         rows, expect = self._tables.put_commit(request.batch, sealed)
         blobs = (request.actions, request.batch.record.preimage())
-        await self._context.offload(lambda: self._context.db.commit(rows, blobs, expect=expect))
+        await self._context.offload(lambda: self._context.db.commit(rows, blobs, keep=True, expect=expect))
         self._context.counters["coordinator.commits"] += 1
         return sealed
 

@@ -16,7 +16,7 @@ import trio
 from p2p.errors import NetworkError
 from p2p.network import PeerId, Subscription
 from runtime import codec, limits, rules
-from runtime.errors import Busy, Denied, Ignored, NonceDenied, WorldError
+from runtime.errors import Busy, Denied, Ignored, NonceDenied, StoreFull, WorldError
 from runtime.messages import (
     ActionStatusAnswer,
     ActionStatusRequest,
@@ -85,24 +85,38 @@ class Gateway:
                 self._context.counters[f"gateway.refused.{type(error).__name__}"] += 1
                 results.append(refusal(error))
         now_ms = self._context.now_ms()
+        full: SubmitResult | None = None
         if accepted:
-            rows = self._tables.put_outbox(accepted, now_ms)
             try:
-                await self._context.offload(lambda: self._context.db.commit(rows))
+                full = await self._keep(accepted, now_ms)
             finally:
                 for key in mine:
                     self._promising.pop(key, None)
-            self._context.counters["gateway.accepted"] += len(accepted)
-            self._fresh += accepted
-            self._arrived.wake()
+        unkept = frozenset(envelope.hash() for envelope in accepted) if full else frozenset()
         promises = [
             result
+            or (full if envelope.hash() in unkept else None)
             or SubmitResult(
                 outcome="accepted", acceptance=seal(self._acceptance(envelope, now_ms), self._context.key)
             )
             for envelope, result in zip(envelopes, results, strict=True)
         ]
         return SubmitAnswer(results=tuple(promises))
+
+    async def _keep(self, accepted: list[Envelope], now_ms: int) -> SubmitResult | None:
+        """Make the outbox durable, then have it gossiped; the refusal when there is no room for it."""
+        rows = self._tables.put_outbox(accepted, now_ms)
+        try:
+            await self._context.offload(lambda: self._context.db.commit(rows))
+        except StoreFull as error:
+            self._context.counters["store.full"] += 1
+            self._context.counters["gateway.refused.StoreFull"] += len(accepted)
+            return refusal(error)
+        self._tables.outbox_changed(len(accepted))
+        self._context.counters["gateway.accepted"] += len(accepted)
+        self._fresh += accepted
+        self._arrived.wake()
+        return None
 
     def _signature_fault(self, envelope: Envelope) -> WorldError | None:
         try:
@@ -244,7 +258,12 @@ class Gateway:
         height = self._replica.height
         done = [entry.envelope for entry in self._tables.outbox_expiring(height)]
         if done:
-            self._context.db.commit(self._tables.drop_outbox(done))
+            try:
+                self._context.db.commit(self._tables.drop_outbox(done))
+            except StoreFull:  # what is done is cleared when there is room to say so
+                self._context.counters["store.full"] += 1
+                return
+            self._tables.outbox_changed(-len(done))
 
     def _is_dead(self, envelope: Envelope) -> bool:
         record = envelope.record
@@ -283,6 +302,8 @@ def _chunks(envelopes: list[Envelope]) -> list[list[Envelope]]:
 def refusal(error: WorldError) -> SubmitResult:
     """A refusal as its result: the class is the reason's word, the text is for people."""
     retry_after_ms = error.retry_after_ms if isinstance(error, Busy) else None
+    if isinstance(error, StoreFull):
+        retry_after_ms = limits.STORE_FULL_RETRY_MS
     next_nonce = error.next_nonce if isinstance(error, NonceDenied) else None
     reason = "Duplicate" if isinstance(error, Ignored) else type(error).__name__
     return SubmitResult(

@@ -163,8 +163,9 @@ def test_only_what_is_damaged_is_discarded_and_its_pin_waits(
     damage(store, content, tmp_path)
     assert store.discard_damaged(content)
     assert not store.has(content)
-    assert store.pins() == [content]
+    assert store.pins() == list(store.wanted()) == [content]
     store.put(data)
+    assert list(store.wanted()) == []
     assert store.stat(content).pinned
     assert store.prune_unpinned(0) == 0
 

@@ -142,6 +142,9 @@ class TestLmdb:
         assert sorted(db.blobs.iterate()) == sorted(map(content_id, chain))
         assert db.blobs.pins() == []
         assert not db.blobs.delete(content_id(chain[1]))
+        next((tmp_path / "blobs").rglob("*.blob")).unlink()
+        assert list(db.blobs.wanted()) == [content_id(chain[1])]
+        assert list(db.blobs.wanted(after=content_id(chain[1]))) == []
         db.close()
 
     def test_the_budget_is_of_database_and_files_together_and_deletes_go_on(self, tmp_path: Path) -> None:
@@ -238,6 +241,7 @@ class TestTypedRows:
             world.envelope(actor, ("x", {}), nonce=nonce, expires_at_height=5 + nonce) for nonce in range(3)
         ]
         db.commit(tables.put_outbox(envelopes, 50))
+        tables.outbox_changed(3)
         assert tables.outbox_count() == 3
         assert tables.outbox_untaken(100, 10) == envelopes
         assert tables.outbox_untaken(100, 2) == envelopes[:2]
@@ -247,6 +251,7 @@ class TestTypedRows:
         assert tables.outbox_untaken(100, 10) == envelopes[2:]
         assert [entry.envelope for entry in tables.outbox_expiring(6)] == envelopes[:2]
         db.commit(tables.drop_outbox(envelopes[:2]))
+        tables.outbox_changed(-2)
         assert tables.outbox_expiring(6) == []
         assert tables.outbox_count() == 1
         assert WorldTables(db, world.world_id).outbox_count() == 1
