@@ -31,7 +31,7 @@ _SECONDS_FIRST, _BYTES_PER_SECOND = 60, 10_000_000
 def check_database(path: Path) -> None:
     """Return for a database that can be opened, or none at all. Raises Corrupt with the command that helps."""
     data = path / _DATA_FILE
-    if not data.is_file():
+    if not data.is_file() or not data.stat().st_size:  # killed while it was made: it is made again
         return
     seconds = _SECONDS_FIRST + data.stat().st_size // _BYTES_PER_SECOND
     command = [sys.executable, "-m", "runtime.db_check", str(path)]
@@ -56,15 +56,19 @@ def walk(path: Path) -> None:
     with lmdb.open(str(path), readonly=True, lock=False, create=False, max_dbs=_TABLES_MAX) as env:
         with Path(os.devnull).open("wb") as nowhere:
             env.copyfd(nowhere.fileno(), compact=True)
-        meta = env.open_db(b"meta", create=False)
         with env.begin() as txn:
-            if txn.get(b"schema", db=meta) != SCHEMA:
-                return  # LmdbWorldDb says which version it is of
-        for table in Table:
-            handle = env.open_db(table.value.encode(), create=False)
+            names = {bytes(name) for name in txn.cursor().iternext(values=False)}
+        if b"meta" in names:
+            meta = env.open_db(b"meta", create=False)
             with env.begin() as txn:
-                for key, value in txn.cursor(handle).iternext():
-                    value_of_row(table, bytes(key), bytes(value), path)
+                if txn.get(b"schema", db=meta) != SCHEMA:
+                    return  # LmdbWorldDb says which version it is of
+        for table in Table:
+            if table.value.encode() in names:  # not so in one that was killed while it was made
+                handle = env.open_db(table.value.encode(), create=False)
+                with env.begin() as txn:
+                    for key, value in txn.cursor(handle).iternext():
+                        value_of_row(table, bytes(key), bytes(value), path)
 
 
 def main(path: Path) -> int:
