@@ -137,9 +137,9 @@ async def _run_with(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_republish, providers, network)
             nursery.start_soon(_remember_peers, data_dir, book, network)
-            own = config.limits
-            nursery.start_soon(scrub, context, own.scrub_bytes_per_s, own.scrub_interval_ms)
-            nursery.start_soon(keep_room, context, own.disk_bytes_max)
+            limits = config.limits
+            nursery.start_soon(scrub, context, limits.scrub_bytes_per_s, limits.scrub_interval_ms)
+            nursery.start_soon(keep_room, context, limits.disk_bytes_max)
             data_dir.write_address(names.peer_text(identity.peer_id), network.addrs())
             for world in chosen:
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)

@@ -1,7 +1,7 @@
 """A node's life on disk, lived again and again, each time killed at another system call that can change a file.
 
-`python killed_life.py ROOT` forks lives in ROOT/0, ROOT/1, ...: life n is stopped by ptrace before its n-th boundary and
-killed with SIGKILL there; the first life that gets to its end was the last. One line of JSON on stdout for each:
+`python killed_life.py ROOT` forks lives in ROOT/0, ROOT/1, ...: life n is stopped by ptrace before its n-th boundary
+and killed with SIGKILL there; the first life that gets to its end was the last. One line of JSON on stdout for each:
 {"life": n, "call": number of the system call, "said": [...], "ended": bool}. What a life has said, it had promised.
 
 A boundary is every system call but those that cannot change a file (HARMLESS): a call that nobody thought of counts.
@@ -199,7 +199,9 @@ HARMLESS = frozenset({
     200, 202, 203, 204, 213, 217, 218, 228, 229, 230, 231, 232, 233, 234, 262, 271, 281, 284, 290, 291, 292, 293,
     302, 318, 332, 334, 435, 439, 441, 60,
 })  # fmt: skip
-BY_DESCRIPTOR = frozenset({1, 18, 20, 296, 328, 74, 75, 77, 285, 91})  # write and its kin: which file is asked
+BY_DESCRIPTOR = frozenset(
+    {1, 18, 20, 296, 328, 74, 75, 77, 285, 91}
+)  # write and its kin: which file is asked
 OPEN_AT, OPEN_TO_WRITE = 257, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -230,7 +232,7 @@ def is_boundary(pid: int, number: int, arguments: tuple[int, ...], root: Path) -
     if number == OPEN_AT:
         return bool(arguments[2] & OPEN_TO_WRITE)
     if number in BY_DESCRIPTOR:
-        return os.readlink(f"/proc/{pid}/fd/{arguments[0]}").startswith(str(root))
+        return str(Path(f"/proc/{pid}/fd/{arguments[0]}").readlink()).startswith(str(root))
     return True
 
 

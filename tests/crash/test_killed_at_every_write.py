@@ -31,7 +31,9 @@ pytestmark = pytest.mark.timeout(600)
 
 SCRIPT = Path(__file__).parent / "killed_life.py"
 CANNOT_TRACE = 77
-LIVED_ON = 6  # every so many a life goes on after its kill, on a database that was looked at as a node looks at it
+LIVED_ON = (
+    6  # every so many a life goes on after its kill, on a database that was looked at as a node looks at it
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,13 @@ def check_promises(db: LmdbWorldDb, tables: WorldTables, said: list[list[Any]]) 
         assert block_hash is not None
         block = WorldBlock.from_preimage(db.blobs.get(block_hash))
         batch = ActionBatch.from_preimage(db.blobs.get(block.batch_hash))
-        for content in (block_hash, block.batch_hash, batch.actions_ref, block.receipts_ref, block.journal_ref):
+        for content in (
+            block_hash,
+            block.batch_hash,
+            batch.actions_ref,
+            block.receipts_ref,
+            block.journal_ref,
+        ):
             db.blobs.verify(content)
             assert db.blobs.stat(content).pinned
     assert tables.block_hash(cursor + 1) is None
@@ -124,6 +132,8 @@ def test_whatever_was_promised_survives_a_kill_at_every_boundary(root: Path, lif
             shutil.rmtree(home)
             lives += 1
     if killer.returncode == CANNOT_TRACE:
-        pytest.skip("this machine does not let a process trace its children (x86-64 Linux with ptrace is needed)")
+        pytest.skip(
+            "this machine does not let a process trace its children (x86-64 Linux with ptrace is needed)"
+        )
     assert killer.returncode == 0
     assert lives > 100, "a life has far more boundaries than that: they were not found"
