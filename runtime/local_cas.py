@@ -43,7 +43,7 @@ class PinFile:
                 data = file.read(_PINS_FILE_BYTES_MAX + 1)
         except FileNotFoundError:
             return frozenset()
-        repair = f"mv {self._path} {self._path}.damaged (then pin again what must stay)"
+        repair = f"mv {self._path} {self._path}.damaged"
         if len(data) > _PINS_FILE_BYTES_MAX:
             raise Corrupt(str(self._path), f"is over {_PINS_FILE_BYTES_MAX} bytes (pins_max)", repair)
         try:
@@ -52,7 +52,8 @@ class PinFile:
             if document["v"] != 1 or any(len(content) != HASH_BYTES for content in pins):
                 raise ValueError("must have v = 1 and a list `pins` of 64 hex digits each")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise Corrupt(str(self._path), f"is not a list of pins ({error})", repair) from error
+            why = f"is not a list of pins ({error}); what must stay is to be pinned again"
+            raise Corrupt(str(self._path), why, repair) from error
         return frozenset(pins)
 
     def __contains__(self, content: bytes) -> bool:

@@ -262,7 +262,7 @@ class TestOnDisk:
         (tmp_path / "pins.json").write_text(text)
         with pytest.raises(Corrupt, match="not a list of pins") as caught, open_store(kind, tmp_path):
             pass
-        assert caught.value.repair.startswith(f"mv {tmp_path}/pins.json ")
+        assert caught.value.repair == f"mv {tmp_path}/pins.json {tmp_path}/pins.json.damaged"
 
     def test_a_file_in_the_place_of_the_folder_is_refused(self, kind: str, tmp_path: Path) -> None:
         (tmp_path / "blobs").write_text("x")
