@@ -45,6 +45,12 @@ class NodeLimits:
     disk_bytes_max: int = _limit(
         20_000_000_000, 64 << 20, 1 << 46, "blobs and tables on disk; writes past it are refused"
     )
+    scrub_bytes_per_s: int = _limit(
+        8 << 20, 64 << 10, 1 << 36, "how fast stored blobs are read and compared with their hashes, at most"
+    )
+    scrub_interval_ms: int = _limit(
+        3_600_000, 1_000, 31 * 86_400_000, "from one reading of all blobs to the next, when it takes less"
+    )
     known_peers_max: int = _limit(names.KNOWN_PEERS_MAX, 1, 65_536, "peers remembered in peers.json")
     addrs_per_peer_max: int = _limit(names.ADDRS_PER_PEER_MAX, 1, 64, "addresses remembered for one peer")
     in_flight_per_peer_max: int = _limit(

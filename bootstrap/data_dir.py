@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.config import ConfigMistakes, Mistake, WorldSource, looks_like_world_id
-from bootstrap.peers import parse_peer_addr, write_atomically
+from bootstrap.peers import parse_peer_addr
+from runtime import durable, limits
 from runtime import genesis as genesis_module
-from runtime import limits
 from runtime.errors import Corrupt, Invalid, UnknownVersion
 from runtime.records import Genesis
 
@@ -127,15 +127,15 @@ class DataDir:
     def keep_genesis(self, genesis: Genesis) -> None:
         """Write worlds/<world_id>.genesis unless it is there."""
         if self.genesis(genesis.header.world_id) is None:
-            self.worlds_path.mkdir(exist_ok=True)
-            write_atomically(self.genesis_path(genesis.header.world_id), genesis.to_bytes())
+            durable.make_folder(self.worlds_path)
+            durable.replace_file(self.genesis_path(genesis.header.world_id), genesis.to_bytes())
 
     # --- the address file of a running node
 
     def write_address(self, peer_id: str, addrs: Sequence[str]) -> None:
         """Tell clients on this machine where the node listens."""
         document = {"v": 1, "pid": os.getpid(), "peer_id": peer_id, "addrs": list(addrs)}
-        write_atomically(self.address_path, (json.dumps(document) + "\n").encode())
+        durable.replace_file(self.address_path, (json.dumps(document) + "\n").encode())
 
     def remove_address(self) -> None:
         """The node listens no more."""
@@ -177,11 +177,21 @@ def open_data_dir(path: Path) -> Iterator[DataDir]:
     descriptor = _open_lock(data_dir)
     try:
         _take_lock(data_dir, descriptor)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _write_pid(descriptor)
+        durable.sweep([path, data_dir.worlds_path])
         yield data_dir
     finally:
         os.close(descriptor)
+
+
+def _write_pid(descriptor: int) -> None:
+    """For people to read. A full disk does not stop a node: it serves what it has."""
+    os.ftruncate(descriptor, 0)
+    try:
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        if not durable.is_full(error):
+            raise
 
 
 def _open_lock(data_dir: DataDir) -> int:

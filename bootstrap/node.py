@@ -23,7 +23,7 @@ import trio
 from bootstrap.config import NodeConfig
 from bootstrap.data_dir import ChosenWorld, DataDir, choose_worlds, open_data_dir
 from bootstrap.metrics import open_metrics
-from bootstrap.peers import AddressBook, load_address_book, write_atomically
+from bootstrap.peers import AddressBook, load_address_book
 from bootstrap.world_node import WorldNode, run_world
 from p2p import names
 from p2p.errors import Unreachable
@@ -32,6 +32,8 @@ from p2p.identity import Identity, create_identity, load_identity
 from p2p.network import Gauge
 from p2p.providers import CachedDht, ProviderCache, republish_loop
 from p2p.router import RouterLimits
+from runtime.db_check import check_database
+from runtime.durable import replace_file
 from runtime.errors import Missing
 from runtime.keys import SigningKey
 from runtime.messages import WorldStatus
@@ -39,6 +41,7 @@ from runtime.records import Genesis
 from runtime.services import HeadRecords
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
+from runtime.services.custody import keep_room, scrub
 from runtime.services.fetch import Sources, sleep_ms
 from runtime.services.methods import MethodTable
 from runtime.services.replica import Progress
@@ -105,7 +108,8 @@ async def run_node(config: NodeConfig, ready: Ready) -> NoReturn:
     with open_data_dir(config.data_dir) as data_dir:
         identity = load_or_create_identity(data_dir)
         worlds = choose_worlds(data_dir, config.worlds)
-        db = LmdbWorldDb(data_dir.path, map_bytes=config.limits.disk_bytes_max)
+        check_database(data_dir.db_path)
+        db = LmdbWorldDb(data_dir.path, config.limits.disk_bytes_max)
         try:
             await _run_with(config, data_dir, identity, worlds, db, ready)
         finally:
@@ -162,6 +166,9 @@ async def _run_with(
             nursery.start_soon(_remember_peers, data_dir, book, network)
             if metrics is not None:
                 nursery.start_soon(metrics.serve, desk.account)
+            limits = config.limits
+            nursery.start_soon(scrub, context, limits.scrub_bytes_per_s, limits.scrub_interval_ms)
+            nursery.start_soon(keep_room, context, limits.disk_bytes_max)
             data_dir.write_address(names.peer_text(identity.peer_id), network.addrs())
             for world in chosen:
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)
@@ -261,7 +268,7 @@ async def _remember_peers(data_dir: DataDir, book: AddressBook, network: Libp2pN
                 book.saw(peer, addrs, now_ms())
         data = book.to_bytes()
         try:
-            await trio.to_thread.run_sync(write_atomically, data_dir.peers_path, data)
+            await trio.to_thread.run_sync(replace_file, data_dir.peers_path, data)
         except OSError as error:  # a full disk: the node serves on, the file is written when space returns
             _log.warning("%s: not written (%s)", data_dir.peers_path, error.strerror)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NoReturn
 
 import trio
@@ -16,11 +17,13 @@ from p2p import names
 from p2p.network import Subscription
 from runtime import genesis as genesis_module
 from runtime import rules
+from runtime.errors import Missing
 from runtime.messages import WorldStatus
 from runtime.records import Genesis, SignedAuthorities
 from runtime.services import as_check
 from runtime.services.context import Context
 from runtime.services.coordinator import Coordinator
+from runtime.services.custody import bring_back, heal
 from runtime.services.executor import Executor
 from runtime.services.fetch import Sources
 from runtime.services.gaps import EnvelopeDesk, GapMender, Lookup
@@ -38,6 +41,7 @@ from runtime.world_tables import WorldTables
 # What applying a block means on a node: the strongest of its roles decides. A gateway forgets a promise, and a
 # sequencer builds on a parent, by what blocks say: neither may believe an executor's word.
 _REPLAYING_ROLES: Final = frozenset({"observer", "gateway", "sequencer"})
+RESTORE_PATIENCE_S: Final = 30
 _TOPICS: Final = {
     "gateway": ("action", "block"),
     "sequencer": ("action", "batch", "block"),
@@ -81,13 +85,14 @@ async def run_world(
     world_id = genesis.header.world_id
     parts = _compose(context, genesis, roles)
     if parts.replica is not None:
-        await parts.replica.restore(progress)
+        await parts.replica.restore(progress, partial(_bring_back, parts))
     subscriptions = await _join(context, genesis, roles)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.tracker.listen, subscriptions["head"])
         nursery.start_soon(parts.tracker.poll)
         if "block" in subscriptions:
             nursery.start_soon(parts.tracker.hear_blocks, subscriptions["block"])
+        nursery.start_soon(heal, context, parts.sources)
         mounts = [parts.desk.handlers()]
         mounts += await _start_order(nursery, parts, roles, subscriptions)
         mounts += await _start_results(nursery, parts, roles, subscriptions, progress)
@@ -124,6 +129,20 @@ def _compose(context: Context, genesis: Genesis, roles: frozenset[str]) -> _Part
     desk = WorldDesk(context, genesis, signed, tables, tracker, replica)
     sources = Sources(context, genesis.header.world_id)
     return _Parts(context, genesis, signed, tables, tracker, sources, replica, desk)
+
+
+async def _bring_back(parts: _Parts, content: bytes) -> None:
+    """Ask for what the own disk has lost; peers may be on their way up themselves. Raises Missing."""
+    with trio.move_on_after(RESTORE_PATIENCE_S) as patience:
+        while True:
+            try:
+                await bring_back(parts.context, parts.sources, content)
+            except Missing:
+                await trio.sleep(1)
+            else:
+                return
+    if patience.cancelled_caught:
+        raise Missing("blob", f"{content.hex()}, asked for during {RESTORE_PATIENCE_S} s after it was lost,")
 
 
 async def _start_order(

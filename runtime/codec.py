@@ -8,7 +8,7 @@ Implements docs/protocol.md, sections "Encoding", "Hashes" and "Merkle trees".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -200,6 +200,14 @@ def array_of(items: Sequence[bytes]) -> bytes:
 def content_id(data: bytes) -> bytes:
     """BLAKE3-256 of a blob, 32 bytes."""
     return blake3(data).digest()
+
+
+def content_id_of(parts: Iterable[bytes]) -> bytes:
+    """The content id of a blob that comes in parts, in bounded memory."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
 
 
 def preimage(record: str, body: bytes) -> bytes:

@@ -63,6 +63,14 @@ class Missing(WorldError):
         self.key = key
 
 
+class MissingBlob(Missing):
+    """A blob that is not held, by its content id."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__("blob", content.hex())
+        self.content = content
+
+
 class Denied(WorldError):
     """The caller may not do this; nothing was changed."""
 

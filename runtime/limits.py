@@ -108,6 +108,12 @@ GAP_ASK_AGAIN_MS_MAX: Final = 30_000
 GAPS_PER_ROUND_MAX: Final = 16
 GAP_PEERS_MAX: Final = 3
 
+# --- store ---------------------------------------------------------------------------------------------------
+PINS_MAX: Final = 65_536  # blobs that people pinned; what a chain needs is kept without a pin
+SOUND_FILES_REMEMBERED_MAX: Final = 4_096  # large blobs that are not read through again for every range
+STORE_FULL_RETRY_MS: Final = 5_000
+DAMAGED_BLOBS_MAX: Final = 4_096  # found damaged, waiting to be fetched again
+
 # --- sync --------------------------------------------------------------------------------------------------
 FETCH_PROVIDERS_MAX: Final = 8
 FETCH_COOLDOWN_MS: Final = 5_000

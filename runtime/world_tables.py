@@ -64,7 +64,7 @@ class WorldTables:
     def __init__(self, db: WorldDb, world_id: str) -> None:
         self._db = db
         self._world = world_id.encode()
-        # Kept in memory, since every submit asks: counted once here, then moved by the rows that are made.
+        # Kept in memory, since every submit asks: counted once here, then moved by what was committed.
         self._outbox_count = len(
             self._db.scan(Table.OUTBOX, self._world, self._end(), limit=limits.OUTBOX_ENVELOPES_MAX)
         )
@@ -205,9 +205,9 @@ class WorldTables:
         """Promised envelopes on disk."""
         return self._outbox_count
 
-    def outbox_changed(self, count: int) -> None:
-        """So many more (or fewer) are on disk: said after the transaction, when it is true."""
-        self._outbox_count += count
+    def outbox_changed(self, by: int) -> None:
+        """The rows of so many envelopes are on disk now (or gone from it, when negative)."""
+        self._outbox_count = max(0, self._outbox_count + by)
 
     def outbox_entry(self, envelope_hash: bytes) -> OutboxEntry | None:
         return self._read(Table.OUTBOX, envelope_hash, _outbox_entry)

@@ -6,9 +6,10 @@ through these fields, so that a simulation can hold all of them.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -16,10 +17,14 @@ import trio
 
 from p2p.network import DistributedDht, DistributedNetwork, Gauge
 from p2p.providers import ProviderCache
+from runtime import limits
+from runtime.errors import StoreFull
 from runtime.keys import SigningKey
-from runtime.world_db import WorldDb
+from runtime.services.checked_blobs import CheckedBlobs
+from runtime.world_db import Row, WorldDb
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Offload(Protocol):
@@ -61,10 +66,27 @@ class Context:
     offload: Offload
     counters: Counter[str] = field(default_factory=Counter)
     gauges: Gauges = field(default_factory=Gauges)
+    blobs: CheckedBlobs = field(init=False)  # of `db`, for whoever reads
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blobs", CheckedBlobs(self.db.blobs, self.counters))
 
     @property
     def peer_id(self) -> bytes:
         return self.key.identity
+
+    async def store(self, what: str, rows: Sequence[Row], blobs: Iterable[bytes], *, keep: bool) -> None:
+        """Commit; a full disk is waited out: the node serves on, and goes on from here when space returns."""
+        held = list(blobs)
+        while True:
+            try:
+                await self.offload(lambda: self.db.commit(rows, held, keep=keep))
+            except StoreFull as error:
+                self.counters["store.full"] += 1
+                _log.error("%s waits for space: %s", what, error)
+                await trio.sleep(limits.STORE_FULL_RETRY_MS / 1_000)
+            else:
+                return
 
     def jittered_s(self, period_ms: int) -> float:
         """A period of 75..125 % in seconds, so that nodes that started together do not act together."""

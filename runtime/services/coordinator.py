@@ -215,7 +215,7 @@ class Coordinator:
         sealed = seal(commit, self._context.key)
         rows, expect = self._tables.put_commit(request.batch, sealed)
         blobs = (request.actions, request.batch.record.preimage())
-        await self._context.offload(lambda: self._context.db.commit(rows, blobs, expect=expect))
+        await self._context.offload(lambda: self._context.db.commit(rows, blobs, keep=True, expect=expect))
         self._context.counters["coordinator.commits"] += 1
         told = {"event": "certified", "world": commit.world_id, "height": commit.height}
         _log.debug("certified", extra=told | {"batch": commit.batch_hash})

@@ -98,7 +98,7 @@ async def skeleton(replica: Replica, head: WorldHeadAnnounce, sources: Sources) 
         low = max(replica.height + 1, height - WINDOW + 1)
         blocks = await _window(replica, sources, low, height, expected)
         records = [block.preimage() for block in blocks]
-        await sources.context.offload(partial(sources.context.db.commit, (), records))
+        await sources.context.store(f"block records {low}..{height}", (), records, keep=False)
         for block in blocks:
             hashes[block.height] = block.hash()
         expected, height = blocks[0].prev_block_hash, low - 1

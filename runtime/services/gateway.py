@@ -19,7 +19,7 @@ import trio
 from p2p.errors import NetworkError
 from p2p.network import Gauge, PeerId, Subscription
 from runtime import codec, limits, rules
-from runtime.errors import Busy, Denied, Ignored, NonceDenied, WorldError
+from runtime.errors import Busy, Denied, Ignored, NonceDenied, StoreFull, WorldError
 from runtime.messages import (
     ActionStatusAnswer,
     ActionStatusRequest,
@@ -123,14 +123,17 @@ class Gateway:
                 results.append(refusal(error))
                 station(_log, "refused", self._world_id, (envelope,), reason=str(error))
         now_ms = self._context.now_ms()
+        full: SubmitResult | None = None
         if accepted:
-            await self._store(accepted, mine, now_ms)
+            full = await self._keep(accepted, mine, now_ms)
         for index, promise in others:
             await promise.stored.wait()
             if self._tables.outbox_entry(promise.envelope_hash) is None:
-                results[index] = refusal(Busy("outbox", limits.OUTBOX_RESEND_MS))
+                results[index] = full or refusal(Busy("outbox", limits.OUTBOX_RESEND_MS))
+        unkept = frozenset(envelope.hash() for envelope in accepted) if full else frozenset()
         promises = [
             result
+            or (full if envelope.hash() in unkept else None)
             or SubmitResult(
                 outcome="accepted", acceptance=seal(self._acceptance(envelope, now_ms), self._context.key)
             )
@@ -138,11 +141,17 @@ class Gateway:
         ]
         return SubmitAnswer(results=tuple(promises))
 
-    async def _store(self, accepted: list[Envelope], mine: list[tuple[bytes, int]], now_ms: int) -> None:
-        """One transaction; then it counts, is told, and is gossiped."""
+    async def _keep(
+        self, accepted: list[Envelope], mine: list[tuple[bytes, int]], now_ms: int
+    ) -> SubmitResult | None:
+        """Make the outbox durable, then have it gossiped; the refusal when there is no room for it."""
         rows = self._tables.put_outbox(accepted, now_ms)
         try:
             await self._context.offload(lambda: self._context.db.commit(rows))
+        except StoreFull as error:
+            self._context.counters["store.full"] += 1
+            self._context.counters["gateway.refused.StoreFull"] += len(accepted)
+            return refusal(error)
         finally:
             for key in mine:
                 self._promising.pop(key).stored.set()
@@ -151,6 +160,7 @@ class Gateway:
         station(_log, "accepted", self._world_id, accepted)
         self._fresh += accepted
         self._arrived.wake()
+        return None
 
     def _signature_fault(self, envelope: Envelope) -> WorldError | None:
         try:
@@ -305,7 +315,11 @@ class Gateway:
         height = self._replica.height
         done = [entry.envelope for entry in self._tables.outbox_expiring(height)]
         if done:
-            self._context.db.commit(self._tables.drop_outbox(done))
+            try:
+                self._context.db.commit(self._tables.drop_outbox(done))
+            except StoreFull:  # what is done is cleared when there is room to say so
+                self._context.counters["store.full"] += 1
+                return 0
         return len(done)
 
     def _is_dead(self, envelope: Envelope) -> bool:
@@ -345,6 +359,8 @@ def _chunks(envelopes: list[Envelope]) -> list[list[Envelope]]:
 def refusal(error: WorldError) -> SubmitResult:
     """A refusal as its result: the class is the reason's word, the text is for people."""
     retry_after_ms = error.retry_after_ms if isinstance(error, Busy) else None
+    if isinstance(error, StoreFull):
+        retry_after_ms = limits.STORE_FULL_RETRY_MS
     next_nonce = error.next_nonce if isinstance(error, NonceDenied) else None
     reason = "Duplicate" if isinstance(error, Ignored) else type(error).__name__
     return SubmitResult(

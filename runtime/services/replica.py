@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
-
-import trio
+from typing import Final, TypeVar
 
 from runtime import chain, limits, world
-from runtime.errors import Corrupt, Missing, StoreFull
+from runtime.errors import Corrupt, Missing, MissingBlob
 from runtime.records import (
     ActionBatch,
     Envelope,
@@ -31,11 +29,16 @@ from runtime.services.context import Context, Signal
 from runtime.services.trail import station
 from runtime.world_tables import WorldTables
 
-STORE_FULL_RETRY_S: Final = 5.0
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_REPAIR: Final = (
+    "aw node --bootstrap ADDR of a peer that holds the world; without one, a backup of the data dir"
+)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) heights while something slow goes on."""
+BringBack = Callable[[bytes], Awaitable[None]]
+"""Has a lost blob in the store again when it returns. Raises Missing when nobody gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,11 @@ class Replica:
         self.timestamp_ms = genesis.header.created_ms
         self.head: WorldHeadAnnounce | None = None  # the newest head whose block is applied here
 
-    async def restore(self, progress: Progress) -> None:
+    async def restore(self, progress: Progress, bring_back: BringBack) -> None:
         """Bring the memory to where the disk is: one row where nothing is executed, else a replay from genesis.
 
-        Raises Corrupt when the own blobs are missing, damaged or do not give the block that was stored.
+        What is damaged is fetched again, what follows from a replay is written again. Raises Corrupt when nobody has
+        what is missing, or the own blobs do not give the block that was stored.
         """
         target = self.tables.cursor(self.cursor)
         head = self.tables.head()
@@ -84,51 +88,59 @@ class Replica:
             self.head = head
         if not self.executes:
             if target:
-                self._move(self._load(target), None)
+                self._move(await self._brought_back(lambda: self._load(target), bring_back), None)
             return
         for height in range(1, target + 1):
-            applied = self._load(height)
-            self._move(applied, await self._context.offload(partial(self._replay, applied)))
+            block, batch, envelopes = await self._brought_back(partial(self._inputs, height), bring_back)
+            built = await self._context.offload(partial(self._replay, block, batch, envelopes))
+            # Small and shared blobs may have been damaged too: what a replay gives need not be fetched.
+            lost = [
+                data for content, data in built.blobs.items() if self._context.blobs.find(content) is None
+            ]
+            if lost:
+                await self._context.store(f"height {height}", (), lost, keep=True)
+                self._context.counters["store.rebuilt"] += len(lost)
+            self._move(
+                Applied(block, batch, tuple(envelopes), built.outcome.receipts, (), built.tip), built.tip
+            )
             progress(height, target)
 
-    def _replay(self, applied: Applied) -> chain.Tip:
+    async def _brought_back(self, load: Callable[[], T], bring_back: BringBack) -> T:
+        """What `load` gives, after every blob that it misses was brought back."""
+        while True:
+            try:
+                return load()
+            except MissingBlob as missing:
+                try:
+                    await bring_back(missing.content)
+                except Missing as error:
+                    raise Corrupt(f"world {self.world_id}", str(error), _REPAIR) from error
+
+    def _replay(self, block: WorldBlock, batch: ActionBatch, envelopes: list[Envelope]) -> chain.Built:
         assert self.tip is not None
-        envelopes = list(applied.envelopes)
-        built = chain.build_block(
-            self.genesis, self.tip, applied.batch, envelopes, world.check_signatures(envelopes)
-        )
-        if built.block != applied.block:
+        built = chain.build_block(self.genesis, self.tip, batch, envelopes, world.check_signatures(envelopes))
+        if built.block != block:
             raise Corrupt(
-                f"block {applied.block.height} of world {self.world_id}",
+                f"block {block.height} of world {self.world_id}",
                 "a replay of the stored batches gives another block",
                 "move the data directory away and start again: the node fetches what it needs",
             )
-        return built.tip
+        return built
+
+    def _inputs(self, height: int) -> tuple[WorldBlock, ActionBatch, list[Envelope]]:
+        """What a block says and what it is made of. Raises MissingBlob, and Corrupt without its row."""
+        block_hash = self.tables.block_hash(height)
+        if block_hash is None:
+            raise Corrupt(f"height {height} of world {self.world_id}", "its row is missing", _REPAIR)
+        blobs = self._context.blobs
+        block = WorldBlock.from_preimage(blobs.get(block_hash))
+        batch = ActionBatch.from_preimage(blobs.get(block.batch_hash))
+        return block, batch, self.decode_actions(blobs.get(batch.actions_ref))
 
     def _load(self, height: int) -> Applied:
-        blobs = self._context.db.blobs
-        try:
-            block_hash = self.tables.block_hash(height)
-            if block_hash is None:
-                raise Missing("block row", str(height))
-            block = WorldBlock.from_preimage(blobs.get(block_hash))
-            batch = ActionBatch.from_preimage(blobs.get(block.batch_hash))
-            actions = blobs.get(batch.actions_ref)
-            receipts = blobs.get(block.receipts_ref)
-        except Missing as error:
-            raise Corrupt(
-                f"height {height} of world {self.world_id}",
-                str(error),
-                "move the data directory away and start again: the node fetches what it needs",
-            ) from error
-        return Applied(
-            block=block,
-            batch=batch,
-            envelopes=tuple(self.decode_actions(actions)),
-            receipts=chain.decode_receipts(receipts),
-            blobs=(),
-            tip=None,
-        )
+        block, batch, envelopes = self._inputs(height)
+        receipts = chain.decode_receipts(self._context.blobs.get(block.receipts_ref))
+        return Applied(block, batch, tuple(envelopes), receipts, (), None)
 
     def decode_actions(self, actions: bytes) -> list[Envelope]:
         """The envelopes of an actions blob, within this world's limits. Raises Invalid."""
@@ -144,14 +156,7 @@ class Replica:
         rows = self.tables.applied_rows(
             self.cursor, applied.block, list(applied.envelopes), list(applied.receipts)
         )
-        while True:
-            try:
-                await self._context.offload(lambda: self._context.db.commit(rows, applied.blobs))
-                break
-            except StoreFull as error:
-                self._context.counters["replica.store_full"] += 1
-                _log.error("height %d waits for space: %s", applied.block.height, error)
-                await trio.sleep(STORE_FULL_RETRY_S)
+        await self._context.store(f"height {applied.block.height}", rows, applied.blobs, keep=True)
         self._move(applied, applied.tip)
         self._context.counters["replica.applied"] += 1
         self._tell(applied)
@@ -186,7 +191,7 @@ class Replica:
         return next((applied.tip for applied in self._recent if applied.block.height == height), None)
 
     def since(self, height: int) -> Sequence[Applied]:
-        """Blocks above `height`, oldest first, at most SYNC_BLOCKS_AHEAD_MAX; from memory or from disk."""
+        """At most SYNC_BLOCKS_AHEAD_MAX blocks above `height`, oldest first, from memory or disk. Raises Missing."""
         last = min(self.height, height + limits.SYNC_BLOCKS_AHEAD_MAX)
         held = {applied.block.height: applied for applied in self._recent}
         return [held.get(at) or self._load(at) for at in range(height + 1, last + 1)]

@@ -105,6 +105,8 @@ class NodeDesk:
             *context.gauges.read(),
         ]
         counters = {**context.network.counters(), **context.dht.counters(), **context.counters}
+        counters["store.disk_bytes"] = await context.offload(context.db.disk_bytes)
+        counters["store.lost_blobs"] = len(context.blobs.lost)
         return StatusAnswer(
             peer_id=context.peer_id,
             roles=self._roles,
@@ -120,16 +122,16 @@ class NodeDesk:
     async def fetch_blob(self, caller: PeerId, request: BlobRequest, send: SendPart) -> Body:
         """Parts of at most PART_BYTES_MAX raw bytes, then the blob's whole size."""
         del caller
-        blobs = self._context.db.blobs
-        size = blobs.stat(request.content_hash).size
-        offset = request.offset or 0
+        context, content, offset = self._context, request.content_hash, request.offset or 0
+        size = context.db.blobs.stat(content).size
         end = size if request.length is None else min(size, offset + request.length)
         if offset > size:
             raise Invalid("fetch_blob.offset", f"{offset} is beyond the size {size}")
         while offset < end:
-            length = min(names.PART_BYTES_MAX, end - offset)
-            await send(blobs.get_range(request.content_hash, offset, length))
-            offset += length
+            part = partial(context.blobs.get_range, content, offset, min(names.PART_BYTES_MAX, end - offset))
+            # A blob of several parts is compared as a whole before the first one leaves: no work for the event loop.
+            await send(part() if size <= names.PART_BYTES_MAX else await context.offload(part))
+            offset = min(end, offset + names.PART_BYTES_MAX)
         return BlobEnd(size=size)
 
     async def has_blobs(self, caller: PeerId, request: HasBlobsRequest) -> HasBlobsAnswer:
@@ -200,14 +202,14 @@ class WorldDesk:
         block_hash = self._tables.block_hash(height)
         if block_hash is None:
             raise Missing("block", str(height))
-        return WorldBlock.from_preimage(self._context.db.blobs.get(block_hash))
+        return WorldBlock.from_preimage(self._context.blobs.get(block_hash))
 
     async def get_block(self, caller: PeerId, request: BlockRequest) -> BlockAnswer:
         del caller
         if request.height is not None:
             return BlockAnswer(block=self._block(request.height))
         assert request.block_hash is not None  # BlockRequest.check: exactly one of the two
-        block = WorldBlock.from_preimage(self._context.db.blobs.get(request.block_hash))
+        block = WorldBlock.from_preimage(self._context.blobs.get(request.block_hash))
         if block.world_id != request.world_id:
             raise Missing("block", request.block_hash.hex())
         return BlockAnswer(block=block)
@@ -294,7 +296,7 @@ class WorldDesk:
         )
 
     def _prove_receipts(self, block: WorldBlock, envelope_hash: bytes) -> tuple[ProvedReceipt, ...]:
-        listed = chain.decode_receipts(self._context.db.blobs.get(block.receipts_ref))
+        listed = chain.decode_receipts(self._context.blobs.get(block.receipts_ref))
         asked = [index for index, receipt in enumerate(listed) if receipt.envelope_hash == envelope_hash]
         paths = codec.merkle_paths([receipt.to_bytes() for receipt in listed], asked)
         return tuple(
