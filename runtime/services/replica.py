@@ -79,9 +79,9 @@ class Replica:
         Raises Corrupt when the own blobs are missing, damaged or do not give the block that was stored.
         """
         target = self.tables.cursor(self.cursor)
-        head = self.tables.head()
-        if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
-            self.head = head
+        for head in (self.tables.applied_head(), self.tables.head()):
+            if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
+                self.head = head
         if not self.executes:
             if target:
                 self._move(self._load(target), None)
