@@ -104,13 +104,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _die_of_interrupt()
         if debug:
             sys.excepthook(type(error), error, error.__traceback__)
-        return print_failures(explain(error))
+        return print_failures(explain(error, _asking_option(arguments)))
 
 
 def _run(arguments: Sequence[str]) -> int:
     outcome: Any = program.main(list(arguments), prog_name="aw", standalone_mode=False)
     sys.stdout.flush()
     return outcome if isinstance(outcome, int) else Exit.YES
+
+
+def _asking_option(arguments: Sequence[str]) -> str:
+    """How the command of this line is told whom to ask: a hint must name an option that it has."""
+    named = next((word for word in arguments if word in COMMANDS), None)
+    command = (
+        None if named is None else getattr(importlib.import_module(COMMANDS[named][0]), COMMANDS[named][1])
+    )
+    options = {name for param in getattr(command, "params", ()) for name in param.opts}
+    return "--bootstrap" if "--bootstrap" in options else "--node"
 
 
 def _is_interrupt(error: BaseException) -> bool:

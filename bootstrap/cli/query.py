@@ -80,7 +80,7 @@ def verify(
     world_id = world_id_of(world)
     if world_id is None:
         raise Failure(Exit.WRONG_USE, f"world {world}", "neither a genesis file nor an id of 32 characters")
-    addrs = node_addrs(bootstrap, data_dir)
+    addrs = node_addrs(bootstrap, data_dir, "--bootstrap")
     report = _verify(world_id, addrs, head_age_max_ms, timeout_s)
     print_answer(report, as_json)
     return Exit.YES

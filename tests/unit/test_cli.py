@@ -187,6 +187,31 @@ def test_all_mistakes_of_a_configuration_are_lines_and_hints_are_told_once(
     assert capsys.readouterr().err == "error: a: b\nerror: c: d\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["head", "w"], ["blob", "stat", "0" * 64], ["verify", "a" * 32]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_hint_names_an_option_that_the_command_has(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(
+        "AW_NODE", "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+    )
+    main([*arguments, "--help"])
+    help_text = capsys.readouterr().out
+    assert main([*arguments, "--timeout", "20"]) == 3
+    told = capsys.readouterr().err
+    monkeypatch.delenv("AW_NODE")
+    if arguments[0] != "blob":  # which reads the store where no node is named
+        assert main(arguments) == 3
+        told += capsys.readouterr().err
+    options = {word.strip(",") for word in told.split() if word.startswith("--")}
+    assert options
+    assert not [option for option in options if option not in help_text]
+
+
 def test_the_same_failure_keeps_its_code_and_hint(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
