@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bootstrap.cli.arguments import Command
 from bootstrap.cli.failures import Exit, Failure
 from bootstrap.cli.files import read_text
 from bootstrap.cli.options import json_option
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import trio
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--config", "config_file", envvar="AW_CONFIG", type=click.Path(path_type=Path), help="node.toml."
 )
