@@ -114,11 +114,15 @@ class Mistake:
 
 
 class ConfigMistakes(Exception):
-    """Everything that is wrong with a configuration, in the order found."""
+    """Everything that is wrong with a configuration, in the order found.
 
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+    `worlds` are those that could be read all the same: their files may be wrong too.
+    """
+
+    def __init__(self, mistakes: Sequence[Mistake], worlds: Sequence[WorldSource] = ()) -> None:
         super().__init__("; ".join(f"{mistake.what}: {mistake.why}" for mistake in mistakes))
         self.mistakes = tuple(mistakes)
+        self.worlds = tuple(worlds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +418,7 @@ class _Reading:
 
     def finish(self) -> Effective:
         if self._mistakes:
-            raise ConfigMistakes(self._mistakes)
+            raise ConfigMistakes(self._mistakes, self._values.get("world", ()))
         values = dict(self._values)
         chosen = {name: values.pop(f"limits.{name}") for name in _LIMIT_NAMES if f"limits.{name}" in values}
         if "world" in values:
