@@ -163,6 +163,23 @@ def parse_toml(text: str, file_name: str) -> dict[str, Any]:
         raise ConfigMistakes([Mistake(file_name, f"is not TOML: {error}")]) from error
 
 
+def check_variables(env: Mapping[str, str]) -> None:
+    """Raise ConfigMistakes for every AW_* variable that nothing reads, with the nearest known name."""
+    mistakes = [_unknown_variable(name) for name in sorted(env) if _is_unknown(name)]
+    if mistakes:
+        raise ConfigMistakes(mistakes)
+
+
+def _is_unknown(name: str) -> bool:
+    return name.startswith(ENV_PREFIX) and name not in _ENV_KEYS and name not in ENV_ELSEWHERE
+
+
+def _unknown_variable(name: str) -> Mistake:
+    near = difflib.get_close_matches(name, (*_ENV_KEYS, *ENV_ELSEWHERE), n=1)
+    hint = f"; nearest: {near[0]}" if near else "; see docs/operations.md for the known ones"
+    return Mistake(name, f"unknown variable{hint}")
+
+
 def looks_like_world_id(text: str) -> bool:
     """True for 32 characters of lower-case base32."""
     return _WORLD_ID.fullmatch(text) is not None
@@ -386,10 +403,7 @@ class _Reading:
                 continue
             key = _ENV_KEYS.get(name)
             if key is None:
-                known = (*_ENV_KEYS, *ENV_ELSEWHERE)
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; nearest: {near[0]}" if near else "; see docs/operations.md for the known ones"
-                self._mistakes.append(Mistake(name, f"unknown variable{hint}"))
+                self._mistakes.append(_unknown_variable(name))
             else:
                 self._take(key, _split(env[name]) if key in _LISTS else env[name], name, name, Path())
 

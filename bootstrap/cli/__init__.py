@@ -76,12 +76,17 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version."
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks (or AW_DEBUG=1).")
-def program() -> None:
+@click.pass_context
+def program(ctx: click.Context) -> None:
     """Agent World Runtime: peers that run shared, deterministic worlds.
 
     stdout carries data, stderr everything else. Exit codes: 0 yes, 1 no, 2 wrong use, 3 not reached,
     4 own data damaged, 70 a bug of ours.
     """
+    if ctx.invoked_subcommand != "node":  # which tells it together with the rest of its configuration
+        from bootstrap.config import check_variables
+
+        check_variables(os.environ)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

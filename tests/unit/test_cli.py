@@ -212,6 +212,15 @@ def test_a_hint_names_an_option_that_the_command_has(
     assert not [option for option in options if option not in help_text]
 
 
+@pytest.mark.parametrize("arguments", [["key", "show", "k"], ["status"], ["demo"], ["node"]])
+def test_an_unknown_variable_is_a_mistake_in_every_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AW_NODES", "x")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == "error: AW_NODES: unknown variable; nearest: AW_NODE\n"
+
+
 def test_the_same_failure_keeps_its_code_and_hint(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
