@@ -120,11 +120,15 @@ class Mistake:
 
 
 class ConfigMistakes(Exception):
-    """Everything that is wrong with a configuration, in the order found."""
+    """Everything that is wrong with a configuration, in the order found.
 
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+    `worlds` are those that could be read all the same: their files may be wrong too.
+    """
+
+    def __init__(self, mistakes: Sequence[Mistake], worlds: Sequence[WorldSource] = ()) -> None:
         super().__init__("; ".join(f"{mistake.what}: {mistake.why}" for mistake in mistakes))
         self.mistakes = tuple(mistakes)
+        self.worlds = tuple(worlds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,23 @@ def parse_toml(text: str, file_name: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also of an integer or a nesting that Python does not read
         raise ConfigMistakes([Mistake(file_name, f"is not TOML: {error}")]) from error
+
+
+def check_variables(env: Mapping[str, str]) -> None:
+    """Raise ConfigMistakes for every AW_* variable that nothing reads, with the nearest known name."""
+    mistakes = [_unknown_variable(name) for name in sorted(env) if _is_unknown(name)]
+    if mistakes:
+        raise ConfigMistakes(mistakes)
+
+
+def _is_unknown(name: str) -> bool:
+    return name.startswith(ENV_PREFIX) and name not in _ENV_KEYS and name not in ENV_ELSEWHERE
+
+
+def _unknown_variable(name: str) -> Mistake:
+    near = difflib.get_close_matches(name, (*_ENV_KEYS, *ENV_ELSEWHERE), n=1)
+    hint = f"; nearest: {near[0]}" if near else "; see docs/operations.md for the known ones"
+    return Mistake(name, f"unknown variable{hint}")
 
 
 def looks_like_world_id(text: str) -> bool:
@@ -388,10 +409,7 @@ class _Reading:
                 continue
             key = _ENV_KEYS.get(name)
             if key is None:
-                known = (*_ENV_KEYS, *ENV_ELSEWHERE)
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; nearest: {near[0]}" if near else "; see docs/operations.md for the known ones"
-                self._mistakes.append(Mistake(name, f"unknown variable{hint}"))
+                self._mistakes.append(_unknown_variable(name))
             else:
                 self._take(key, _split(env[name]) if key in _LISTS else env[name], name, name, Path())
 
@@ -420,7 +438,7 @@ class _Reading:
 
     def finish(self) -> Effective:
         if self._mistakes:
-            raise ConfigMistakes(self._mistakes)
+            raise ConfigMistakes(self._mistakes, self._values.get("world", ()))
         values = dict(self._values)
         chosen = {name: values.pop(f"limits.{name}") for name in _LIMIT_NAMES if f"limits.{name}" in values}
         if "world" in values:

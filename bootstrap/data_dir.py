@@ -247,7 +247,7 @@ def choose_worlds(data_dir: DataDir, sources: Sequence[WorldSource]) -> list[Cho
         try:
             world = _choose(data_dir, source)
         except GenesisFileBad as bad:
-            mistakes.append(Mistake(f"world genesis {bad.path}", bad.why))
+            mistakes.append(_bad_genesis(bad))
             continue
         if world.world_id in chosen:
             mistakes.append(Mistake(f"world {world.world_id}", "is named twice"))
@@ -258,6 +258,22 @@ def choose_worlds(data_dir: DataDir, sources: Sequence[WorldSource]) -> list[Cho
         why = f"belongs to world {', '.join(held)}, not to {', '.join(chosen)}"
         raise DataDirUnusable(data_dir.path, why, "another --data-dir")
     return list(chosen.values())
+
+
+def genesis_mistakes(sources: Sequence[WorldSource]) -> list[Mistake]:
+    """What is wrong with the genesis files of a configuration that has other mistakes already."""
+    mistakes: list[Mistake] = []
+    for source in sources:
+        try:
+            if source.genesis is not None:
+                read_genesis_file(source.genesis)
+        except GenesisFileBad as bad:
+            mistakes.append(_bad_genesis(bad))
+    return mistakes
+
+
+def _bad_genesis(bad: GenesisFileBad) -> Mistake:
+    return Mistake(f"world genesis {bad.path}", bad.why)
 
 
 def _choose(data_dir: DataDir, source: WorldSource) -> ChosenWorld:

@@ -19,7 +19,7 @@ from runtime import genesis as genesis_module
 from runtime import rules
 from runtime.errors import Missing
 from runtime.messages import WorldStatus
-from runtime.records import Genesis, SignedAuthorities
+from runtime.records import Genesis, SignedAuthorities, WorldHeadAnnounce
 from runtime.services import as_check
 from runtime.services.context import Context
 from runtime.services.coordinator import Coordinator
@@ -29,9 +29,9 @@ from runtime.services.fetch import Sources
 from runtime.services.gaps import EnvelopeDesk, GapMender, Lookup
 from runtime.services.gateway import Gateway
 from runtime.services.heads import HeadTracker
-from runtime.services.index import keep_indexed
 from runtime.services.methods import Handlers, MethodTable
 from runtime.services.observer import keep_verified
+from runtime.services.publish import keep_findable
 from runtime.services.replica import Progress, Replica
 from runtime.services.sequencer import Sequencer
 from runtime.services.serve import WorldDesk
@@ -119,6 +119,10 @@ class _Parts:
     replica: Replica | None
     desk: WorldDesk
 
+    def newest_served(self) -> WorldHeadAnnounce | None:
+        """The newest head whose block is served here; an index that holds no blocks passes on what it heard."""
+        return self.tracker.head if self.replica is None else self.replica.head
+
 
 def _compose(context: Context, genesis: Genesis, roles: frozenset[str]) -> _Parts:
     tables = WorldTables(context.db, genesis.header.world_id)
@@ -192,7 +196,7 @@ async def _start_results(
     subscriptions: dict[str, Subscription],
     progress: Progress,
 ) -> list[Handlers]:
-    """Executor, or whoever follows its heads; index."""
+    """Executor, or whoever follows its heads; and that the head can be found."""
     replica, mounts = parts.replica, list[Handlers]()
     if "executor" in roles:
         assert replica is not None
@@ -205,8 +209,8 @@ async def _start_results(
     elif replica is not None:
         loop = keep_verified if replica.cursor == "verified" else keep_stored
         await nursery.start(loop, replica, parts.tracker, parts.sources, progress)
-    if "index" in roles:
-        await nursery.start(keep_indexed, parts.context, parts.tracker)
+    if "executor" not in roles and (replica is not None or "index" in roles):
+        nursery.start_soon(keep_findable, parts.context, parts.tracker, parts.newest_served)
     return mounts
 
 

@@ -107,11 +107,24 @@ def decode(data: bytes, bytes_max: int, field: str = "value", *, items_max: int 
         MemoryError,
         RecursionError,
     ) as error:
-        raise Invalid(field, f"no canonical CBOR ({type(error).__name__})") from None
+        raise Invalid(field, f"no canonical CBOR: {_why_unread(error, len(data))}") from None
     _check_read(value, 0, field, _Budget(items_max))
-    if cbor2.dumps(value) != data:
+    encoded = cbor2.dumps(value)
+    if encoded != data:
+        if data.startswith(encoded):
+            raise Invalid(field, f"{len(data) - len(encoded)} bytes after the end of the CBOR value")
         raise Invalid(field, _NOT_CANONICAL)
     return value
+
+
+def _why_unread(error: Exception, size: int) -> str:
+    if isinstance(error, cbor2.CBORDecodeEOF):
+        return f"ends too early, at byte {size}"
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return "a text is not UTF-8"
+    if isinstance(error, OverflowError | MemoryError):
+        return "a length is beyond what is there"
+    return "not CBOR, or what the profile has not (tags, indefinite lengths, keys twice or no text, too deep)"
 
 
 _NOT_CANONICAL = "CBOR that is not canonical"

@@ -34,6 +34,7 @@ _OUTBOX_ROW_BYTES_MAX = limits.ENVELOPE_BYTES_MAX + 64
 _PLACE_BYTES_MAX = 64
 _SCAN_ROWS = 256
 OUTBOX_ACTORS_PER_ROUND_MAX = 4_096
+_APPLIED = b"applied"
 _REPAIR = "move db/ in the data directory away and start again: the node fetches what it needs from its peers"
 
 
@@ -146,8 +147,16 @@ class WorldTables:
         """The newest head that was kept."""
         return self._read(Table.HEADS, b"", WorldHeadAnnounce.from_bytes)
 
-    def put_head(self, head: WorldHeadAnnounce) -> list[Row]:
-        return [Put(Table.HEADS, self._key(b""), head.to_bytes())]
+    def applied_head(self) -> WorldHeadAnnounce | None:
+        """A head that was kept when its block was applied; there may be newer ones."""
+        return self._read(Table.HEADS, _APPLIED, WorldHeadAnnounce.from_bytes)
+
+    def put_head(self, head: WorldHeadAnnounce, applied: WorldHeadAnnounce | None = None) -> list[Row]:
+        """Keep the best head, and the one whose block is applied: what can be served after a restart, at once."""
+        rows: list[Row] = [Put(Table.HEADS, self._key(b""), head.to_bytes())]
+        if applied is not None:
+            rows.append(Put(Table.HEADS, self._key(_APPLIED), applied.to_bytes()))
+        return rows
 
     # --- order (the coordinator's) -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 
 from bootstrap.world_node import WorldNode, run_world
 from p2p.network import Check, Message, Verdict
@@ -39,6 +40,10 @@ from runtime.services.serve import NodeDesk
 from runtime.world_db import MemoryWorldDb
 
 CREATED_MS = 1_000_000
+
+# For every property test: how fast an example is tells of the machine's load, not of our code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def key(number: int) -> SigningKey:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import click
 
+from bootstrap.cli.arguments import Group
 from bootstrap.cli.failures import Exit, Failure
 from bootstrap.cli.files import read_bytes, refuse_existing, write_new
 from bootstrap.cli.options import data_dir_option, json_option, node_option, timeout_option
@@ -30,7 +31,16 @@ T = TypeVar("T")
 BLOB_BYTES_MAX = 64 << 20
 
 
-@click.group()
+def _content_id(ctx: click.Context, param: click.Parameter, text: str) -> bytes:
+    try:
+        return codec.parse_content_id(text)
+    except Invalid as error:
+        raise click.BadParameter(
+            f"{text[:100]!r}: {error.why}", ctx=ctx, param=param, param_hint="ID"
+        ) from error
+
+
+@click.group(cls=Group)
 def blob() -> None:
     """Content by its id (64 hex digits, or a CID): put, get, stat; pins, unpin, prune."""
 
@@ -54,16 +64,15 @@ def put(file: Path, data_dir: Path, as_json: bool) -> None:
 
 
 @blob.command()
-@click.argument("content", metavar="ID")
+@click.argument("content_id", metavar="ID", callback=_content_id)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File to write, never overwritten (default: stdout)."
 )
 @node_option
 @data_dir_option
 @timeout_option(60)
-def get(content: str, out: Path | None, nodes: Sequence[str], data_dir: Path, timeout_s: float) -> None:
+def get(content_id: bytes, out: Path | None, nodes: Sequence[str], data_dir: Path, timeout_s: float) -> None:
     """Fetch a blob, check it against its ID, write it out."""
-    content_id = _content_id(content)
     if out is not None:
         refuse_existing(out)
     data = _fetch(content_id, nodes, data_dir, timeout_s)
@@ -76,14 +85,13 @@ def get(content: str, out: Path | None, nodes: Sequence[str], data_dir: Path, ti
 
 
 @blob.command()
-@click.argument("content", metavar="ID")
+@click.argument("content_id", metavar="ID", callback=_content_id)
 @node_option
 @data_dir_option
 @timeout_option(20)
 @json_option
-def stat(content: str, nodes: Sequence[str], data_dir: Path, timeout_s: float, as_json: bool) -> int:
+def stat(content_id: bytes, nodes: Sequence[str], data_dir: Path, timeout_s: float, as_json: bool) -> int:
     """Whether a blob is held, and its size; exit 1 when it is not held."""
-    content_id = _content_id(content)
     size = _size(content_id, nodes, data_dir, timeout_s)
     document: dict[str, object] = {
         "content_id": content_id,
@@ -109,11 +117,10 @@ def pins(data_dir: Path, as_json: bool) -> None:
 
 
 @blob.command()
-@click.argument("content", metavar="ID")
+@click.argument("content_id", metavar="ID", callback=_content_id)
 @data_dir_option
-def unpin(content: str, data_dir: Path) -> int:
+def unpin(content_id: bytes, data_dir: Path) -> int:
     """Let a blob that was put go when space is short; exit 1 when it was not pinned. The node is stopped."""
-    content_id = _content_id(content)
     with _stopped(data_dir) as blobs:
         return Exit.YES if blobs.unpin(content_id) else Exit.NO
 
@@ -133,13 +140,6 @@ def prune(bytes_max: int, data_dir: Path, as_json: bool) -> None:
         print_json({"bytes_freed": freed})
     else:
         click.echo(f"{freed:,} bytes freed")
-
-
-def _content_id(text: str) -> bytes:
-    try:
-        return codec.parse_content_id(text)
-    except Invalid as error:
-        raise click.BadParameter(f"{text[:100]!r}: {error.why}", param_hint="ID") from error
 
 
 def _asks_node(nodes: Sequence[str], data_dir: Path) -> bool:

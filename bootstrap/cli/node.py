@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bootstrap.cli.arguments import Command
 from bootstrap.cli.failures import Exit, Failure
 from bootstrap.cli.files import read_text
 from bootstrap.cli.options import json_option
@@ -23,17 +24,18 @@ from bootstrap.config import (
     LOG_FORMATS,
     LOG_LEVELS,
     ROLES,
+    ConfigMistakes,
     Effective,
     NodeConfig,
     read_config,
 )
-from bootstrap.data_dir import DataDir, choose_worlds
+from bootstrap.data_dir import DataDir, choose_worlds, genesis_mistakes
 
 if TYPE_CHECKING:
     import trio
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--config", "config_file", envvar="AW_CONFIG", type=click.Path(path_type=Path), help="node.toml."
 )
@@ -56,11 +58,11 @@ def node(
 ) -> None:
     """Run a node until SIGTERM. Flags win over AW_* variables, those over the file, that over defaults."""
     effective = _read(config_file, flags, limit_texts)
+    config = effective.config
+    _check_worlds(config)
     if print_config:
         print_effective(effective, as_json)
         return
-    config = effective.config
-    _check_worlds(config)
     run(config, as_json)
 
 
@@ -70,7 +72,10 @@ def _read(config_file: Path | None, flags: Mapping[str, object], limit_texts: Se
         name, _equals, value = text.partition("=")
         given[f"limits.{name}"] = value
     document = None if config_file is None else read_text(config_file)
-    return read_config(document, str(config_file or "node.toml"), flags=given, env=os.environ)
+    try:
+        return read_config(document, str(config_file or "node.toml"), flags=given, env=os.environ)
+    except ConfigMistakes as bad:
+        raise ConfigMistakes([*bad.mistakes, *genesis_mistakes(bad.worlds)]) from bad
 
 
 def _check_worlds(config: NodeConfig) -> None:

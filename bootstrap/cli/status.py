@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import click
 
+from bootstrap.cli.arguments import Command
 from bootstrap.cli.options import data_dir_option, json_option, node_option, timeout_option
 from bootstrap.cli.output import plain, print_json
 from bootstrap.cli.reach import ask_node
@@ -41,7 +42,7 @@ DROP_WORDS: Final = (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--counters", "all_counters", is_flag=True, help="Show every counter, not only drops.")
 @node_option
 @data_dir_option

@@ -14,7 +14,6 @@ from typing import Final
 
 import trio
 
-from p2p import names
 from p2p.errors import NetworkError
 from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules, world
@@ -43,10 +42,10 @@ from runtime.services.context import Context, Signal
 from runtime.services.fetch import TRY_MS, Sources, ask_first, call, fetch_blob
 from runtime.services.heads import HeadTracker
 from runtime.services.methods import Handlers
+from runtime.services.publish import keep_newest
 from runtime.services.replica import Applied, Replica
 
 CATCH_UP_MS: Final = 1_000
-DHT_PUT_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ class Executor:
             nursery.start_soon(self._hear, batches)
             nursery.start_soon(self._catch_up)
             nursery.start_soon(self._announce, blocks, heads)
-            nursery.start_soon(self._publish)
+            nursery.start_soon(keep_newest, self._context, self._tracker, lambda: self._tracker.head)
             task_status.started()
 
     async def _execute(self) -> None:
@@ -274,21 +273,3 @@ class Executor:
             attestations=(attestation,),
             block_hash=attestation.record.block_hash,
         )
-
-    async def _publish(self) -> None:
-        """Put the newest head into the DHT, at most once a second, with the freshest commit that can be had."""
-        put_height, put_at = 0, trio.current_time()
-        while True:
-            head = self._tracker.head
-            stale = trio.current_time() - put_at > limits.COMMIT_REFRESH_MS / 1_000
-            if head is not None and (head.commit.record.height > put_height or stale):
-                fresh = await self._tracker.freshest(head)
-                try:
-                    await self._context.dht.put_record(
-                        names.head_key(self._replica.world_id), fresh.to_bytes()
-                    )
-                    put_height, put_at = fresh.commit.record.height, trio.current_time()
-                    self._context.counters["executor.head_put"] += 1
-                except NetworkError:
-                    self._context.counters["executor.head_put_failed"] += 1
-            await trio.sleep(DHT_PUT_MS / 1_000)

@@ -66,7 +66,7 @@ class HeadTracker:
         """Write the best head to disk, where a restart finds it."""
         head = self.head
         if head is not None:
-            rows = self._tables.put_head(head)
+            rows = self._tables.put_head(head, self.follower.current)
             try:
                 await self._context.offload(lambda: self._context.db.commit(rows))
             except StoreFull:  # it is found again after a restart, by asking

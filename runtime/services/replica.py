@@ -83,9 +83,9 @@ class Replica:
         what is missing, or the own blobs do not give the block that was stored.
         """
         target = self.tables.cursor(self.cursor)
-        head = self.tables.head()
-        if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
-            self.head = head
+        for head in (self.tables.applied_head(), self.tables.head()):
+            if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
+                self.head = head
         if not self.executes:
             if target:
                 self._move(await self._brought_back(lambda: self._load(target), bring_back), None)

@@ -126,9 +126,10 @@ def test_without_any_node_to_ask_it_is_exit_3_and_says_what_to_try(
     assert main(arguments) == 3
     shown = capsys.readouterr()
     assert shown.out == ""
+    option = "--bootstrap" if arguments[0] == "verify" else "--node"
     assert shown.err == (
-        "error: no node to ask: no --node, no AW_NODE, and no node runs in aw-data\n"
-        "try: --node /ip4/HOST/tcp/PORT/p2p/PEER_ID\n"
+        f"error: no node to ask: no {option}, no AW_NODE, and no node runs in aw-data\n"
+        f"try: {option} /ip4/HOST/tcp/PORT/p2p/PEER_ID\n"
     )
 
 

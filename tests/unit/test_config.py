@@ -176,7 +176,7 @@ def test_a_number_on_the_command_line_that_is_none_is_a_mistake() -> None:
 def test_every_default_limit_is_within_its_own_range_and_named_by_its_unit() -> None:
     for item in fields(NodeLimits):
         assert item.metadata["low"] <= item.default <= item.metadata["high"]
-        assert item.name.endswith(("_max", "_ms"))
+        assert item.name.endswith(("_max", "_ms", "_per_s"))
         assert item.metadata["about"]
 
 

@@ -52,7 +52,7 @@ def test_the_unit_starts_aw_node_with_flags_that_exist(
     there = [str(tmp_path / "node.toml") if item == "/etc/aw/node.toml" else item for item in arguments]
     assert main([command, *there, "--print-config", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["log_format"]["value"] == "json"
-    with pytest.raises(click.NoSuchOption):
+    with pytest.RaisesGroup(click.NoSuchOption):
         node.make_context("aw node", [*arguments, "--no-such-flag"])
 
 
