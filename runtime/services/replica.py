@@ -29,6 +29,7 @@ from runtime.records import (
 )
 from runtime.services.context import Context, Signal
 from runtime.services.trail import station
+from runtime.world_db import Row
 from runtime.world_tables import WorldTables
 
 STORE_FULL_RETRY_S: Final = 5.0
@@ -65,23 +66,32 @@ class Replica:
         self.executes = cursor != "stored"
         self.applied = Signal()
         self._recent: deque[Applied] = deque(maxlen=limits.SYNC_BLOCKS_AHEAD_MAX)
-        self.tip: chain.Tip | None = chain.genesis_tip(genesis) if self.executes else None
-        header_hash = genesis.header.hash()
-        self.height = 0
-        self.block_hash = header_hash
-        self.batch_hash = header_hash
-        self.timestamp_ms = genesis.header.created_ms
+        self._begin()
+        self.epoch = 0  # whose chain the applied blocks are of; a later set in force: see resume.py
         self.head: WorldHeadAnnounce | None = None  # the newest head whose block is applied here
+
+    def _begin(self) -> None:
+        """Before height 1: the header stands for block and batch."""
+        header = self.genesis.header
+        self.tip: chain.Tip | None = chain.genesis_tip(self.genesis) if self.executes else None
+        self.height = 0
+        self.block_hash = self.batch_hash = header.hash()
+        self.timestamp_ms = header.created_ms
+        self.block: WorldBlock | None = None  # the newest applied one
 
     async def restore(self, progress: Progress) -> None:
         """Bring the memory to where the disk is: one row where nothing is executed, else a replay from genesis.
 
         Raises Corrupt when the own blobs are missing, damaged or do not give the block that was stored.
         """
-        target = self.tables.cursor(self.cursor)
+        self.epoch = self.tables.epoch()
         head = self.tables.head()
         if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
             self.head = head
+        await self._restore_to(self.tables.cursor(self.cursor), progress)
+
+    async def _restore_to(self, target: int, progress: Progress) -> None:
+        self._begin()
         if not self.executes:
             if target:
                 self._move(self._load(target), None)
@@ -135,8 +145,14 @@ class Replica:
         bounds = self.genesis.body.limits
         return decode_envelopes(actions, bounds.batch_bytes_max, bounds.batch_envelopes_max, "actions")
 
-    async def apply(self, applied: Applied) -> None:
-        """Make a block the newest: one transaction, then the memory, then the listeners.
+    def block_at(self, height: int) -> WorldBlock:
+        """The applied block at a height of 1..height."""
+        if self.block is not None and height == self.height:
+            return self.block
+        return self._load(height).block
+
+    async def apply(self, applied: Applied, more: Sequence[Row] = ()) -> None:
+        """Make a block the newest: one transaction (with `more` rows), then the memory, then the listeners.
 
         A full disk is waited out: the node serves on, and goes on from here when space returns.
         """
@@ -144,14 +160,7 @@ class Replica:
         rows = self.tables.applied_rows(
             self.cursor, applied.block, list(applied.envelopes), list(applied.receipts)
         )
-        while True:
-            try:
-                await self._context.offload(lambda: self._context.db.commit(rows, applied.blobs))
-                break
-            except StoreFull as error:
-                self._context.counters["replica.store_full"] += 1
-                _log.error("height %d waits for space: %s", applied.block.height, error)
-                await trio.sleep(STORE_FULL_RETRY_S)
+        await self._write([*rows, *more], applied.blobs)
         self._move(applied, applied.tip)
         self._context.counters["replica.applied"] += 1
         self._tell(applied)
@@ -167,8 +176,48 @@ class Replica:
             height = applied.block.height
             station(_log, self.cursor, self.world_id, (envelope,), height=height, outcome=outcome)
 
+    async def _write(self, rows: Sequence[Row], blobs: Sequence[bytes] = ()) -> None:
+        while True:
+            try:
+                await self._context.offload(lambda: self._context.db.commit(rows, blobs))
+                return
+            except StoreFull as error:
+                self._context.counters["replica.store_full"] += 1
+                _log.error("height %d waits for space: %s", self.height, error)
+                await trio.sleep(STORE_FULL_RETRY_S)
+
+    async def take_back(self, height: int, epoch: int) -> None:
+        """Go back to `height`, of which on `epoch` keeps nothing: one transaction, then the memory, then the listeners.
+
+        What the blocks above took is untaken, and their batches are noted as voided; their blobs stay.
+        """
+        assert height <= self.height
+        voided = [self._load(at) for at in range(self.height, height, -1)]
+        rows = self.tables.taken_back_rows(
+            height, epoch, [(one.block, one.envelopes, one.receipts) for one in voided]
+        )
+        await self._write(rows)
+        self.epoch, self.head = epoch, None
+        if voided:
+            _log.warning("world %s: back from height %d to %d", self.world_id, self.height, height)
+            self._context.counters["replica.taken_back"] += len(voided)
+            await self._rewind(height)
+        self.applied.wake()
+
+    async def _rewind(self, height: int) -> None:
+        """The memory after `height`: from what is remembered, else by replay."""
+        remembered = next((one for one in self._recent if one.block.height == height), None)
+        kept = [one for one in self._recent if one.block.height < height]
+        self._recent.clear()
+        if remembered is None or (self.executes and remembered.tip is None):
+            await self._restore_to(height, lambda done, total: None)
+            return
+        self._recent.extend(kept)
+        self._move(remembered, remembered.tip)
+
     def _move(self, applied: Applied, tip: chain.Tip | None) -> None:
         self.tip = tip
+        self.block = applied.block
         self.height = applied.block.height
         self.block_hash = applied.block.hash()
         self.batch_hash = applied.block.batch_hash
@@ -179,10 +228,19 @@ class Replica:
         """Note that this head's block is applied: proofs are given against it."""
         self.head = head
 
+    def execute_again(self, before: chain.Tip, block: WorldBlock) -> WorldBlock:
+        """The block that the stored batch of an applied block gives on the tip before it."""
+        applied = self._load(block.height)
+        envelopes = list(applied.envelopes)
+        signatures = world.check_signatures(envelopes)
+        return chain.build_block(self.genesis, before, applied.batch, envelopes, signatures).block
+
     def tip_at(self, height: int) -> chain.Tip | None:
         """The state after a recent height; None where it is not held."""
         if height == self.height:
             return self.tip
+        if height == 0 and self.executes:
+            return chain.genesis_tip(self.genesis)
         return next((applied.tip for applied in self._recent if applied.block.height == height), None)
 
     def since(self, height: int) -> Sequence[Applied]:
