@@ -54,6 +54,7 @@ from runtime.services.resume import fetch_batch, is_resumed, resume
 
 CATCH_UP_MS: Final = 1_000
 DHT_PUT_MS: Final = 1_000
+FORK_LOOK_MS: Final = 5_000
 _log = logging.getLogger(__name__)
 
 
@@ -93,6 +94,7 @@ class Executor:
         self._arrived = Signal()
         self._announced = Signal()
         self._to_announce: Sealed[Commit] | None = None  # of the newest applied height
+        self._look_at = 0.0  # trio's clock: when to look for a fork again
         self._told = (0, 0)  # epoch and height of the newest block that was vouched for
 
     def handlers(self) -> Handlers:
@@ -189,7 +191,7 @@ class Executor:
     async def _resume(self) -> None:
         """Go over to the chain of a new epoch: what was at hand is of the old one."""
         self._ready.clear()
-        self._known_height = 0
+        self._known_height = self._missed_height = 0
         self._resumed = await resume(self._replica, self._authorities, self._sources, whole=True)
         self._known_height = max(self._known_height, *self._resumed, 0)
         self._arrived.wake()
@@ -274,9 +276,21 @@ class Executor:
                 raise
             except (NetworkError, WorldError):  # whoever was asked did not help: others, or later
                 self._context.counters["executor.catch_up_failed"] += 1
+            await self._watch_for_fork()
             if self._replica.height == height:
                 await self._arrived.wait_at_most(self._context.jittered_s(CATCH_UP_MS))
             await trio.sleep(self._context.jittered_s(CATCH_UP_MS))
+
+    async def _watch_for_fork(self) -> None:
+        """A head above all that the certifier tells here is of a chain that is not seen here: look who is wrong."""
+        head, at = self._tracker.head, self._replica.height
+        if head is None or head.commit.record.height <= max(at, self._known_height):
+            return
+        own, now = self._tables.order(at), trio.current_time()
+        if own is None or own[1].record.epoch != self._authorities.epoch or now < self._look_at:
+            return
+        self._look_at = now + FORK_LOOK_MS / 1_000
+        await look_for_fork(own[1], self._tracker, self._sources)
 
     async def _learn_commit(self) -> None:
         answer = await self._newest_commit()
