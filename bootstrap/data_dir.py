@@ -22,7 +22,7 @@ from bootstrap.peers import parse_peer_addr
 from runtime import durable, limits
 from runtime import genesis as genesis_module
 from runtime.errors import Corrupt, Invalid, UnknownVersion
-from runtime.records import Genesis
+from runtime.records import SIGNED_AUTHORITIES_BYTES_MAX, Genesis, SignedAuthorities
 
 ADDRESS_BYTES_MAX = 64 * 1024
 
@@ -47,7 +47,7 @@ class DataDirInUse(DataDirUnusable):
 
 
 class GenesisFileBad(Exception):
-    """A genesis file that cannot be read, or is not what it must be: which file, which field, which limit."""
+    """A genesis or authorities file that cannot be read, or is not what it must be: which field, which limit."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
@@ -99,6 +99,10 @@ class DataDir:
 
     def genesis_path(self, world_id: str) -> Path:
         return self.worlds_path / f"{world_id}.genesis"
+
+    def authorities_path(self, world_id: str) -> Path:
+        """Where the operator puts the authority set of a later epoch; a running node notices it."""
+        return self.worlds_path / f"{world_id}.authorities"
 
     # --- worlds
 
@@ -230,6 +234,22 @@ def read_genesis_file(path: Path) -> Genesis:
         return genesis_module.decode_genesis(data)
     except (Invalid, UnknownVersion) as error:
         raise GenesisFileBad(path, f"is no genesis: {error}") from error
+
+
+def read_authorities_file(path: Path) -> SignedAuthorities:
+    """The authority set in a file with the root signatures that it has so far, none of them checked.
+
+    Raises GenesisFileBad.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(SIGNED_AUTHORITIES_BYTES_MAX + 1)
+    except OSError as error:
+        raise GenesisFileBad(path, error.strerror or str(error)) from error
+    try:
+        return SignedAuthorities.from_bytes(data)
+    except (Invalid, UnknownVersion) as error:
+        raise GenesisFileBad(path, f"is no authority set: {error}") from error
 
 
 def choose_worlds(data_dir: DataDir, sources: Sequence[WorldSource]) -> list[ChosenWorld]:

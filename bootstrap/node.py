@@ -16,12 +16,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 import trio
 
 from bootstrap.config import NodeConfig
-from bootstrap.data_dir import ChosenWorld, DataDir, choose_worlds, open_data_dir
+from bootstrap.data_dir import (
+    ChosenWorld,
+    DataDir,
+    GenesisFileBad,
+    choose_worlds,
+    open_data_dir,
+    read_authorities_file,
+)
 from bootstrap.metrics import open_metrics
 from bootstrap.peers import AddressBook, load_address_book
 from bootstrap.world_node import WorldNode, run_world
@@ -34,10 +42,10 @@ from p2p.providers import CachedDht, ProviderCache, republish_loop
 from p2p.router import RouterLimits
 from runtime.db_check import check_database
 from runtime.durable import replace_file
-from runtime.errors import Missing
+from runtime.errors import Invalid, Missing
 from runtime.keys import SigningKey
 from runtime.messages import WorldStatus
-from runtime.records import Genesis
+from runtime.records import Genesis, SignedAuthorities
 from runtime.services import HeadRecords
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
@@ -52,6 +60,7 @@ from runtime.world_db import LmdbWorldDb, MemoryWorldDb, WorldDb
 T = TypeVar("T")
 PEERS_SAVE_MS: Final = 30_000
 GENESIS_RETRY_MS: Final = 1_000
+AUTHORITIES_POLL_MS: Final = 1_000
 _log = logging.getLogger(__name__)
 
 Ready = Callable[[dict[str, object]], None]
@@ -173,20 +182,64 @@ async def _run_with(
             for world in chosen:
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)
                 data_dir.keep_genesis(genesis)
-                worlds.running[world.world_id] = await _start_world(
-                    nursery, context, methods, genesis, config
-                )
+                path = data_dir.authorities_path(world.world_id)
+                node = await _start_world(nursery, context, methods, genesis, config, _installed(path))
+                worlds.running[world.world_id] = node
+                nursery.start_soon(_watch_authorities, path, node)
             page = {} if metrics is None else {"metrics": metrics.url}
             ready(_ready_event(config, data_dir, identity, network, chosen) | page)
             await trio.sleep_forever()
 
 
+def _installed(path: Path) -> SignedAuthorities | None:
+    """The authority set that the operator has put down, if any; a bad file is told and does not stop the node."""
+    if not path.exists():
+        return None
+    try:
+        return read_authorities_file(path)
+    except GenesisFileBad as bad:
+        _log.error("%s; try: aw world epoch show %s", bad, path)
+        return None
+
+
+async def _watch_authorities(path: Path, node: WorldNode) -> NoReturn:
+    """Take up the file when it comes or changes."""
+    seen = _stamp(path)
+    while True:
+        await sleep_ms(AUTHORITIES_POLL_MS)
+        stamp = await trio.to_thread.run_sync(_stamp, path)
+        if stamp == seen:
+            continue
+        seen = stamp
+        signed = await trio.to_thread.run_sync(_installed, path)
+        if signed is None:
+            continue
+        try:
+            node.authorities.offer(signed)
+        except Invalid as error:
+            _log.error("%s is not taken up: %s; try: aw world epoch show %s", path, error, path)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced; None for no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
 async def _start_world(
-    nursery: trio.Nursery, context: Context, methods: MethodTable, genesis: Genesis, config: NodeConfig
+    nursery: trio.Nursery,
+    context: Context,
+    methods: MethodTable,
+    genesis: Genesis,
+    config: NodeConfig,
+    installed: SignedAuthorities | None,
 ) -> WorldNode:
     progress = log_progress(f"world {genesis.header.name}")
     node: WorldNode = await nursery.start(
-        run_world, context, methods, genesis, frozenset(config.roles), progress
+        run_world, context, methods, genesis, frozenset(config.roles), progress, installed
     )
     return node
 

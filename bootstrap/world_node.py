@@ -6,6 +6,7 @@ task applies blocks, whatever the roles; the same function runs in a node proces
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +18,16 @@ from p2p import names
 from p2p.network import Subscription
 from runtime import genesis as genesis_module
 from runtime import rules
-from runtime.errors import Missing
+from runtime.epoch_tables import EpochTables
+from runtime.errors import Invalid, Missing
 from runtime.messages import WorldStatus
 from runtime.records import Genesis, SignedAuthorities, WorldHeadAnnounce
 from runtime.services import as_check
+from runtime.services.authorities import Authorities, why_halted
 from runtime.services.context import Context
 from runtime.services.coordinator import Coordinator
 from runtime.services.custody import bring_back, heal
+from runtime.services.evidence import EvidenceKeeper
 from runtime.services.executor import Executor
 from runtime.services.fetch import Sources
 from runtime.services.gaps import EnvelopeDesk, GapMender, Lookup
@@ -33,11 +37,14 @@ from runtime.services.methods import Handlers, MethodTable
 from runtime.services.observer import keep_verified
 from runtime.services.publish import keep_findable
 from runtime.services.replica import Progress, Replica
+from runtime.services.resume import resubmit_voided
 from runtime.services.sequencer import Sequencer
 from runtime.services.serve import WorldDesk
 from runtime.services.storage import keep_stored
 from runtime.world_tables import WorldTables
 
+EVIDENCE_SHOWN_MAX: Final = 64  # of the newest, in a status answer
+_log = logging.getLogger(__name__)
 # What applying a block means on a node: the strongest of its roles decides. A gateway forgets a promise, and a
 # sequencer builds on a parent, by what blocks say: neither may believe an executor's word.
 _REPLAYING_ROLES: Final = frozenset({"observer", "gateway", "sequencer"})
@@ -58,6 +65,8 @@ class WorldNode:
     genesis: Genesis
     replica: Replica | None
     tracker: HeadTracker
+    authorities: Authorities
+    evidence: EvidenceKeeper
     status: Callable[[], WorldStatus]
 
 
@@ -76,24 +85,34 @@ async def run_world(
     genesis: Genesis,
     roles: frozenset[str],
     progress: Progress,
+    installed: SignedAuthorities | None = None,
     task_status: trio.TaskStatus[WorldNode] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Restore, mount, start every service; `started` gives the WorldNode. Ends by cancellation or by a fault of ours.
 
+    `installed` is the authority set that the operator has put down, if any: it is in force before anything runs.
     Raises Corrupt when the stored chain does not replay.
     """
     world_id = genesis.header.world_id
     parts = _compose(context, genesis, roles)
+    if installed is not None:
+        try:
+            await parts.authorities.install(installed)
+        except Invalid as error:
+            _log.error("world %s: the installed authority set is not taken up: %s", world_id, error)
     if parts.replica is not None:
         await parts.replica.restore(progress, partial(_bring_back, parts))
     subscriptions = await _join(context, genesis, roles)
     async with trio.open_nursery() as nursery:
+        await nursery.start(parts.authorities.run)
+        await nursery.start(parts.evidence.run, subscriptions["evidence"])
+        nursery.start_soon(parts.tracker.watch_epoch)
         nursery.start_soon(parts.tracker.listen, subscriptions["head"])
         nursery.start_soon(parts.tracker.poll)
         if "block" in subscriptions:
             nursery.start_soon(parts.tracker.hear_blocks, subscriptions["block"])
         nursery.start_soon(heal, context, parts.sources)
-        mounts = [parts.desk.handlers()]
+        mounts = [parts.desk.handlers(), parts.evidence.handlers()]
         mounts += await _start_order(nursery, parts, roles, subscriptions)
         mounts += await _start_results(nursery, parts, roles, subscriptions, progress)
         for kind in _unread(roles):
@@ -102,7 +121,17 @@ async def run_world(
             methods.mount_world(world_id, handlers)
         if parts.replica is not None:
             context.providers.register(genesis_module.world_content_id(world_id), context.now_ms())
-        task_status.started(WorldNode(genesis, parts.replica, parts.tracker, lambda: _status(parts, roles)))
+            nursery.start_soon(resubmit_voided, context, parts.replica, parts.epoch_tables, parts.authorities)
+        task_status.started(
+            WorldNode(
+                genesis,
+                parts.replica,
+                parts.tracker,
+                parts.authorities,
+                parts.evidence,
+                lambda: _status(parts, roles),
+            )
+        )
     raise AssertionError("the services of a world end only by cancellation")
 
 
@@ -112,8 +141,10 @@ class _Parts:
 
     context: Context
     genesis: Genesis
-    signed: SignedAuthorities
+    authorities: Authorities
+    evidence: EvidenceKeeper
     tables: WorldTables
+    epoch_tables: EpochTables
     tracker: HeadTracker
     sources: Sources
     replica: Replica | None
@@ -125,14 +156,18 @@ class _Parts:
 
 
 def _compose(context: Context, genesis: Genesis, roles: frozenset[str]) -> _Parts:
-    tables = WorldTables(context.db, genesis.header.world_id)
-    tracker = HeadTracker(context, genesis, tables)
-    signed = SignedAuthorities(genesis.authorities)
+    world_id = genesis.header.world_id
+    tables, epoch_tables = WorldTables(context.db, world_id), EpochTables(context.db, world_id)
+    authorities = Authorities(context, genesis, epoch_tables)
+    sources = Sources(context, world_id)
     cursor = cursor_of(roles)
     replica = None if cursor is None else Replica(context, genesis, tables, cursor)
-    desk = WorldDesk(context, genesis, signed, tables, tracker, replica)
-    sources = Sources(context, genesis.header.world_id)
-    return _Parts(context, genesis, signed, tables, tracker, sources, replica, desk)
+    evidence = EvidenceKeeper(context, genesis, epoch_tables, authorities, sources, replica)
+    tracker = HeadTracker(context, genesis, tables, authorities, evidence)
+    desk = WorldDesk(context, genesis, authorities, tables, epoch_tables, tracker, replica)
+    return _Parts(
+        context, genesis, authorities, evidence, tables, epoch_tables, tracker, sources, replica, desk
+    )
 
 
 async def _bring_back(parts: _Parts, content: bytes) -> None:
@@ -153,13 +188,15 @@ async def _start_order(
     nursery: trio.Nursery, parts: _Parts, roles: frozenset[str], subscriptions: dict[str, Subscription]
 ) -> list[Handlers]:
     """Coordinator, sequencer, gateway: who orders actions."""
-    context, replica, authorities = parts.context, parts.replica, parts.signed.authorities
+    context, replica, authorities = parts.context, parts.replica, parts.authorities
     world_id = parts.genesis.header.world_id
     mounts: list[Handlers] = []
     pool = None
     lookups: list[Lookup] = []
     if "coordinator" in roles:
-        coordinator = Coordinator(context, parts.genesis, parts.tables, parts.tracker)
+        coordinator = Coordinator(
+            context, parts.genesis, parts.tables, parts.tracker, authorities, parts.sources
+        )
         await nursery.start(coordinator.run)
         context.gauges.add(coordinator.gauges, world=world_id)
         mounts.append(coordinator.handlers())
@@ -167,7 +204,7 @@ async def _start_order(
         mounts.append({"get_commit": parts.desk.get_commit})
     if "sequencer" in roles:
         assert replica is not None
-        sequencer = Sequencer(context, replica, authorities)
+        sequencer = Sequencer(context, replica, authorities, parts.evidence)
         await nursery.start(sequencer.run, subscriptions["action"], subscriptions["batch"])
         context.gauges.add(sequencer.gauges, world=world_id)
         pool = sequencer.pool
@@ -179,7 +216,7 @@ async def _start_order(
             mounts.append(sequencer.handlers())
     if "gateway" in roles:
         assert replica is not None
-        gateway = Gateway(context, replica, authorities.certifier, pool)
+        gateway = Gateway(context, replica, authorities, parts.evidence, pool)
         await nursery.start(gateway.run, subscriptions["action"])
         context.gauges.add(gateway.gauges, world=world_id)
         mounts.append(gateway.handlers())
@@ -200,7 +237,15 @@ async def _start_results(
     replica, mounts = parts.replica, list[Handlers]()
     if "executor" in roles:
         assert replica is not None
-        executor = Executor(parts.context, replica, parts.tracker, parts.sources, parts.signed)
+        executor = Executor(
+            parts.context,
+            replica,
+            parts.tracker,
+            parts.sources,
+            parts.authorities,
+            parts.evidence,
+            parts.epoch_tables,
+        )
         await nursery.start(
             executor.run, subscriptions["batch"], subscriptions["block"], subscriptions["head"]
         )
@@ -208,7 +253,9 @@ async def _start_results(
         mounts.append(executor.handlers())
     elif replica is not None:
         loop = keep_verified if replica.cursor == "verified" else keep_stored
-        await nursery.start(loop, replica, parts.tracker, parts.sources, progress)
+        await nursery.start(
+            loop, replica, parts.tracker, parts.sources, progress, parts.authorities, parts.evidence
+        )
     if "executor" not in roles and (replica is not None or "index" in roles):
         nursery.start_soon(keep_findable, parts.context, parts.tracker, parts.newest_served)
     return mounts
@@ -217,7 +264,7 @@ async def _start_results(
 async def _join(context: Context, genesis: Genesis, roles: frozenset[str]) -> dict[str, Subscription]:
     world_id = genesis.header.world_id
     checks = rules.gossip_rules(world_id, genesis.body.limits.envelope_bytes_max)
-    kinds = {"head"}.union(*(_TOPICS.get(role, ()) for role in roles))
+    kinds = {"head", "evidence"}.union(*(_TOPICS.get(role, ()) for role in roles))
     return {
         kind: await context.network.join(names.topic(world_id, kind), as_check(checks[kind]))
         for kind in sorted(kinds)
@@ -253,10 +300,11 @@ def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
 
     coordinates = "coordinator" in roles
     lease = parts.tables.lease() if coordinates else None
+    halted_by = parts.authorities.halted_by
     return WorldStatus(
         world_id=parts.genesis.header.world_id,
         name=parts.genesis.header.name,
-        epoch=parts.genesis.authorities.epoch,
+        epoch=parts.authorities.epoch,
         head_height=parts.tracker.height,
         head_age_ms=_head_age_ms(parts),
         committed=parts.tables.committed_height() if coordinates else None,
@@ -265,5 +313,7 @@ def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
         executed=height_of("executed"),
         verified=height_of("verified"),
         state_root=None if replica is None or replica.tip is None else replica.tip.state.root(),
-        halted=parts.tracker.follower.is_halted,
+        halted=parts.authorities.is_halted,
+        halted_why=None if halted_by is None else why_halted(halted_by),
+        evidence=tuple(parts.evidence.items()[:EVIDENCE_SHOWN_MAX]) or None,
     )

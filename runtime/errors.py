@@ -97,6 +97,14 @@ class Busy(WorldError):
         self.retry_after_ms = retry_after_ms
 
 
+class Halted(WorldError):
+    """The epoch in force is over by evidence: this node signs nothing until the root keys open another one."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"halted: {why}")
+        self.why = why
+
+
 class Mismatch(WorldError):
     """Another answer already stands, e.g. another batch at that height; `detail` holds it as bytes."""
 

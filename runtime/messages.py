@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 from runtime import codec, limits
 from runtime.errors import Invalid
 from runtime.records import (
+    SIGNED_AUTHORITIES,
     Acceptance,
     ActionBatch,
     ActionEnvelope,
@@ -25,7 +26,6 @@ from runtime.records import (
     WorldBlock,
     WorldHeadAnnounce,
     sealed_kind,
-    signed_authorities_from_value,
 )
 from runtime.schema import (
     COUNT,
@@ -61,14 +61,6 @@ _SEALED_LEASE = sealed_kind(LeaseGrant)
 _SEALED_ACCEPTANCE = sealed_kind(Acceptance)
 _SEALED_ENVELOPE = sealed_kind(ActionEnvelope)
 _PATH = list_of(HASH, 0, PATH_HASHES_MAX)
-
-
-def _check_authorities(value: Any, field: str) -> None:
-    if type(value) is not SignedAuthorities:
-        raise Invalid(field, "must be [set, signatures]")
-
-
-_AUTHORITIES = Kind(_check_authorities, lambda value: value.to_value(), signed_authorities_from_value)
 
 
 def _check_counters(value: Any, field: str) -> None:
@@ -146,7 +138,7 @@ class CommitAnswer(Body):
 
     NAME: ClassVar[str] = "get_commit"
 
-    authorities: Annotated[SignedAuthorities, _AUTHORITIES]
+    authorities: Annotated[SignedAuthorities, SIGNED_AUTHORITIES]
     commit: Annotated[Sealed[Commit], _SEALED_COMMIT] | None = None
 
 
@@ -410,6 +402,31 @@ class ExecuteBatchRequest(Body):
     actions: Annotated[bytes, bytes_between(1, limits.BATCH_BYTES_CEILING)]
 
 
+# --- evidence ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceItem(Body):
+    """Gossip `.evidence`, and an item of a list: of what kind, about which height, under which hash to ask for it."""
+
+    NAME: ClassVar[str] = "evidence_item"
+    BYTES_MAX: ClassVar[int] = 512
+
+    kind: Name
+    height: Count
+    content_hash: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceRequest(Body):
+    """get_evidence: the evidence under this hash; without one, the list of all that is held."""
+
+    NAME: ClassVar[str] = "get_evidence"
+
+    world_id: WorldId
+    content_hash: Hash | None = None
+
+
 # --- proofs ------------------------------------------------------------------------------------------------
 
 
@@ -494,6 +511,8 @@ class WorldStatus(Body):
     lease_holder: KeyId | None = None
     halted: Flag = False
     head_age_ms: Count | None = None
+    halted_why: Annotated[str, text_upto(512)] | None = None
+    evidence: Annotated[tuple[EvidenceItem, ...], list_of(nested(EvidenceItem), 0, 64)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

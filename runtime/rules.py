@@ -13,6 +13,8 @@ from typing import TypeAlias
 
 from runtime import chain, codec, limits
 from runtime.errors import Ignored, Invalid
+from runtime.evidence import EVIDENCE
+from runtime.messages import EvidenceItem
 from runtime.records import (
     SEAL_OVERHEAD_BYTES,
     ActionBatch,
@@ -111,16 +113,27 @@ def check_head_is_not_future(head: WorldHeadAnnounce, now_ms: int) -> None:
         raise Ignored(f"head is dated {ahead_ms} ms ahead, at most {limits.HEAD_SKEW_MS} (head_skew_ms)")
 
 
+def check_evidence_message(data: bytes) -> EvidenceItem:
+    """Gossip `.evidence`: that there is evidence, and under which hash; the rest is asked for by rr."""
+    # [REJECT] canonical, within its size
+    item = EvidenceItem.from_bytes(data)
+    # [IGNORE] a kind that a later version knows
+    if item.kind not in EVIDENCE:
+        raise Ignored(f"evidence of kind {item.kind} is not known here")
+    return item
+
+
 Rule: TypeAlias = Callable[[bytes], object]
 
 
 def gossip_rules(world_id: str, envelope_bytes_max: int) -> dict[str, Rule]:
-    """The check of every topic kind of first light, closed over one world."""
+    """The check of every topic kind, closed over one world."""
     return {
         "action": lambda data: check_action_message(data, world_id, envelope_bytes_max),
         "batch": lambda data: check_batch_message(data, world_id),
         "block": lambda data: check_block_message(data, world_id),
         "head": lambda data: check_head_message(data, world_id),
+        "evidence": check_evidence_message,
     }
 
 

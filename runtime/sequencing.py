@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from runtime import codec, limits
-from runtime.chain import check_batch_form
+from runtime.batches import check_batch_form
 from runtime.errors import Busy, Corrupt, Denied, Ignored, Invalid, Mismatch
 from runtime.heads import check_commit
 from runtime.records import (
@@ -133,6 +133,14 @@ class ActionMempool:
         share = self._per_peer.setdefault(peer, _Share())
         share.count, share.size_bytes = share.count + 1, share.size_bytes + size
         return evicted
+
+    def waiting(self) -> list[tuple[Envelope, bytes]]:
+        """Everything that waits, with its submitting peer, each actor's envelopes in the order of their nonces."""
+        return [
+            (envelope, self._held[envelope.hash()].peer)
+            for actor in self._actors.values()
+            for _nonce, envelope in sorted(actor.waiting.items())
+        ]
 
     def _make_room(self, size: int, ahead: int) -> list[Envelope]:
         """Evict from the highest nonce ahead. Raises Busy, evicting nothing, when the newcomer is the one to go."""
@@ -293,8 +301,8 @@ class LeaseManager:
 
     def remaining_ms(self, stored: LeaseGrant | None, now_ms: int) -> int:
         """How long the stored lease still binds; 0 when it is over."""
-        if stored is None or stored.ttl_ms == 0:
-            return 0
+        if stored is None or stored.ttl_ms == 0 or stored.epoch != self.authorities.epoch:
+            return 0  # every lease ends with its epoch
         since = max(stored.granted_at_ms, self.started_at_ms)
         # A clock that went back must not make a lease eternal: it never binds longer than one TTL from now.
         return max(0, min(stored.ttl_ms, since + stored.ttl_ms - now_ms))
@@ -328,7 +336,8 @@ class LeaseManager:
 
     def _check_holder(self, stored: LeaseGrant | None, caller: bytes, term: int) -> None:
         self._check_proposer(caller)
-        if stored is None or stored.holder_id != caller or stored.term != term:
+        held = stored is not None and stored.holder_id == caller and stored.term == term
+        if not held or stored is None or stored.epoch != self.authorities.epoch:
             raise Denied("lease", f"term {term} is not held by the caller")
 
     def _grant(self, holder: bytes, term: int, now_ms: int, ttl_ms: int) -> LeaseGrant:
@@ -412,6 +421,22 @@ def _check_proposal(authorities: AuthoritySet, so_far: Certified, caller: bytes,
     lease = so_far.lease
     if lease is None or lease.holder_id != caller or lease.term != record.term:
         raise Denied("batch.term", f"{record.term} is not the newest lease of the proposer")
+
+
+def resumed_commit(authorities: AuthoritySet, batch: ActionBatch, now_ms: int) -> Commit:
+    """What the certifier of a new epoch signs first: the batch that it resumes from, in that batch's own term."""
+    resume = authorities.resume
+    assert resume is not None
+    assert (resume.height, resume.batch_hash) == (batch.height, batch.hash()), "not the batch that is kept"
+    return Commit(
+        world_id=batch.world_id,
+        epoch=authorities.epoch,
+        term=batch.term,
+        height=batch.height,
+        batch_hash=batch.hash(),
+        certifier_id=authorities.certifier,
+        as_of_ms=now_ms,
+    )
 
 
 def check_memory(

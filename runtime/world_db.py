@@ -49,8 +49,11 @@ class Table(StrEnum):
     OUTBOX = "outbox"  # envelope hash -> accepted envelope
     OUTBOX_ORDER = "outbox_order"  # (actor, nonce) -> envelope hash
     OUTBOX_EXPIRY = "outbox_expiry"  # (expiry height, envelope hash) -> nothing
-    EVIDENCE = "evidence"  # content id -> record
+    EVIDENCE = "evidence"  # content id -> preimage of the record, and whether it is proved
     PROVIDED = "provided"  # content id -> when it is due
+    AUTHORITIES = "authorities"  # the newest authority set that was taken up
+    ORDERS = "orders"  # height -> sealed batch and commit of what was executed here
+    VOIDED = "voided"  # (height, batch hash) of applied batches that an epoch did not keep -> 1 when submitted again
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,9 @@ _PLACE_BYTES_MAX = 64
 _SCAN_ROWS = 256
 OUTBOX_ACTORS_PER_ROUND_MAX = 4_096
 _APPLIED = b"applied"
+_ORDER_EPOCH = b"order_epoch"
+EPOCH_CURSOR = b"epoch"  # the epoch whose chain the applied blocks are of
+_CURSORS = (b"stored", b"executed", b"verified")
 _REPAIR = "move db/ in the data directory away and start again: the node fetches what it needs from its peers"
 
 
@@ -105,6 +108,10 @@ class WorldTables:
             first += len(rows)
         return found
 
+    def epoch(self) -> int:
+        """The epoch that the applied blocks were brought to; 0 before the first resume."""
+        return self.cursor(EPOCH_CURSOR.decode())
+
     def cursor(self, name: str) -> int:
         """Height up to which `executed`, `verified` or `stored` work is on disk; 0 before the first."""
         value = self._db.get(Table.CURSORS, self._key(name.encode()))
@@ -141,6 +148,45 @@ class WorldTables:
             rows.append(Put(Table.PLACES, self._key(digest), place))
         rows += [Put(Table.NONCES, self._key(actor), _number(nonce)) for actor, nonce in nonces.items()]
         rows.append(Put(Table.CURSORS, self._key(cursor.encode()), _number(block.height)))
+        return rows
+
+    def taken_back_rows(
+        self,
+        height: int,
+        epoch: int,
+        voided: Sequence[tuple[WorldBlock, Sequence[Envelope], Sequence[Receipt]]],
+    ) -> list[Row]:
+        """All that going back to `height` for an epoch changes; `voided`: every applied block above it.
+
+        What the blocks took is untaken, so that an outbox sends it again; the batches are noted as voided.
+        """
+        rows: list[Row] = [Put(Table.CURSORS, self._key(EPOCH_CURSOR), _number(epoch))]
+        rows += [
+            Put(Table.CURSORS, self._key(name), _number(height))
+            for name in _CURSORS
+            if self.cursor(name.decode()) > height
+        ]
+        nonces: dict[bytes, int] = {}
+        for block, envelopes, receipts in voided:
+            taken = {receipt.envelope_hash for receipt in receipts if receipt.index is not None}
+            for envelope in envelopes:
+                digest, actor = envelope.hash(), envelope.record.actor_id
+                if digest in taken:
+                    nonces[actor] = nonces.get(actor, self.nonce(actor)) - 1
+                place = self.place(digest)
+                if place is not None and place.height > height:
+                    rows.append(Delete(Table.PLACES, self._key(digest)))
+            number = _number(block.height)
+            rows.append(Delete(Table.BLOCKS, self._key(number)))
+            rows.append(Delete(Table.ORDERS, self._key(number)))
+            rows.append(Put(Table.VOIDED, self._key(number + block.batch_hash), b""))
+        for actor, nonce in nonces.items():
+            key = self._key(actor)
+            rows.append(Put(Table.NONCES, key, _number(nonce)) if nonce else Delete(Table.NONCES, key))
+        head = self.head()
+        if head is not None and head.commit.record.epoch < epoch:
+            rows.append(Delete(Table.HEADS, self._key(b"")))
+        rows.append(Delete(Table.HEADS, self._key(_APPLIED)))
         return rows
 
     def head(self) -> WorldHeadAnnounce | None:
@@ -192,6 +238,24 @@ class WorldTables:
             below = self._key(_number(height - 1))
             expect.append(Expect(Table.COMMITS, below, self._db.get(Table.COMMITS, below)))
         return rows, expect
+
+    def order_epoch(self) -> int:
+        """The epoch whose order the certified batches are; 0 before the first that this coordinator resumed."""
+        return self.cursor(_ORDER_EPOCH.decode())
+
+    def put_resumed(
+        self, epoch: int, height: int, last: tuple[Sealed[ActionBatch], Sealed[Commit]] | None
+    ) -> list[Row]:
+        """The order that an epoch begins with: its own commit at `height` (None at 0), and nothing above it."""
+        rows: list[Row] = [Put(Table.CURSORS, self._key(_ORDER_EPOCH), _number(epoch))]
+        for table in (Table.COMMITS, Table.BATCHES):
+            voided = self._db.scan(table, self._key(_number(height + 1)), self._end())
+            rows += [Delete(table, key) for key, _value in voided]
+        if last is not None:
+            key = self._key(_number(height))
+            rows.append(Put(Table.BATCHES, key, last[0].to_bytes()))
+            rows.append(Put(Table.COMMITS, key, last[1].to_bytes()))
+        return rows
 
     def put_refreshed(self, commit: Sealed[Commit]) -> list[Row]:
         """The same commit with a newer as_of_ms."""

@@ -44,7 +44,7 @@ CONSENSUS_FILES = {
     f"runtime/{name}.py"
     for name in (
         "codec", "schema", "seals", "records", "keys", "genesis", "state", "cells", "actions", "world", "chain",
-        "heads", "proofs",
+        "batches", "heads", "evidence", "following", "proofs",
     )
 }  # fmt: skip
 # Top-level names that the libp2p wheel installs too, and folders of ours that are no packages.

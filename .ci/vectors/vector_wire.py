@@ -96,6 +96,7 @@ def gossip(small: World) -> list[dict[str, Any]]:
     by_alice = seal(replace(small.attestation.record, executor_id=key("alice").identity), key("alice"))
     head, later = small.head, head_of_epoch_1(small)
     pair = messages.encode_batch_message
+    item = messages.EvidenceItem("commit_fork", 1, bytes(32))
     cases: list[tuple[str, str, bytes, str]] = [
         ("action", "two envelopes", small.actions, small.world_id),
         ("action", "a forged signature", encode_envelopes([forged]), small.world_id),
@@ -150,6 +151,15 @@ def gossip(small: World) -> list[dict[str, Any]]:
         ("head", "a forged commit", replace(head, commit=forged_commit).to_bytes(), small.world_id),
         ("head", "of another version", newer, small.world_id),
         ("head", "too large", head.to_bytes() + bytes(6_000), small.world_id),
+        ("evidence", "a fork", item.to_bytes(), small.world_id),
+        ("evidence", "of a later kind", replace(item, kind="later_kind").to_bytes(), small.world_id),
+        (
+            "evidence",
+            "a hash of 31 bytes",
+            codec.encode({**item.to_value(), "content_hash": bytes(31)}),
+            small.world_id,
+        ),
+        ("evidence", "too large", codec.encode({**item.to_value(), "more": bytes(512)}), small.world_id),
     ]
     found = []
     for kind, name, data, world_id in cases:

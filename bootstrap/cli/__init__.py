@@ -20,12 +20,13 @@ from bootstrap.cli.failures import Exit, explain, print_failures
 # name -> (module, attribute, what it does); the only list of commands.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "key": ("bootstrap.cli.key", "key", "Identity files: make one, show its peer id."),
-    "world": ("bootstrap.cli.world", "world", "Genesis files: make a world, show what one says."),
+    "world": ("bootstrap.cli.world", "world", "Genesis files: make a world, show one, replace its keys."),
     "node": ("bootstrap.cli.node", "node", "Run a node with its roles until SIGTERM."),
     "submit": ("bootstrap.cli.submit", "submit", "Sign and submit actions; follow them to a verified block."),
     "head": ("bootstrap.cli.query", "head", "The newest head of a world, who says so, and its age."),
     "status": ("bootstrap.cli.status", "status", "A node's own account of itself."),
     "verify": ("bootstrap.cli.query", "verify", "Verify a world from its id alone, by replaying it here."),
+    "evidence": ("bootstrap.cli.evidence", "evidence", "What was proved against whom: list, show, verify."),
     "blob": ("bootstrap.cli.blob", "blob", "Content by its id: put, get, stat."),
     "demo": ("bootstrap.cli.demo", "demo", "A whole network on this machine, real flights, a verdict."),
     "completion": ("bootstrap.cli.completion", "completion", "Shell completion for bash, zsh or fish."),

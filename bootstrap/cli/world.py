@@ -1,4 +1,4 @@
-"""`aw world`: make a genesis file, show what one says."""
+"""`aw world`: make a genesis file, show what one says; `aw world epoch` is in epoch.py."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import Any
 import click
 
 from bootstrap.cli.arguments import Group
-from bootstrap.cli.failures import Exit, Failure
+from bootstrap.cli.epoch import epoch, find_genesis
 from bootstrap.cli.files import read_text, write_new
 from bootstrap.cli.keys import identity_of
 from bootstrap.cli.options import data_dir_option, json_option
 from bootstrap.cli.output import note, print_answer, print_json
 from bootstrap.cli.world_form import BOUNDS, WORLD_LIMITS, integer_of, read_world_form
-from bootstrap.config import Mistake, looks_like_world_id
-from bootstrap.data_dir import DataDir, read_genesis_file
+from bootstrap.config import Mistake
+from bootstrap.data_dir import DataDir
 from runtime.records import Genesis
 
 
 @click.group(cls=Group)
 def world() -> None:
-    """Genesis files: make a world, show what one says."""
+    """Genesis files: make a world, show what one says, replace its keys."""
+
+
+world.add_command(epoch)
 
 
 @world.command()
@@ -96,7 +99,7 @@ def create(
 @json_option
 def show(which: str, data_dir: Path, as_json: bool) -> None:
     """What a genesis says: of a FILE, or of a WORLD id that the data dir holds."""
-    print_answer(describe(_find(which, DataDir(data_dir))), as_json)
+    print_answer(describe(find_genesis(which, DataDir(data_dir))), as_json)
 
 
 def describe(genesis: Genesis) -> dict[str, object]:
@@ -123,16 +126,6 @@ def describe(genesis: Genesis) -> dict[str, object]:
         "max_block_gap_ms": body.max_block_gap_ms,
         "admission": body.admission,
     }
-
-
-def _find(which: str, data_dir: DataDir) -> Genesis:
-    if not looks_like_world_id(which):
-        return read_genesis_file(Path(which))
-    genesis = data_dir.genesis(which)
-    if genesis is None:
-        why = f"no genesis in {data_dir.worlds_path}"
-        raise Failure(Exit.WRONG_USE, f"world {which}", why, "aw world show FILE, or --data-dir DIR")
-    return genesis
 
 
 class _Parts:

@@ -16,8 +16,10 @@ import trio
 
 from p2p.network import Gauge, PeerId
 from runtime import limits
-from runtime.errors import Busy, Corrupt, Denied
+from runtime.errors import Busy, Corrupt, Denied, Missing, WorldError
 from runtime.messages import (
+    BatchAnswer,
+    BatchRequest,
     CommitAnswer,
     CommitBatchAnswer,
     CommitBatchRequest,
@@ -26,14 +28,18 @@ from runtime.messages import (
     LeaseTermRequest,
     WorldRequest,
 )
-from runtime.records import Commit, Genesis, LeaseGrant, Sealed, SignedAuthorities, seal
-from runtime.sequencing import Certified, LeaseManager, certify, check_memory, refreshed
+from runtime.records import ActionBatch, AuthoritySet, Commit, Genesis, LeaseGrant, Resume, Sealed, seal
+from runtime.sequencing import Certified, LeaseManager, certify, check_memory, refreshed, resumed_commit
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
+from runtime.services.fetch import Sources, ask_first, fetch_blob
 from runtime.services.heads import HeadTracker
 from runtime.services.methods import Handlers
+from runtime.services.resume import RESUME_RETRY_MS, fetch_batch
 from runtime.world_tables import WorldTables
 
 REQUESTS_WAITING_MAX: Final = 64
+LOST_SEAL: Final = bytes(64)  # a committed batch is believed for its commit, not for its seal
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -51,15 +57,22 @@ class _Job(Generic[T]):
 class Coordinator:
     """The coordinator role of one world. One task decides, in the order in which requests come."""
 
-    def __init__(self, context: Context, genesis: Genesis, tables: WorldTables, tracker: HeadTracker) -> None:
-        if context.peer_id != genesis.authorities.certifier:
-            raise Denied("role coordinator", "this node's identity is not the certifier of the world")
+    def __init__(
+        self,
+        context: Context,
+        genesis: Genesis,
+        tables: WorldTables,
+        tracker: HeadTracker,
+        epochs: Authorities,
+        sources: Sources,
+    ) -> None:
         self._context = context
         self._genesis = genesis
-        self._authorities = genesis.authorities
+        self._epochs = epochs
         self._tables = tables
         self._tracker = tracker
-        self._leases = LeaseManager(genesis.header.world_id, genesis.authorities, context.now_ms())
+        self._sources = sources
+        self._started_at_ms = context.now_ms()
         self._send, self._jobs = trio.open_memory_channel[_Job[object]](REQUESTS_WAITING_MAX)
 
     def handlers(self) -> Handlers:
@@ -84,9 +97,99 @@ class Coordinator:
             )
         ]
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+    @property
+    def _authorities(self) -> AuthoritySet:
+        return self._epochs.current
+
+    @property
+    def _leases(self) -> LeaseManager:
+        return LeaseManager(self._genesis.header.world_id, self._authorities, self._started_at_ms)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Decide one request after the other. Raises Corrupt when this key has certified more than its store knows."""
-        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._decide_all)
+            nursery.start_soon(self._watch_epoch)
+            task_status.started()
+
+    # --- epochs --------------------------------------------------------------------------------------------
+
+    def _require_office(self) -> None:
+        """Raise where this node is not to sign: Denied (another certifies), Halted, Busy (order not taken over yet)."""
+        current = self._authorities
+        if self._context.peer_id != current.certifier:
+            raise Denied(
+                "role coordinator", f"this node's identity is not the certifier of epoch {current.epoch}"
+            )
+        self._epochs.require_running()
+        if self._tables.order_epoch() != current.epoch:
+            raise Busy("epoch", RESUME_RETRY_MS)
+
+    async def _watch_epoch(self) -> NoReturn:
+        """Take over the order of each epoch in which this node certifies, as soon as its last batch can be had."""
+        while True:
+            current = self._authorities
+            if self._context.peer_id != current.certifier:
+                _log.warning("this node's identity is not the certifier of epoch %d: it waits", current.epoch)
+            elif self._tables.order_epoch() != current.epoch and not self._epochs.is_halted:
+                try:
+                    await self._take_over(current)
+                    continue
+                except Corrupt:
+                    raise
+                except WorldError as error:
+                    self._context.counters["coordinator.not_resumed"] += 1
+                    _log.warning("epoch %d waits for its last batch: %s", current.epoch, error)
+                await self._epochs.changed.wait_at_most(RESUME_RETRY_MS / 1_000)
+                continue
+            await self._epochs.changed.wait()
+
+    async def _take_over(self, current: AuthoritySet) -> None:
+        """Begin with what the roots keep: that batch under a commit of this epoch, and nothing above it."""
+        resume = current.resume
+        assert resume is not None  # epoch 0 needs no taking over
+        blobs: tuple[bytes, ...] = ()
+        batch: Sealed[ActionBatch] | None = None
+        if resume.height:
+            batch = await self._resumed_batch(resume)
+            bytes_max = self._genesis.body.limits.batch_bytes_max
+            actions = await fetch_blob(self._sources, batch.record.actions_ref, bytes_max)
+            blobs = (batch.record.preimage(), actions)
+
+        async def work() -> None:
+            if self._epochs.current is not current or self._epochs.is_halted:
+                return
+            last = None
+            if batch is not None:
+                commit = resumed_commit(current, batch.record, self._context.now_ms())
+                last = (batch, seal(commit, self._context.key))
+            rows = self._tables.put_resumed(current.epoch, resume.height, last)
+            await self._context.offload(lambda: self._context.db.commit(rows, blobs, keep=True))
+            _log.warning("epoch %d: certifying from height %d on", current.epoch, resume.height)
+
+        await self._decide(work)
+
+    async def _resumed_batch(self, resume: Resume) -> Sealed[ActionBatch]:
+        """The batch that is kept, from here or from whoever has it; a lost seal is no obstacle: its hash is signed."""
+        own = self._tables.batch(resume.height)
+        if own is not None and own.hash() == resume.batch_hash:
+            return own
+
+        def check(answer: BatchAnswer) -> None:
+            if answer.batch.hash() != resume.batch_hash:
+                raise Missing("batch", resume.batch_hash.hex())
+            if answer.batch.signature == LOST_SEAL:
+                raise Missing("seal of batch", resume.batch_hash.hex())
+            answer.batch.verify()
+
+        request = BatchRequest(world_id=self._genesis.header.world_id, height=resume.height)
+        try:
+            return (await ask_first(self._sources, "get_batch", request, BatchAnswer, check)).batch
+        except Missing:
+            batch = await fetch_batch(self._sources, resume.height, resume.batch_hash)
+            return Sealed(batch, LOST_SEAL)
+
+    async def _decide_all(self) -> NoReturn:
         while True:
             job = await self._jobs.receive()
             try:
@@ -126,6 +229,7 @@ class Coordinator:
         self._check_proposer(caller)
 
         async def work() -> LeaseAnswer:
+            self._require_office()
             self._check_memory(request.commit)
             last = self._tables.last_commit()
             term_min = 1 if last is None else last[0].record.term + 1
@@ -139,6 +243,7 @@ class Coordinator:
         self._check_proposer(caller)
 
         async def work() -> LeaseAnswer:
+            self._require_office()
             await self._keep(
                 self._leases.renew(self._stored_lease(), caller, request.term, self._context.now_ms())
             )
@@ -150,6 +255,7 @@ class Coordinator:
         self._check_proposer(caller)
 
         async def work() -> LeaseAnswer:
+            self._require_office()
             await self._keep(
                 self._leases.release(self._stored_lease(), caller, request.term, self._context.now_ms())
             )
@@ -163,13 +269,18 @@ class Coordinator:
         return self._lease_answer()
 
     def _lease_answer(self) -> LeaseAnswer:
-        lease, last = self._tables.lease(), self._tables.last_commit()
+        lease, last = self._tables.lease(), self._last()
         bound = lease is not None and self._leases.remaining_ms(lease.record, self._context.now_ms()) > 0
         return LeaseAnswer(
             lease=lease if bound else None,
             batch=None if last is None else last[0],
             commit=None if last is None else last[1],
         )
+
+    def _last(self) -> tuple[Sealed[ActionBatch], Sealed[Commit]] | None:
+        """The last batch with its commit, of the epoch in force."""
+        last = self._tables.last_commit()
+        return last if last is not None and last[1].record.epoch == self._authorities.epoch else None
 
     async def _keep(self, grant: LeaseGrant) -> None:
         rows, expect = self._tables.put_lease(seal(grant, self._context.key))
@@ -183,16 +294,13 @@ class Coordinator:
         self._check_proposer(caller)
 
         async def work() -> CommitBatchAnswer:
+            self._require_office()
             self._check_memory(request.commit)
             return CommitBatchAnswer(commit=await self._certified(caller, request))
 
         return await self._decide(work)
 
     async def _certified(self, caller: PeerId, request: CommitBatchRequest) -> Sealed[Commit]:
-        if self._tracker.follower.is_halted:
-            raise Denied(
-                "commit_batch", "the certifier has signed two commits of one height: only a new epoch goes on"
-            )
         last = self._tables.last_commit()
         lease = self._stored_lease()
         if lease is not None and not self._leases.remaining_ms(lease, self._context.now_ms()):
@@ -216,6 +324,7 @@ class Coordinator:
         rows, expect = self._tables.put_commit(request.batch, sealed)
         blobs = (request.actions, request.batch.record.preimage())
         await self._context.offload(lambda: self._context.db.commit(rows, blobs, keep=True, expect=expect))
+        self._tracker.saw_commit(sealed)
         self._context.counters["coordinator.commits"] += 1
         told = {"event": "certified", "world": commit.world_id, "height": commit.height}
         _log.debug("certified", extra=told | {"batch": commit.batch_hash})
@@ -224,22 +333,22 @@ class Coordinator:
     async def get_commit(self, caller: PeerId, request: WorldRequest) -> CommitAnswer:
         """The last commit, signed again when its time is old: it is still the last."""
         del caller, request
-        last = self._tables.last_commit()
-        authorities = SignedAuthorities(self._authorities)
+        authorities, last = self._epochs.signed, self._last()
         if last is None:
             return CommitAnswer(authorities=authorities)
-        if refreshed(last[1].record, self._context.now_ms()) is None or self._tracker.follower.is_halted:
+        if refreshed(last[1].record, self._context.now_ms()) is None or self._epochs.is_halted:
             return CommitAnswer(authorities=authorities, commit=last[1])
 
         async def work() -> CommitAnswer:
-            newest = self._tables.last_commit()
-            assert newest is not None
+            newest = self._last()
+            if newest is None or self._epochs.is_halted:
+                return CommitAnswer(authorities=self._epochs.signed)
             record = refreshed(newest[1].record, self._context.now_ms())
             sealed = newest[1] if record is None else seal(record, self._context.key)
             if record is not None:
                 rows = self._tables.put_refreshed(sealed)
                 await self._context.offload(lambda: self._context.db.commit(rows))
-            return CommitAnswer(authorities=authorities, commit=sealed)
+            return CommitAnswer(authorities=self._epochs.signed, commit=sealed)
 
         return await self._decide(work)
 
@@ -249,3 +358,7 @@ class Coordinator:
             check_memory(
                 self._authorities, self._genesis.header.world_id, self._tables.committed_height(), commit
             )
+        if seen is not None and seen.record.epoch == self._authorities.epoch:
+            self._tracker.saw_commit(
+                seen
+            )  # another one of a height certified here is a fork by this very key

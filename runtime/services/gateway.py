@@ -30,7 +30,9 @@ from runtime.messages import (
     WorldRequest,
 )
 from runtime.records import Acceptance, Envelope, seal
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context, Signal
+from runtime.services.evidence import EvidenceKeeper
 from runtime.services.fetch import call, sleep_ms
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
@@ -57,7 +59,8 @@ class Gateway:
         self,
         context: Context,
         replica: Replica,
-        certifier: PeerId,
+        epochs: Authorities,
+        evidence: EvidenceKeeper,
         pool: Callable[[Sequence[Envelope]], object] | None,
     ) -> None:
         """`pool` hands fresh envelopes to a sequencer on this node: gossip does not come back to its sender."""
@@ -65,7 +68,8 @@ class Gateway:
         self._replica = replica
         self._world_id = replica.world_id
         self._tables = replica.tables
-        self._certifier = certifier
+        self._epochs = epochs
+        self._evidence = evidence
         self._pool = pool
         self._promising: dict[tuple[bytes, int], _Promise] = {}  # by (actor, nonce)
         self._resent_after = b""  # the actor that the last round ended with
@@ -95,8 +99,9 @@ class Gateway:
     # --- accepting -----------------------------------------------------------------------------------------
 
     async def submit(self, caller: PeerId, request: SubmitRequest) -> SubmitAnswer:
-        """Judge, store in one transaction, then promise."""
+        """Judge, store in one transaction, then promise; in an epoch that is over nothing is promised."""
         del caller  # keys are free: fairness is a matter of quotas, not of names
+        self._epochs.require_running()
         envelopes = request.envelopes
         verdicts = await self._context.offload(
             lambda: [self._signature_fault(envelope) for envelope in envelopes]
@@ -280,7 +285,7 @@ class Gateway:
                     RESEND_BYTES_MAX,
                 )
             )
-            if due:
+            if due and not self._epochs.is_halted:
                 await self._hand_over(due)
 
     async def _hand_over(self, envelopes: list[Envelope]) -> None:
@@ -288,13 +293,14 @@ class Gateway:
         try:
             lease = await call(
                 self._context,
-                self._certifier,
+                self._epochs.current.certifier,
                 "lease_get",
                 WorldRequest(world_id=self._world_id),
                 LeaseAnswer,
             )
             if lease.lease is None:
                 return
+            self._evidence.saw_lease(lease.lease)
             if lease.lease.record.holder_id == self._context.peer_id and self._pool is not None:
                 self._pool(envelopes)  # by rr it would come back here, where it is promised already
                 self._context.counters["gateway.resent"] += len(envelopes)

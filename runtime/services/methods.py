@@ -48,6 +48,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "get_bundle": Method(messages.BundleRequest),
     "get_receipt": Method(messages.ReceiptRequest),
     "get_state_proof": Method(messages.StateProofRequest),
+    "get_evidence": Method(messages.EvidenceRequest, parts=True),
     "submit_actions": Method(messages.SubmitRequest, request_bytes_max=names.REQUEST_LARGE_BYTES_MAX),
     "action_status": Method(messages.ActionStatusRequest),
     "get_envelopes": Method(messages.EnvelopesRequest, parts=True),

@@ -27,6 +27,7 @@ from runtime.records import (
 )
 from runtime.services.context import Context, Signal
 from runtime.services.trail import station
+from runtime.world_db import Row
 from runtime.world_tables import WorldTables
 
 T = TypeVar("T")
@@ -39,6 +40,10 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) heights while something slow goes on."""
 BringBack = Callable[[bytes], Awaitable[None]]
 """Has a lost blob in the store again when it returns. Raises Missing when nobody gives it."""
+
+
+async def _nobody(content: bytes) -> None:
+    raise Missing("blob", content.hex())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +73,41 @@ class Replica:
         self.executes = cursor != "stored"
         self.applied = Signal()
         self._recent: deque[Applied] = deque(maxlen=limits.SYNC_BLOCKS_AHEAD_MAX)
-        self.tip: chain.Tip | None = chain.genesis_tip(genesis) if self.executes else None
-        header_hash = genesis.header.hash()
-        self.height = 0
-        self.block_hash = header_hash
-        self.batch_hash = header_hash
-        self.timestamp_ms = genesis.header.created_ms
+        self._bring_back: BringBack = _nobody
+        self._begin()
+        self.epoch = 0  # whose chain the applied blocks are of; a later set in force: see resume.py
         self.head: WorldHeadAnnounce | None = None  # the newest head whose block is applied here
 
-    async def restore(self, progress: Progress, bring_back: BringBack) -> None:
+    def _begin(self) -> None:
+        """Before height 1: the header stands for block and batch."""
+        header = self.genesis.header
+        self.tip: chain.Tip | None = chain.genesis_tip(self.genesis) if self.executes else None
+        self.height = 0
+        self.block_hash = self.batch_hash = header.hash()
+        self.timestamp_ms = header.created_ms
+        self.block: WorldBlock | None = None  # the newest applied one
+
+    async def restore(self, progress: Progress, bring_back: BringBack = _nobody) -> None:
         """Bring the memory to where the disk is: one row where nothing is executed, else a replay from genesis.
 
         What is damaged is fetched again, what follows from a replay is written again. Raises Corrupt when nobody has
         what is missing, or the own blobs do not give the block that was stored.
         """
-        target = self.tables.cursor(self.cursor)
+        self._bring_back = bring_back
+        self.epoch = self.tables.epoch()
         for head in (self.tables.applied_head(), self.tables.head()):
             if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
                 self.head = head
+        await self._restore_to(self.tables.cursor(self.cursor), progress)
+
+    async def _restore_to(self, target: int, progress: Progress) -> None:
+        self._begin()
         if not self.executes:
             if target:
-                self._move(await self._brought_back(lambda: self._load(target), bring_back), None)
+                self._move(await self._brought_back(lambda: self._load(target)), None)
             return
         for height in range(1, target + 1):
-            block, batch, envelopes = await self._brought_back(partial(self._inputs, height), bring_back)
+            block, batch, envelopes = await self._brought_back(partial(self._inputs, height))
             built = await self._context.offload(partial(self._replay, block, batch, envelopes))
             # Small and shared blobs may have been damaged too: what a replay gives need not be fetched.
             lost = [
@@ -105,14 +121,14 @@ class Replica:
             )
             progress(height, target)
 
-    async def _brought_back(self, load: Callable[[], T], bring_back: BringBack) -> T:
+    async def _brought_back(self, load: Callable[[], T]) -> T:
         """What `load` gives, after every blob that it misses was brought back."""
         while True:
             try:
                 return load()
             except MissingBlob as missing:
                 try:
-                    await bring_back(missing.content)
+                    await self._bring_back(missing.content)
                 except Missing as error:
                     raise Corrupt(f"world {self.world_id}", str(error), _REPAIR) from error
 
@@ -147,8 +163,14 @@ class Replica:
         bounds = self.genesis.body.limits
         return decode_envelopes(actions, bounds.batch_bytes_max, bounds.batch_envelopes_max, "actions")
 
-    async def apply(self, applied: Applied) -> None:
-        """Make a block the newest: one transaction, then the memory, then the listeners.
+    def block_at(self, height: int) -> WorldBlock:
+        """The applied block at a height of 1..height."""
+        if self.block is not None and height == self.height:
+            return self.block
+        return self._load(height).block
+
+    async def apply(self, applied: Applied, more: Sequence[Row] = ()) -> None:
+        """Make a block the newest: one transaction (with `more` rows), then the memory, then the listeners.
 
         A full disk is waited out: the node serves on, and goes on from here when space returns.
         """
@@ -156,7 +178,8 @@ class Replica:
         rows = self.tables.applied_rows(
             self.cursor, applied.block, list(applied.envelopes), list(applied.receipts)
         )
-        await self._context.store(f"height {applied.block.height}", rows, applied.blobs, keep=True)
+        what = f"height {applied.block.height}"
+        await self._context.store(what, [*rows, *more], applied.blobs, keep=True)
         self._move(applied, applied.tip)
         self._context.counters["replica.applied"] += 1
         self._tell(applied)
@@ -172,8 +195,38 @@ class Replica:
             height = applied.block.height
             station(_log, self.cursor, self.world_id, (envelope,), height=height, outcome=outcome)
 
+    async def take_back(self, height: int, epoch: int) -> None:
+        """Go back to `height`, of which on `epoch` keeps nothing: one transaction, then the memory, then the listeners.
+
+        What the blocks above took is untaken, and their batches are noted as voided; their blobs stay.
+        """
+        assert height <= self.height
+        voided = [self._load(at) for at in range(self.height, height, -1)]
+        rows = self.tables.taken_back_rows(
+            height, epoch, [(one.block, one.envelopes, one.receipts) for one in voided]
+        )
+        await self._context.store(f"going back to height {height}", rows, (), keep=True)
+        self.epoch, self.head = epoch, None
+        if voided:
+            _log.warning("world %s: back from height %d to %d", self.world_id, self.height, height)
+            self._context.counters["replica.taken_back"] += len(voided)
+            await self._rewind(height)
+        self.applied.wake()
+
+    async def _rewind(self, height: int) -> None:
+        """The memory after `height`: from what is remembered, else by replay."""
+        remembered = next((one for one in self._recent if one.block.height == height), None)
+        kept = [one for one in self._recent if one.block.height < height]
+        self._recent.clear()
+        if remembered is None or (self.executes and remembered.tip is None):
+            await self._restore_to(height, lambda done, total: None)
+            return
+        self._recent.extend(kept)
+        self._move(remembered, remembered.tip)
+
     def _move(self, applied: Applied, tip: chain.Tip | None) -> None:
         self.tip = tip
+        self.block = applied.block
         self.height = applied.block.height
         self.block_hash = applied.block.hash()
         self.batch_hash = applied.block.batch_hash
@@ -184,10 +237,19 @@ class Replica:
         """Note that this head's block is applied: proofs are given against it."""
         self.head = head
 
+    def execute_again(self, before: chain.Tip, block: WorldBlock) -> WorldBlock:
+        """The block that the stored batch of an applied block gives on the tip before it."""
+        applied = self._load(block.height)
+        envelopes = list(applied.envelopes)
+        signatures = world.check_signatures(envelopes)
+        return chain.build_block(self.genesis, before, applied.batch, envelopes, signatures).block
+
     def tip_at(self, height: int) -> chain.Tip | None:
         """The state after a recent height; None where it is not held."""
         if height == self.height:
             return self.tip
+        if height == 0 and self.executes:
+            return chain.genesis_tip(self.genesis)
         return next((applied.tip for applied in self._recent if applied.block.height == height), None)
 
     def since(self, height: int) -> Sequence[Applied]:

@@ -18,7 +18,7 @@ import trio
 from p2p.errors import NetworkError, RequestFailed
 from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules
-from runtime.errors import Corrupt, Denied, Ignored, WorldError
+from runtime.errors import Corrupt, Ignored, WorldError
 from runtime.messages import (
     CommitBatchAnswer,
     CommitBatchRequest,
@@ -43,11 +43,14 @@ from runtime.records import (
     seal,
 )
 from runtime.sequencing import ActionMempool, Gap
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
+from runtime.services.evidence import EvidenceKeeper
 from runtime.services.fetch import call, sleep_ms
 from runtime.services.gateway import refusal
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
+from runtime.services.resume import is_resumed
 from runtime.services.trail import station
 
 HAND_OVER_WAITING_MAX: Final = limits.COMMIT_LEAD_MAX
@@ -67,13 +70,21 @@ class _Parent:
 class Sequencer:
     """The sequencer role of one world. Safety is the coordinator's: this one may be slow, paused or wrong."""
 
-    def __init__(self, context: Context, replica: Replica, authorities: AuthoritySet) -> None:
-        if context.peer_id not in authorities.proposers:
-            raise Denied("role sequencer", "this node's identity is no proposer of the world")
+    def __init__(
+        self,
+        context: Context,
+        replica: Replica,
+        epochs: Authorities,
+        evidence: EvidenceKeeper,
+    ) -> None:
+        if context.peer_id not in epochs.current.proposers:
+            _log.warning("this node's identity is no proposer of epoch %d: it waits", epochs.epoch)
         self._context = context
         self._replica = replica
         self._world_id = replica.world_id
-        self._authorities = authorities
+        self._epochs = epochs
+        self._evidence = evidence
+        self._epoch = replica.epoch  # that mempool, lease and parent are of
         self._mempool = ActionMempool()
         self._lease: LeaseGrant | None = None
         self._renew_at = 0.0  # trio's clock
@@ -85,6 +96,10 @@ class Sequencer:
         self._committed, self._to_hand_over = trio.open_memory_channel[ExecuteBatchRequest](
             HAND_OVER_WAITING_MAX
         )
+
+    @property
+    def _authorities(self) -> AuthoritySet:
+        return self._epochs.current
 
     def handlers(self) -> Handlers:
         return {"submit_actions": self.submit}
@@ -183,7 +198,7 @@ class Sequencer:
     async def _tick(self) -> None:
         """One round: keep the lease, learn what was applied, cut, have it certified."""
         try:
-            if not await self._leads():
+            if not self._may_lead() or not await self._leads():
                 return
             self._learn()
             while (envelopes := self._cut()) is not None:
@@ -200,6 +215,25 @@ class Sequencer:
             self._context.counters["sequencer.coordinator_not_reached"] += 1
             self._parent = None  # the batch may or may not be certified: learn it with the next lease
             self._lease = None
+
+    def _may_lead(self) -> bool:
+        """Whether the epoch runs, its chain is applied here, and its set names this node; a new epoch is begun anew."""
+        current = self._authorities
+        if current.epoch != self._epoch:
+            if not is_resumed(self._replica, current):
+                return False
+            self._begin_epoch(current.epoch)
+        return not self._epochs.is_halted and self._context.peer_id in current.proposers
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Lease and parent ended with the old epoch; what waits is judged again by what is taken now."""
+        self._epoch = epoch
+        self._lease = self._parent = self._newest = None
+        self._is_new_leader = True
+        self._settled_height = self._replica.height
+        waiting, self._mempool = self._mempool.waiting(), ActionMempool()
+        for envelope, peer in waiting:
+            self._hold(envelope, peer)
 
     async def _leads(self) -> bool:
         """Hold the lease, renewing it at a third of its TTL. Raises p2p errors."""
@@ -218,6 +252,7 @@ class Sequencer:
             self._lease = None
             return False
         answer.lease.verify()
+        self._evidence.saw_lease(answer.lease)
         self._lease = answer.lease.record
         self._renew_at = now + limits.LEASE_RENEW_MS / 1_000
         return True

@@ -15,6 +15,7 @@ import trio
 from p2p import names
 from p2p.network import Gauge, PeerId, SendPart
 from runtime import chain, codec, limits, state
+from runtime.epoch_tables import EpochTables
 from runtime.errors import Busy, Invalid, Missing
 from runtime.history import History
 from runtime.messages import (
@@ -45,7 +46,8 @@ from runtime.messages import (
     WorldRequest,
     WorldStatus,
 )
-from runtime.records import ActionBatch, Genesis, SignedAuthorities, WorldBlock, WorldHeadAnnounce
+from runtime.records import ActionBatch, Genesis, WorldBlock, WorldHeadAnnounce
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
 from runtime.services.heads import HeadTracker
 from runtime.services.methods import Handlers
@@ -158,8 +160,9 @@ class WorldDesk:
         self,
         context: Context,
         genesis: Genesis,
-        authorities: SignedAuthorities,
+        authorities: Authorities,
         tables: WorldTables,
+        epoch_tables: EpochTables,
         tracker: HeadTracker,
         replica: Replica | None,
     ) -> None:
@@ -167,6 +170,7 @@ class WorldDesk:
         self._genesis = genesis
         self._authorities = authorities
         self._tables = tables
+        self._epoch_tables = epoch_tables
         self._tracker = tracker
         self._replica = replica
         self._history = History(lambda first, count: tables.block_hashes(first + 1, first + count))
@@ -193,10 +197,14 @@ class WorldDesk:
         return HeadAnswer(head=self._tracker.head)
 
     async def get_commit(self, caller: PeerId, request: WorldRequest) -> CommitAnswer:
-        """The newest commit known here; mounted where no coordinator answers with a fresher one."""
+        """The set in force, and its newest commit known here; mounted where no coordinator has a fresher one."""
         del caller, request
         head = self._tracker.head
-        return CommitAnswer(authorities=self._authorities, commit=None if head is None else head.commit)
+        if head is not None and head.commit.record.epoch != self._authorities.epoch:
+            head = None  # of a set that is being taken up just now
+        return CommitAnswer(
+            authorities=self._authorities.signed, commit=None if head is None else head.commit
+        )
 
     def _block(self, height: int) -> WorldBlock:
         block_hash = self._tables.block_hash(height)
@@ -230,10 +238,14 @@ class WorldDesk:
         return Empty()
 
     async def get_batch(self, caller: PeerId, request: BatchRequest) -> BatchAnswer:
+        """What was certified here, else what was executed here."""
         del caller
         batch, commit = self._tables.batch(request.height), self._tables.commit(request.height)
         if batch is None or commit is None:
-            raise Missing("batch", str(request.height))
+            order = self._epoch_tables.order(request.height)
+            if order is None:
+                raise Missing("batch", str(request.height))
+            batch, commit = order
         return BatchAnswer(batch=batch, commit=commit)
 
     async def get_bundle(self, caller: PeerId, request: BundleRequest) -> BundleAnswer:

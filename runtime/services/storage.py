@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import trio
 
+from runtime.services.authorities import Authorities
+from runtime.services.evidence import EvidenceKeeper
 from runtime.services.fetch import Sources
 from runtime.services.follow import follow
 from runtime.services.heads import HeadTracker
@@ -19,8 +21,10 @@ async def keep_stored(
     tracker: HeadTracker,
     sources: Sources,
     progress: Progress,
+    authorities: Authorities,
+    evidence: EvidenceKeeper,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Fetch, check, store whatever the best head leads to; ends only by cancellation."""
     task_status.started()
-    await follow(replica, tracker, sources, progress)
+    await follow(replica, tracker, sources, progress, authorities, evidence)

@@ -22,7 +22,6 @@ TEXT = re.sub(r'\.regexp "(.*?)"', r'.regexp "^\1$"', (ROOT / "docs" / "protocol
 VECTORS = ROOT / "interop" / "vectors"
 RULES = re.findall(r"^([a-z-]+) =", TEXT, re.MULTILINE)
 EMPTY: dict[str, Any] = {"bucket": []}
-RULE_OF = {"genesis_body": "genesis-body", "genesis_file": "genesis-file", "commit_fork": "commit-fork"}
 SEALED = {"envelope", "acceptance", "batch", "lease", "commit", "attestation"}
 
 
@@ -52,7 +51,7 @@ def test_every_rule_is_well_formed(rule: str) -> None:
 
 @pytest.mark.parametrize("vector", RECORDS, ids=[vector["name"] for vector in RECORDS])
 def test_every_record_fits_its_rule_and_changed_ones_do_not(vector: Any) -> None:
-    rule = RULE_OF.get(vector["record"], vector["record"])
+    rule = vector["record"].replace("_", "-")
     body = bytes.fromhex(vector["body"])
     assert is_valid(rule, body)
     value = cbor2.loads(body)
@@ -110,7 +109,10 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
     promise = seal(Acceptance(world_id, envelope.hash(), gateway.identity, 1, "local"), gateway)
     receipt = messages.ProvedReceipt(built.outcome.receipts[0], 0, 1, path)
     result = messages.SubmitResult("accepted", promise, "why", "in words", 1, 2)
-    status = messages.WorldStatus(world_id, "small", 0, 1, 1, 1, 1, 1, bytes(32), certifier, True, 5)
+    item = messages.EvidenceItem("commit_fork", 1, bytes(32))
+    status = messages.WorldStatus(
+        world_id, "small", 0, 1, 1, 1, 1, 1, bytes(32), certifier, True, 5, "why", (item,)
+    )
     gauge = messages.GaugeReading("mempool_envelopes", 1, {"world": world_id}, "mempool_envelopes_max", 2)
     proof = built.tip.state.prove("actors", certifier).to_bytes()
     return [
@@ -144,6 +146,8 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("commit-batch-request", messages.CommitBatchRequest(world_id, sealed_batch, actions, commit)),
         ("commit-batch-answer", messages.CommitBatchAnswer(commit)),
         ("execute-batch-request", messages.ExecuteBatchRequest(world_id, sealed_batch, commit, actions)),
+        ("evidence-item", item),
+        ("get-evidence-request", messages.EvidenceRequest(world_id, bytes(32))),
         ("get-receipt-request", messages.ReceiptRequest(world_id, bytes(32))),
         ("proved-receipt", receipt),
         ("get-receipt-answer", messages.ReceiptAnswer(head, block, block, path, (receipt,))),
@@ -218,7 +222,7 @@ SHAPE = (
 
 @pytest.mark.parametrize("vector", RECORDS, ids=[vector["name"] for vector in RECORDS])
 def test_what_the_vectors_refuse_for_its_shape_does_not_fit(vector: Any) -> None:
-    rule = RULE_OF.get(vector["record"], vector["record"])
+    rule = vector["record"].replace("_", "-")
     shapes = [
         bad for bad in vector["refuse"] if bad["reason"].startswith(SHAPE) or " is below " in bad["reason"]
     ]

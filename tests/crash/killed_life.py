@@ -28,6 +28,7 @@ from bootstrap.data_dir import open_data_dir
 from bootstrap.node import load_or_create_identity
 from bootstrap.peers import AddressBook
 from runtime import chain, codec, durable, genesis, world
+from runtime.epoch_tables import EpochTables
 from runtime.errors import Missing
 from runtime.keys import SigningKey
 from runtime.messages import SubmitRequest
@@ -41,6 +42,7 @@ from runtime.records import (
     encode_envelopes,
     seal,
 )
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
 from runtime.services.gateway import Gateway
 from runtime.services.replica import Applied, Replica
@@ -49,6 +51,7 @@ from runtime.world_tables import WorldTables
 
 ALICE, NODE = SigningKey(b"a" * 32), SigningKey(b"n" * 32)
 NOW_MS = 1_000_000
+UNUSED: Any = None  # no lease is seen in such a life
 ROUNDS = 2
 Say = Callable[[str, Any], None]
 
@@ -163,7 +166,8 @@ async def live(root: Path, say: Say) -> None:
         context = make_context(db)
         replica = Replica(context, made, WorldTables(db, made.header.world_id), "executed")
         await replica.restore(lambda done, total: None, nobody)
-        gateway = Gateway(context, replica, NODE.identity, None)
+        authorities = Authorities(context, made, EpochTables(db, made.header.world_id))
+        gateway = Gateway(context, replica, authorities, UNUSED, None)
         for _ in range(ROUNDS):
             first = replica.tables.nonce(ALICE.identity)
             envelopes = [make_envelope(made, first + number) for number in range(5)]

@@ -11,10 +11,14 @@ import trio
 
 from p2p.memory import InMemoryHub
 from p2p.network import Message, Route
+from runtime.epoch_tables import EpochTables
 from runtime.keys import SigningKey
 from runtime.messages import HeadAnswer
 from runtime.records import BlockAnnounce, BlockAttestation, seal
 from runtime.services import HeadRecords
+from runtime.services.authorities import Authorities
+from runtime.services.evidence import EvidenceKeeper
+from runtime.services.fetch import Sources
 from runtime.services.heads import HeadTracker
 from runtime.world_db import MemoryWorldDb
 from runtime.world_tables import WorldTables
@@ -144,7 +148,11 @@ async def test_a_block_above_the_best_head_is_a_hint_that_its_head_was_missed(
     ):
         await here.connect(there.addrs())
         context = six.context(hearer, here, dht)
-        tracker = HeadTracker(context, world.genesis, WorldTables(MemoryWorldDb(), world.world_id))
+        db = MemoryWorldDb()
+        tables, sources = EpochTables(db, world.world_id), Sources(context, world.world_id)
+        authorities = Authorities(context, world.genesis, tables)
+        evidence = EvidenceKeeper(context, world.genesis, tables, authorities, sources, None)
+        tracker = HeadTracker(context, world.genesis, WorldTables(db, world.world_id), authorities, evidence)
         message = Message("t", announce.to_bytes(), teller.identity, teller.identity)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tracker.hear_blocks, Heard(message, message))

@@ -270,7 +270,9 @@ async def nobody(content: bytes) -> None:
 async def test_a_gateway_without_room_refuses_each_envelope_and_takes_it_later(
     small_world: Any, db: MemoryWorldDb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from runtime.epoch_tables import EpochTables
     from runtime.messages import SubmitRequest
+    from runtime.services.authorities import Authorities
     from runtime.services.gateway import Gateway
 
     world = small_world()
@@ -280,7 +282,8 @@ async def test_a_gateway_without_room_refuses_each_envelope_and_takes_it_later(
     )
     tables = WorldTables(db, world.world_id)
     replica = Replica(context, world.genesis, tables, "executed")
-    gateway = Gateway(context, replica, world.certifier.identity, None)
+    authorities = Authorities(context, world.genesis, EpochTables(db, world.world_id))
+    gateway = Gateway(context, replica, authorities, nothing, None)
     good = world.envelope(world.actors[0], ("x", {}))
     stale = world.envelope(world.actors[1], ("x", {}), nonce=9_999)
     request = SubmitRequest(world_id=world.world_id, envelopes=(good, stale))

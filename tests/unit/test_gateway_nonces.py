@@ -8,10 +8,14 @@ from typing import Any, TypeVar, cast
 
 import trio
 
+from runtime.epoch_tables import EpochTables
 from runtime.keys import SigningKey
 from runtime.messages import LeaseAnswer, SubmitRequest, SubmitResult
 from runtime.records import Envelope, LeaseGrant, seal
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
+from runtime.services.evidence import EvidenceKeeper
+from runtime.services.fetch import Sources
 from runtime.services.gateway import Gateway
 from runtime.services.replica import Replica
 from runtime.world_db import MemoryWorldDb
@@ -35,9 +39,8 @@ def submitter(
     created_ms = world.genesis.header.created_ms
     context = Context(unused, unused, unused, db, key, lambda: created_ms, random.Random(0), direct)
     tables = WorldTables(db, world.world_id)
-    gateway = Gateway(
-        context, Replica(context, world.genesis, tables, "stored"), world.certifier.identity, None
-    )
+    authorities = Authorities(context, world.genesis, EpochTables(db, world.world_id))
+    gateway = Gateway(context, Replica(context, world.genesis, tables, "stored"), authorities, unused, None)
 
     if made is not None:
         made.append(tables)
@@ -111,7 +114,12 @@ async def test_what_is_sent_again_on_the_leaders_own_node_goes_into_its_mempool(
     unused = cast("Any", None)
     context = Context(cast("Any", OnlyLease()), unused, unused, db, key, lambda: 1, random.Random(0), direct)
     replica = Replica(context, world.genesis, WorldTables(db, world.world_id), "stored")
-    gateway = Gateway(context, replica, world.certifier.identity, pooled.extend)
+    tables = EpochTables(db, world.world_id)
+    authorities = Authorities(context, world.genesis, tables)
+    evidence = EvidenceKeeper(
+        context, world.genesis, tables, authorities, Sources(context, world.world_id), replica
+    )
+    gateway = Gateway(context, replica, authorities, evidence, pooled.extend)
     envelope = world.envelope(world.actors[0], SAY)
     await gateway._hand_over([envelope])
     assert pooled == [envelope]
