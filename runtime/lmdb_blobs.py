@@ -8,7 +8,10 @@ Implements docs/protocol.md, section "Hashes"; figures behind the choice of LMDB
 
 from __future__ import annotations
 
+import errno
 import heapq
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from runtime.errors import Corrupt, Missing, MissingBlob, StoreFull
 from runtime.local_cas import LocalCasStore
 
 FILE_BYTES_MIN: Final = 64 * 1024  # blobs from this size on are files
+SHORT_OF_BYTES: Final = 4 << 20  # above what one transaction usually writes
 _IDS_PER_READ: Final = 1_024
 _DELETES_PER_COMMIT: Final = 1_024
 
@@ -36,6 +40,9 @@ def translated(path: Path) -> Iterator[None]:
     except lmdb.DiskError as error:
         raise StoreFull(str(path), f"the disk: {error}") from error
     except lmdb.Error as error:
+        # LMDB tells a write that came out short, as the last one on a full disk does, as an input/output error.
+        if os.strerror(errno.EIO) in str(error) and shutil.disk_usage(path).free < SHORT_OF_BYTES:
+            raise StoreFull(str(path), "the disk: No space left on device") from error
         raise Corrupt(str(path), f"the database failed ({error})", damaged_database(path)) from error
 
 

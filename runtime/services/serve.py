@@ -251,8 +251,7 @@ class WorldDesk:
     async def get_bundle(self, caller: PeerId, request: BundleRequest) -> BundleAnswer:
         """What a follower needs of one height, in one frame while it fits; the rest is asked for blob by blob."""
         del caller
-        blobs = self._context.db.blobs
-        record = blobs.get(request.block_hash)
+        record = self._context.blobs.get(request.block_hash)
         block = WorldBlock.from_preimage(record)
         if block.world_id != request.world_id:
             raise Missing("block", request.block_hash.hex())
@@ -270,8 +269,10 @@ class WorldDesk:
         room = limits.BUNDLE_BYTES_MAX - sum(len(blob) for blob in found)
         if not blobs.has(content_id) or blobs.stat(content_id).size > room:
             return None
-        found.append(blobs.get(content_id))
-        return found[-1]
+        blob = self._context.blobs.find(content_id)
+        if blob is not None:
+            found.append(blob)
+        return blob
 
     # --- proofs --------------------------------------------------------------------------------------------
 

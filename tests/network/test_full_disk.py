@@ -16,9 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from bootstrap.data_dir import read_genesis_file
+from bootstrap.node import now_ms, open_client
 from runtime.codec import content_id
 from runtime.errors import StoreFull
+from runtime.keys import SigningKey
+from runtime.messages import SubmitResult
+from runtime.records import ActionEnvelope, seal
 from runtime.world_db import LmdbWorldDb, Put, Table
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(900)]
@@ -130,14 +136,30 @@ def register(folder: Path, agent: str, timeout_s: int = 120) -> tuple[int, dict[
     return done.returncode, json.loads(lines[-1]) if lines else {"stderr": done.stderr}
 
 
-def refused_for_space(folder: Path, agent: str, limit: str) -> None:
-    code, told = register(folder, agent)
-    assert code != 0
-    assert told["outcome"] == "refused", told
-    assert told["by"] == "gateway"
-    assert told["reason"] == "StoreFull"
-    assert limit in told["message"]
-    assert told["retry_after_ms"] > 0
+def refused_for_space(folder: Path, addr: str, limit: str) -> None:
+    """Handed in once: `aw submit` would come again until there is room, as the refusal asks it to."""
+    genesis, key = read_genesis_file(folder / "lab.genesis"), SigningKey((folder / "me.key").read_bytes())
+    envelope = seal(
+        ActionEnvelope(
+            world_id=genesis.header.world_id,
+            actor_id=key.identity,
+            nonce=1,
+            expires_at_height=1_000,
+            timestamp_ms=now_ms(),
+            atomic=False,
+            actions=(("say", {"text": "x" * 9_000}),),
+        ),
+        key,
+    )
+
+    async def hand_in() -> SubmitResult:
+        async with open_client([addr]) as client:
+            return (await client.submit(genesis.header.world_id, [envelope]))[0]
+
+    told = trio.run(hand_in)
+    assert (told.outcome, told.reason) == ("refused", "StoreFull")
+    assert limit in (told.message or "")
+    assert (told.retry_after_ms or 0) > 0
 
 
 def test_past_its_budget_a_node_refuses_and_serves_and_a_prune_makes_room(tmp_path: Path) -> None:
@@ -151,8 +173,8 @@ def test_past_its_budget_a_node_refuses_and_serves_and_a_prune_makes_room(tmp_pa
         put = aw(tmp_path, "blob", "put", name, "--data-dir", "node")
         assert put.returncode == 0, put.stderr
         ids.append(put.stdout.strip())
-    with running(tmp_path, "--limit", f"disk_bytes_max={BUDGET_BYTES}"):
-        refused_for_space(tmp_path, "second", "disk_bytes_max")
+    with running(tmp_path, "--limit", f"disk_bytes_max={BUDGET_BYTES}") as ready:
+        refused_for_space(tmp_path, ready["addrs"][0], "disk_bytes_max")
         assert aw(tmp_path, "head", "lab.genesis", "--data-dir", "node").returncode == 0
         assert aw(tmp_path, "blob", "get", ids[1], "--out", "got", "--data-dir", "node").returncode == 0
         assert (tmp_path / "got").read_bytes() == (tmp_path / "two").read_bytes()
@@ -180,11 +202,11 @@ def test_on_a_full_file_system_a_node_refuses_serves_restarts_and_recovers(
 ) -> None:
     small_disk(tmp_path / "node", 24 << 20)
     make_lab(tmp_path)
-    with running(tmp_path):
+    with running(tmp_path) as ready:
         code, told = register(tmp_path, "first")
         assert (code, told["outcome"]) == (0, "verified")
         filler = fill(tmp_path / "node")
-        refused_for_space(tmp_path, "second", "the disk")
+        refused_for_space(tmp_path, ready["addrs"][0], "the disk")
         assert aw(tmp_path, "head", "lab.genesis", "--data-dir", "node").returncode == 0
         filler.unlink()
         until_verified(tmp_path, "second")
