@@ -573,7 +573,10 @@ async def test_a_forged_state_root_behind_valid_hashes_is_found_by_replay_and_pa
     async with open_lab() as lab:
         observer = lab.nodes["observer"]
         async with open_traitor(lab, stored=True) as traitor:
-            await until(lambda: observer.counters["follow.diverged"] >= 3, "the observer finds lies out")
+            distrusts = observer.world.evidence.distrusts
+            await until(lambda: distrusts(TRAITOR.peer_id), "the observer finds the liar out")
+            assert observer.counters["follow.diverged"] >= 1
+            assert not distrusts(KEYS["lead"].peer_id)
             await lab.goes_on(blocks=5)
             assert not observer.world.status().halted
         assert not set(traitor.lies.values()) & set(all_hashes(observer))

@@ -168,7 +168,7 @@ def test_what_is_no_contradiction_cannot_be_written_down(
 def test_forged_signatures_and_foreign_keys_are_refused(small: World) -> None:
     authorities = small.genesis.authorities
     for evidence in one_of_each(small):
-        for field in ("first", "commit", "attestation"):
+        for field in ("first", "second", "commit", "attestation"):
             sealed = getattr(evidence, field, None)
             if sealed is None:
                 continue
