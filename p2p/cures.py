@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import libp2p.pubsub.pubsub as pubsub_module
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.io.trio import TrioTCPStream
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer.id import ID
@@ -27,6 +28,7 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
+from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH
 from libp2p.stream_muxer.yamux import yamux
 from multiaddr import Multiaddr
 
@@ -34,7 +36,9 @@ from p2p import names
 
 CURED_VERSION: Final = "0.8.1"
 RESET_S_MAX: Final = 1.0
+PIECE_BYTES_MAX: Final = MAX_PLAINTEXT_LENGTH - yamux.HEADER_SIZE  # one frame, one noise message
 WINDOW_POLL_S: Final = 0.01  # the library polls its own window as often
+SOCKET_READ_BYTES_MAX: Final = 128 * 1024  # what one system call may bring
 DELIVERIES_CLEARED_S: Final = 60.0
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 _log = logging.getLogger(__name__)
@@ -77,6 +81,58 @@ def cap_receive_windows() -> None:
     yamux.py:149. Test: test_what_a_slow_reader_is_sent_is_bounded.
     """
     yamux.MAX_WINDOW_SIZE = names.STREAM_WINDOW_BYTES_MAX
+
+
+def batch_window_updates() -> None:
+    """Every small read sends a WINDOW_UPDATE frame of its own: a request of 200 bytes costs the peer two frames.
+
+    yamux.py:447 ("partial slack"). Each such frame is encrypted, sent, received and decrypted while a bulk sender waits
+    for the same lock. Room is given back in one frame once half of the window has been read, as go-yamux does; the
+    window still grows as the library lets it. Test: test_small_reads_send_no_window_updates.
+    """
+
+    async def give_room_back(stream: Any, *, bytes_read: int = 0) -> None:
+        stream._pending_recv_release += bytes_read  # noqa: SLF001
+        if stream._pending_recv_release < stream.target_recv_window // 2:  # noqa: SLF001
+            return
+        increment, stream._pending_recv_release = stream._pending_recv_release, 0  # noqa: SLF001
+        stream.recv_window += increment
+        unread = len(stream.conn.stream_buffers.get(stream.stream_id, b""))
+        increment += stream._apply_autotune_epoch(unread)  # noqa: SLF001
+        await stream.send_window_update(increment)
+
+    yamux.YamuxStream._auto_tune_and_send_window_update = give_room_back  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def fit_frames_to_noise() -> None:
+    """A full yamux frame is 65,536 bytes and a noise message at most 65,519: each frame goes as two messages.
+
+    yamux.py:150 and noise/io.py:33. The second carries 17 bytes and costs as many turns, calls and system calls as the
+    first, on both sides. Frames are as large as one message. Test: test_a_full_frame_is_one_noise_message.
+    """
+    yamux.MAX_MESSAGE_SIZE = MAX_PLAINTEXT_LENGTH
+
+
+def read_ahead() -> None:
+    """Each noise message is read in two system calls or more, two bytes of length first, with turns between.
+
+    io/trio.py:56. Whatever has arrived is taken at once, up to SOCKET_READ_BYTES_MAX, and the parts are served from it:
+    many small messages cost one call. Test: test_many_messages_are_read_in_few_calls.
+    """
+    receive = TrioTCPStream.read
+
+    async def read(stream: Any, n: int | None = None) -> bytes:
+        held: bytearray = stream.__dict__.setdefault("_aw_held", bytearray())
+        if not held and n != 0:
+            data = await receive(stream, SOCKET_READ_BYTES_MAX)
+            if n is None or len(data) <= n:
+                return data
+            held += data
+        taken = bytes(held[:n])
+        del held[:n]
+        return taken
+
+    TrioTCPStream.read = read  # type: ignore[method-assign]
 
 
 def size_gossip_queues() -> None:
@@ -494,8 +550,11 @@ class _NoEcho:
 # --- the table ---------------------------------------------------------------------------------------------
 
 OF_THE_PROCESS: Final = (
+    batch_window_updates,  # before the next, which shields it
     shield_yamux_writes,
     cap_receive_windows,
+    fit_frames_to_noise,
+    read_ahead,
     size_gossip_queues,
     cap_messages_per_rpc,
     name_kad_protocol,
@@ -592,6 +651,6 @@ async def write_patiently(stream: Any, data: bytes) -> None:
     while sent < len(data):
         while muxed.send_window <= 0 and not (muxed.closed or muxed.send_closed):  # noqa: ASYNC110  # no event to wait for
             await trio.sleep(WINDOW_POLL_S)
-        size = min(max(muxed.send_window, 1), names.SESSION_WRITE_BATCH_BYTES_MAX)
+        size = min(max(muxed.send_window, 1), PIECE_BYTES_MAX)
         await stream.write(data[sent : sent + size])
         sent += size

@@ -191,25 +191,40 @@ def nested(record: type[Record]) -> Kind:
 # --- records -----------------------------------------------------------------------------------------------
 
 
-_KINDS: dict[type, tuple[tuple[str, Kind, bool], ...]] = {}
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What is asked of a record's fields again and again, worked out once for each class."""
+
+    checks: tuple[tuple[str, Callable[[Any, str], None], bool, str], ...]  # name, check, optional, path
+    packs: tuple[tuple[str, Callable[[Any], codec.Value] | None], ...]  # in canonical order; None: as it is
+    reads: tuple[tuple[str, Callable[[codec.Value, str], Any] | None, bool], ...]  # None: as it is
 
 
-def _kinds(record: type[Record]) -> tuple[tuple[str, Kind, bool], ...]:
-    """(name, kind, optional) of every field, in the order of declaration."""
-    if record in _KINDS:
-        return _KINDS[record]
+_LAYOUTS: dict[type, _Layout] = {}
+
+
+def _layout(record: type[Record]) -> _Layout:
+    """The layout of a class, from its annotations."""
+    if record in _LAYOUTS:
+        return _LAYOUTS[record]
     hints = get_type_hints(record, include_extras=True)
-    found = []
+    kinds: dict[str, tuple[Kind, bool]] = {}
     for item in fields(record):  # type: ignore[arg-type]  # every Record subclass is a dataclass
         hint, optional = hints[item.name], False
         if get_origin(hint) is not Annotated:  # `Kind | None`
             inner = [arg for arg in get_args(hint) if arg is not type(None)]
             hint, optional = inner[0], True
-        found.append(
-            (item.name, next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional)
-        )
-    _KINDS[record] = tuple(found)
-    return _KINDS[record]
+        kinds[item.name] = next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional
+    in_order = sorted(kinds, key=lambda name: (len(name), name))
+    found = _LAYOUTS[record] = _Layout(
+        tuple((name, kind.check, optional, f"{record.NAME}.{name}") for name, (kind, optional) in kinds.items()),
+        tuple((name, None if kinds[name][0].pack is _same else kinds[name][0].pack) for name in in_order),
+        tuple(
+            (name, None if kind.unpack is _as_read else kind.unpack, optional)
+            for name, (kind, optional) in kinds.items()
+        ),
+    )
+    return found
 
 
 def wrong_fields(record: type[Record], values: Mapping[str, Any]) -> Iterator[Invalid]:
@@ -238,22 +253,22 @@ class Record:
     CLOSED: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, kind, optional in _kinds(type(self)):
+        for name, check, optional, path in _layout(type(self)).checks:
             value = getattr(self, name)
             if not (optional and value is None):
-                kind.check(value, f"{self.NAME}.{name}")
+                check(value, path)
         self.check()
 
     def check(self) -> None:
         """Rules between fields; raises Invalid. The default has none."""
 
     def to_value(self) -> dict[str, codec.Value]:
-        """The record as a CBOR map."""
+        """The record as a CBOR map, its keys in canonical order."""
         packed: dict[str, codec.Value] = {"v": VERSION} if self.VERSIONED else {}
-        for name, kind, _optional in _kinds(type(self)):
+        for name, pack in _layout(type(self)).packs:
             item = getattr(self, name)
             if item is not None:
-                packed[name] = kind.pack(item)
+                packed[name] = item if pack is None else pack(item)
         return packed
 
     def to_bytes(self) -> bytes:
@@ -292,18 +307,17 @@ class Record:
                 raise Invalid(f"{field}.v", "must be an integer")
             if version != VERSION:
                 raise UnknownVersion(field, version)
-        known = {"v"} if cls.VERSIONED else set()
         read: dict[str, Any] = {}
-        for name, kind, optional in _kinds(cls):
-            known.add(name)
+        for name, unpack, optional in _layout(cls).reads:
             if name in value:
-                read[name] = kind.unpack(value[name], f"{field}.{name}")
-                if read[name] is None:
+                item = value[name]
+                read[name] = item if unpack is None else unpack(item, f"{field}.{name}")
+                if item is None:
                     raise Invalid(f"{field}.{name}", "null: an optional field is absent instead")
             elif not optional:
                 raise Invalid(f"{field}.{name}", "is missing")
-        if cls.CLOSED and len(value) != sum(1 for name in value if name in known):
-            extra = min(name for name in value if name not in known)
+        if cls.CLOSED and len(value) != len(read) + cls.VERSIONED:
+            extra = min(name for name in value if name not in read and not (cls.VERSIONED and name == "v"))
             raise Invalid(f"{field}.{codec.shortened(extra)}", "is no field of this record")
         return cls(**read)
 
