@@ -1,6 +1,6 @@
 """Blobs by content id, fetched and checked: from one provider, and from two at once that a slow link holds.
 
-Ours is `fetch_blob` of runtime/services/fetch.py with its look-up of candidates, ranges, hash and store behind it; the
+Ours is `fetch_blob` of runtime/services/blobs.py with its look-up of candidates, ranges, hash and store behind it; the
 peer of the first rows is a raw stream of stock py-libp2p that carries the same bytes out of memory, unchecked.
 """
 

@@ -27,8 +27,9 @@ from p2p.providers import ProviderCache
 from p2p.router import RouterLimits
 from runtime.keys import SigningKey
 from runtime.services import HeadRecords
+from runtime.services.blobs import fetch_blob
 from runtime.services.context import Context
-from runtime.services.fetch import Sources, fetch_blob
+from runtime.services.fetch import Sources
 from runtime.services.methods import MethodTable
 from runtime.services.serve import NodeDesk
 from runtime.world_db import LmdbWorldDb, MemoryWorldDb, WorldDb

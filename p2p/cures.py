@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -20,6 +21,8 @@ from weakref import WeakKeyDictionary
 import libp2p.pubsub.pubsub as pubsub_module
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.io import msgio
+from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
@@ -29,6 +32,8 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH
+from libp2p.security.secure_session import SecureSession
+from libp2p.stream_muxer.exceptions import MuxedStreamClosed
 from libp2p.stream_muxer.yamux import yamux
 from multiaddr import Multiaddr
 
@@ -37,7 +42,7 @@ from p2p import names
 CURED_VERSION: Final = "0.8.1"
 RESET_S_MAX: Final = 1.0
 PIECE_BYTES_MAX: Final = MAX_PLAINTEXT_LENGTH - yamux.HEADER_SIZE  # one frame, one noise message
-WINDOW_POLL_S: Final = 0.01  # the library polls its own window as often
+WINDOW_POLL_S: Final = 0.1  # for the end of a stream that waits for window
 SOCKET_READ_BYTES_MAX: Final = 128 * 1024  # what one system call may bring
 DELIVERIES_CLEARED_S: Final = 60.0
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
@@ -120,19 +125,82 @@ def read_ahead() -> None:
     many small messages cost one call. Test: test_many_messages_are_read_in_few_calls.
     """
     receive = TrioTCPStream.read
+    TrioTCPStream.read = _served(lambda stream: receive(stream, SOCKET_READ_BYTES_MAX))  # type: ignore[method-assign]
 
-    async def read(stream: Any, n: int | None = None) -> bytes:
-        held: bytearray = stream.__dict__.setdefault("_aw_held", bytearray())
-        if not held and n != 0:
-            data = await receive(stream, SOCKET_READ_BYTES_MAX)
-            if n is None or len(data) <= n:
-                return data
-            held += data
-        taken = bytes(held[:n])
-        del held[:n]
-        return taken
 
-    TrioTCPStream.read = read  # type: ignore[method-assign]
+def read_what_is_there() -> None:
+    """A secured read of n bytes copies each message three times and waits until all n are there.
+
+    secure_session.py:95. It gives what has come, at least one byte, out of the message as it was decrypted.
+    Test: test_a_secured_read_gives_what_is_there.
+    """
+
+    async def message(session: Any) -> bytes:
+        data: bytes = await session.conn.read_msg()
+        if not data:
+            raise ConnectionClosedError("Connection closed")
+        return data
+
+    SecureSession.read = _served(message)  # type: ignore[method-assign]
+
+
+def _served(more: Callable[[Any], Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+    """A `read(n)` that gives out pieces of 1..n bytes of what `more` brings; b"" when that is b""."""
+
+    async def read(reader: Any, n: int | None = None) -> bytes:
+        if n == 0:
+            return b""
+        data, at = reader.__dict__.get("_aw_held", (b"", 0))
+        if at == len(data):
+            data, at = await more(reader), 0
+        end = len(data) if n is None else min(at + n, len(data))
+        reader.__dict__["_aw_held"] = (b"", 0) if end == len(data) else (data, end)
+        return data if end - at == len(data) else data[at:end]
+
+    return read
+
+
+def read_without_copies() -> None:
+    """`read_exactly` copies everything twice, also what came whole, and gives up after 100 pieces, about 6 MB.
+
+    io/utils.py:11, imported by name by those who read messages and frames. Test: test_what_comes_whole_is_not_copied.
+    """
+
+    async def read_exactly(reader: Any, n: int, retry_count: int = 0) -> bytes:  # noqa: ARG001  # its signature
+        data: bytes = await reader.read(n)
+        if len(data) == n:
+            return data
+        pieces, size = [data], len(data)
+        while size < n:
+            piece: bytes = await reader.read(n - size)
+            if not piece:
+                raise IncompleteReadError(
+                    f"Connection closed: expected {n} bytes, received {size}",
+                    expected_bytes=n,
+                    received_bytes=size,
+                )
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
+    for module in (msgio, yamux):
+        setattr(module, "read_exactly", read_exactly)  # noqa: B010  # imported there, not exported
+
+
+def wake_writers() -> None:
+    """A writer without window looks again every 10 ms; on a quick link it then sleeps most of the time.
+
+    yamux.py:283. The window is a property that wakes `write_patiently` when it opens.
+    Test: test_a_writer_is_woken_when_the_window_opens.
+    """
+
+    def opened(stream: Any, size: int) -> None:
+        stream.__dict__["_aw_window"] = size
+        room = stream.__dict__.pop("_aw_room", None)
+        if room is not None:
+            room.set()
+
+    yamux.YamuxStream.send_window = property(lambda stream: stream.__dict__["_aw_window"], opened)  # type: ignore[assignment]
 
 
 def size_gossip_queues() -> None:
@@ -555,6 +623,9 @@ OF_THE_PROCESS: Final = (
     cap_receive_windows,
     fit_frames_to_noise,
     read_ahead,
+    read_what_is_there,
+    read_without_copies,
+    wake_writers,
     size_gossip_queues,
     cap_messages_per_rpc,
     name_kad_protocol,
@@ -644,13 +715,44 @@ def ask_identify(host: Any, peer: ID) -> None:
 async def write_patiently(stream: Any, data: bytes) -> None:
     """A writer is given up after 5 s without window, whatever the reader's own deadline is (yamux.py:280).
 
-    Here the window is waited for before each piece, and a piece never asks for more. Whoever owns the stream bounds the
-    wait by resetting it. Test: test_a_slow_reader_makes_the_sender_wait.
+    Here the window is waited for, and whoever owns the stream bounds the wait by resetting it. The frames are made here
+    too: the library takes four locks around each, a turn of the scheduler for each lock, for a stream that has one
+    writer. Test: test_a_slow_reader_makes_the_sender_wait.
     """
     muxed, sent = stream.muxed_stream, 0
     while sent < len(data):
-        while muxed.send_window <= 0 and not (muxed.closed or muxed.send_closed):  # noqa: ASYNC110  # no event to wait for
-            await trio.sleep(WINDOW_POLL_S)
-        size = min(max(muxed.send_window, 1), PIECE_BYTES_MAX)
-        await stream.write(data[sent : sent + size])
-        sent += size
+        while muxed.send_window <= 0 and not (muxed.closed or muxed.send_closed):
+            room = muxed.__dict__.setdefault("_aw_room", trio.Event())
+            with trio.move_on_after(WINDOW_POLL_S):  # its end is told to nobody
+                await room.wait()
+        if muxed.closed or muxed.send_closed:
+            raise MuxedStreamClosed
+        piece = data[sent : sent + min(muxed.send_window, PIECE_BYTES_MAX)]
+        muxed.send_window -= len(piece)
+        head = struct.pack(yamux.YAMUX_HEADER_FORMAT, 0, yamux.TYPE_DATA, 0, muxed.stream_id, len(piece))
+        await muxed.conn._write_frame(head + piece)  # noqa: SLF001
+        sent += len(piece)
+
+
+async def read_promptly(stream: Any, bytes_max: int) -> bytes:
+    """A read takes three locks, a turn of the scheduler for each, for a stream that has one reader (net_stream.py:197).
+
+    What has come is taken here; every end of a stream is the library's to tell.
+    Test: test_a_request_and_its_answer_take_few_turns.
+    """
+    muxed = stream.muxed_stream
+    conn, name = muxed.conn, muxed.stream_id
+    while not (muxed.closed or muxed.recv_closed or muxed.reset_received or conn.event_shutting_down.is_set()):
+        unread, event = conn.stream_buffers.get(name), conn.stream_events.get(name)
+        if unread is None or event is None:
+            break
+        if unread:
+            with memoryview(unread) as view:
+                data = bytes(view[:bytes_max])
+            del unread[:bytes_max]
+            await muxed._auto_tune_and_send_window_update(bytes_read=len(data))  # noqa: SLF001
+            return data
+        await event.wait()
+        if name in conn.stream_events:
+            conn.stream_events[name] = trio.Event()
+    return bytes(await stream.read(bytes_max))

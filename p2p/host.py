@@ -70,7 +70,7 @@ class Libp2pStream:
 
     async def read(self, bytes_max: int) -> bytes:
         try:
-            return bytes(await self._stream.read(bytes_max))
+            return await cures.read_promptly(self._stream, bytes_max)
         except (StreamEOF, MuxedStreamEOF):
             return b""
         except Exception as error:

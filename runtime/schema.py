@@ -37,6 +37,7 @@ class Kind:
     check: Callable[[Any, str], None]
     pack: Callable[[Any], codec.Value] = _same
     unpack: Callable[[codec.Value, str], Any] = _as_read
+    plain: bool = False  # what passes the check is a scalar that the encoding has as it is
 
 
 # --- scalars -----------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def bytes_of(count: int) -> Kind:
         if type(value) is not bytes or len(value) != count:
             raise Invalid(field, f"must be {count} bytes")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def int_between(low: int, high: int) -> Kind:
@@ -59,7 +60,7 @@ def int_between(low: int, high: int) -> Kind:
         if type(value) is not int or not low <= value <= high:
             raise Invalid(field, f"must be an integer {low}..{high}")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def text_matching(pattern: re.Pattern[str]) -> Kind:
@@ -69,7 +70,7 @@ def text_matching(pattern: re.Pattern[str]) -> Kind:
         if type(value) is not str or pattern.fullmatch(value) is None:
             raise Invalid(field, f"must match {pattern.pattern}")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def bytes_between(low: int, high: int) -> Kind:
@@ -79,7 +80,7 @@ def bytes_between(low: int, high: int) -> Kind:
         if type(value) is not bytes or not low <= len(value) <= high:
             raise Invalid(field, f"must be {low}..{high} bytes")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def text_upto(high: int) -> Kind:
@@ -99,7 +100,7 @@ def one_of(*words: str) -> Kind:
         if type(value) is not str or value not in words:
             raise Invalid(field, f"must be one of {', '.join(words)}")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def _check_bool(value: Any, field: str) -> None:
@@ -114,14 +115,14 @@ def _check_key_id(value: Any, field: str) -> None:
 
 Hash: TypeAlias = Annotated[bytes, bytes_of(codec.HASH_BYTES)]
 Signature: TypeAlias = Annotated[bytes, bytes_of(SIGNATURE_BYTES)]
-KeyId: TypeAlias = Annotated[bytes, Kind(_check_key_id)]
+KeyId: TypeAlias = Annotated[bytes, Kind(_check_key_id, plain=True)]
 WorldId: TypeAlias = Annotated[str, text_matching(_WORLD_ID)]
 Name: TypeAlias = Annotated[str, text_matching(_NAME)]
 Count: TypeAlias = Annotated[int, int_between(0, limits.COUNT_MAX)]
 Height: TypeAlias = Annotated[int, int_between(1, limits.COUNT_MAX)]
 Amount: TypeAlias = Annotated[int, int_between(0, limits.AMOUNT_MAX)]
 Coordinate: TypeAlias = Annotated[int, int_between(-limits.COORDINATE_CM_MAX, limits.COORDINATE_CM_MAX)]
-Flag: TypeAlias = Annotated[bool, Kind(_check_bool)]
+Flag: TypeAlias = Annotated[bool, Kind(_check_bool, plain=True)]
 
 HASH: Kind = get_args(Hash)[1]
 SIGNATURE: Kind = get_args(Signature)[1]
@@ -198,6 +199,7 @@ class _Layout:
     checks: tuple[tuple[str, Callable[[Any, str], None], bool, str], ...]  # name, check, optional, path
     packs: tuple[tuple[str, Callable[[Any], codec.Value] | None], ...]  # in canonical order; None: as it is
     reads: tuple[tuple[str, Callable[[codec.Value, str], Any] | None, bool], ...]  # None: as it is
+    plain: bool  # all fields are
 
 
 _LAYOUTS: dict[type, _Layout] = {}
@@ -223,6 +225,7 @@ def _layout(record: type[Record]) -> _Layout:
             (name, None if kind.unpack is _as_read else kind.unpack, optional)
             for name, (kind, optional) in kinds.items()
         ),
+        all(kind.plain for kind, _optional in kinds.values()),
     )
     return found
 
@@ -276,7 +279,8 @@ class Record:
         try:
             return self._bytes
         except AttributeError:
-            body = codec.encode(self.to_value(), self.NAME)
+            encode = codec.encode_checked if _layout(type(self)).plain else codec.encode
+            body = encode(self.to_value(), self.NAME)
             if len(body) > self.BYTES_MAX:
                 raise Invalid(self.NAME, f"{len(body)} bytes, at most {self.BYTES_MAX}") from None
             object.__setattr__(self, "_bytes", body)

@@ -16,7 +16,8 @@ import trio
 
 from runtime.errors import Missing, StoreFull
 from runtime.services.context import Context
-from runtime.services.fetch import Sources, fetch_blob
+from runtime.services.blobs import fetch_blob
+from runtime.services.fetch import Sources
 
 HEAL_POLL_S: Final = 1.0
 HEAL_RETRY_S: Final = 5.0

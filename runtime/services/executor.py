@@ -38,8 +38,9 @@ from runtime.records import (
     WorldHeadAnnounce,
     seal,
 )
+from runtime.services.blobs import fetch_blob
 from runtime.services.context import Context, Signal
-from runtime.services.fetch import TRY_MS, Sources, ask_first, call, fetch_blob
+from runtime.services.fetch import TRY_MS, Sources, ask_first, call
 from runtime.services.heads import HeadTracker
 from runtime.services.methods import Handlers
 from runtime.services.publish import keep_newest

@@ -21,7 +21,8 @@ from runtime import chain, codec, limits, world
 from runtime.errors import Diverged, Invalid, Missing, UnknownVersion, WorldError
 from runtime.messages import BlocksRequest, BundleAnswer, BundleRequest
 from runtime.records import ActionBatch, Envelope, WorldBlock, WorldHeadAnnounce
-from runtime.services.fetch import TRY_MS, Sources, ask_any, call, fetch_blob, fetch_from
+from runtime.services.blobs import fetch_blob, fetch_from
+from runtime.services.fetch import TRY_MS, Sources, ask_any, call
 from runtime.services.heads import HeadTracker
 from runtime.services.replica import Applied, Progress, Replica
 
