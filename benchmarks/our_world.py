@@ -20,6 +20,7 @@ from benchmarks import workload
 from benchmarks.side import obey, play
 from bootstrap.demo.processes import Network
 from bootstrap.node import now_ms, open_client
+from p2p.errors import NetworkError
 from runtime import world
 from runtime.records import Envelope
 from runtime.services.client import DistributedClient
@@ -69,7 +70,11 @@ class World:
         while waiting:
             left: Sequence[Envelope] = waiting.pop()
             while left:
-                results = await self._leader.submit(self._work.world_id, left)
+                try:
+                    results = await self._leader.submit(self._work.world_id, left)
+                except NetworkError:  # accepted or not: handing in the same envelopes again is no mistake
+                    await trio.sleep(POLL_S)
+                    continue
                 retry = [e for e, r in zip(left, results, strict=True) if r.retry_after_ms is not None]
                 fatal = [r for r in results if r.outcome != "accepted" and r.retry_after_ms is None]
                 assert not fatal, fatal[0].message

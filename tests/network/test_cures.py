@@ -52,6 +52,7 @@ def test_every_cure_stands_in_the_table():
         "ask_identify",
         "clear_recent_deliveries",
         "deliver_to",
+        "read_promptly",
         "write_patiently",
     }
     assert takes_part - called_by_name == set(cures.ALL)
