@@ -13,7 +13,7 @@ from benchmarks import workload
 from benchmarks.harness import Options, Peer, Row, alternate, main
 from runtime import cells, chain, codec
 from runtime.keys import SigningKey
-from runtime.records import ActionBatch, ActionEnvelope, encode_envelopes, seal
+from runtime.records import ActionBatch, ActionEnvelope, Envelope, encode_envelopes, seal
 
 CREATED_MS = 1_700_000_000_000
 PER_ENVELOPE = 20
@@ -69,7 +69,7 @@ class Crowd:
         self._tip = built.tip
         return elapsed * 1_000
 
-    def _envelope(self, nonce: int) -> workload.Envelope:
+    def _envelope(self, nonce: int) -> Envelope:
         moves = []
         for _ in range(PER_ENVELOPE):
             self._moves += 1

@@ -1,7 +1,7 @@
 """From an envelope handed in to its effect verified by another process: ours, and a naive build of the same thing.
 
-Both have a client, a process that executes and a process that replays, on loopback. What the naive one does, and what it
-leaves out, stands in benchmarks/naive.py.
+Both have a client, a process that executes and a process that replays, on loopback. What the naive one does, and what
+it leaves out, stands in benchmarks/naive.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The shared part of every benchmark: sides that are processes of their own, alternating runs, rows, the table.
 
-Hides: pipes and statistics. Guarantees: both sides of a ratio run in one session, one after the other in turn, so that a
-busy neighbour meets both; progress goes to stderr, rows to stdout. A row is as design and docs/performance.md say:
+Hides: pipes and statistics. Guarantees: both sides of a ratio run in one session, one after the other in turn, so that
+a busy neighbour meets both; progress goes to stderr, rows to stdout. A row is as docs/performance.md says:
 {"row", "what", "unit", "ours": {min, median, max}, "peer": {name, version, min, median, max}, "ratio", "runs"}.
 """
 

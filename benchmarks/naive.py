@@ -75,7 +75,11 @@ class Chain:
         assert all(signatures)
         built = chain.build_block(self.genesis, tip, batch, envelopes, signatures)
         assert world.was_taken(built.outcome.receipts)
-        for name, data in (*built.blobs.items(), (batch.hash(), batch.preimage()), (batch.actions_ref, actions)):
+        for name, data in (
+            *built.blobs.items(),
+            (batch.hash(), batch.preimage()),
+            (batch.actions_ref, actions),
+        ):
             self._store(name, data)
         self.tip = built.tip
         return built

@@ -1,8 +1,8 @@
 """Our side of end to end: two `aw node` processes, and a client that hands in envelopes and asks for proofs.
 
 The leader orders and executes (index, coordinator, gateway, sequencer, executor), the observer replays. A run is over
-when the observer has replayed the block that took the last envelope of each actor, and has proved one of them against an
-attested head.
+when the observer has replayed the block that took the last envelope of each actor, and has proved one of them against
+an attested head.
 """
 
 from __future__ import annotations
@@ -110,10 +110,9 @@ async def run() -> None:
             open_client([network.nodes["leader"].addr]) as to_leader,
             open_client([network.nodes["observer"].addr]) as to_observer,
         ):
-            one = World(
-                to_leader, to_observer, workload.Workload(genesis.header.world_id, now_ms())
-            )
-            await one.verified(one._work.registrations())
+            work = workload.Workload(genesis.header.world_id, now_ms())
+            one = World(to_leader, to_observer, work)
+            await one.verified(work.registrations())
             await obey({"run": one.run, "status": partial(_status, to_leader)})
 
 
@@ -123,4 +122,3 @@ async def _status(client: DistributedClient) -> dict[str, Any]:
 
 if __name__ == "__main__":
     play(run)
-

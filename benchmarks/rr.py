@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import partial
 
-
 from benchmarks.harness import Options, Row, Side, alternate, main, side, stock_libp2p
 
 SIZE = 200
@@ -32,9 +31,7 @@ async def rows(options: Options) -> list[Row]:
                 partial(_rate, they, "one_shots", their_peer, 500 // scale, in_flight),
                 runs,
             )
-            found.append(
-                Row(name, f"{what}, 200 B", "requests/s", ours, stock_libp2p(), peers, runs, target)
-            )
+            found.append(Row(name, f"{what}, 200 B", "requests/s", ours, stock_libp2p(), peers, runs, target))
     return found
 
 
@@ -44,4 +41,3 @@ async def _rate(client: Side, command: str, peer: str, count: int, in_flight: in
 
 if __name__ == "__main__":
     main(rows)
-

@@ -1,6 +1,6 @@
 """The other end of harness.Side: a program that obeys commands on stdin. Imports nothing of ours but this.
 
-A stock side must never import p2p, whose cures patch classes of py-libp2p for the whole process; `stay_stock` sees to it.
+A stock side must never import p2p, whose cures patch classes of py-libp2p for the whole process: see `stay_stock`.
 """
 
 from __future__ import annotations

@@ -46,13 +46,13 @@ def make_genesis(leader: bytes, certifier: bytes, created_ms: int) -> Genesis:
 class Workload:
     """Envelopes in an order that every actor's nonces allow. Each actor moves its agents in turn."""
 
-    def __init__(self, world_id: str, timestamp_ms: int) -> None:
+    def __init__(self, world_id: str, timestamp_ms: int, actors: int = ACTORS) -> None:
         self.world_id = world_id
         self.height = 0  # as far as the world is known to be
         self._timestamp_ms = timestamp_ms
         self._moves = 0
-        self._actors = [key(f"actor {number}") for number in range(ACTORS)]
-        self._nonces = [0] * ACTORS
+        self._actors = [key(f"actor {number}") for number in range(actors)]
+        self._nonces = [0] * actors
 
     def registrations(self) -> list[Envelope]:
         """One envelope for each actor, which registers all its agents."""
@@ -61,14 +61,14 @@ class Workload:
                 actor,
                 [("register_agent", self._place(actor, number)) for number in range(AGENTS)],
             )
-            for actor in range(ACTORS)
+            for actor in range(len(self._actors))
         ]
 
     def envelopes(self, actions: int, per_envelope: int) -> list[Envelope]:
         """Envelopes with `actions` moves in all."""
         made: list[Envelope] = []
         for index in range(actions // per_envelope):
-            actor = index % ACTORS
+            actor = index % len(self._actors)
             moves = []
             for _ in range(per_envelope):
                 self._moves += 1

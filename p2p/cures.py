@@ -106,7 +106,7 @@ def batch_window_updates() -> None:
         increment += stream._apply_autotune_epoch(unread)  # noqa: SLF001
         await stream.send_window_update(increment)
 
-    yamux.YamuxStream._auto_tune_and_send_window_update = give_room_back  # type: ignore[method-assign]  # noqa: SLF001
+    setattr(yamux.YamuxStream, "_auto_tune_and_send_window_update", give_room_back)  # noqa: B010  # of another type
 
 
 def fit_frames_to_noise() -> None:
@@ -125,7 +125,7 @@ def read_ahead() -> None:
     many small messages cost one call. Test: test_many_messages_are_read_in_few_calls.
     """
     receive = TrioTCPStream.read
-    TrioTCPStream.read = _served(lambda stream: receive(stream, SOCKET_READ_BYTES_MAX))  # type: ignore[method-assign]
+    setattr(TrioTCPStream, "read", _served(lambda stream: receive(stream, SOCKET_READ_BYTES_MAX)))  # noqa: B010
 
 
 def read_what_is_there() -> None:
@@ -141,7 +141,7 @@ def read_what_is_there() -> None:
             raise ConnectionClosedError("Connection closed")
         return data
 
-    SecureSession.read = _served(message)  # type: ignore[method-assign]
+    setattr(SecureSession, "read", _served(message))  # noqa: B010
 
 
 def _served(more: Callable[[Any], Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
@@ -150,6 +150,7 @@ def _served(more: Callable[[Any], Awaitable[bytes]]) -> Callable[..., Awaitable[
     async def read(reader: Any, n: int | None = None) -> bytes:
         if n == 0:
             return b""
+        data: bytes
         data, at = reader.__dict__.get("_aw_held", (b"", 0))
         if at == len(data):
             data, at = await more(reader), 0
@@ -742,7 +743,9 @@ async def read_promptly(stream: Any, bytes_max: int) -> bytes:
     """
     muxed = stream.muxed_stream
     conn, name = muxed.conn, muxed.stream_id
-    while not (muxed.closed or muxed.recv_closed or muxed.reset_received or conn.event_shutting_down.is_set()):
+    while not (
+        muxed.closed or muxed.recv_closed or muxed.reset_received or conn.event_shutting_down.is_set()
+    ):
         unread, event = conn.stream_buffers.get(name), conn.stream_events.get(name)
         if unread is None or event is None:
             break

@@ -526,7 +526,9 @@ def _decoded_envelopes(data: bytes, bytes_max: int, count_max: int, field: str) 
     value = codec.decode(data, bytes_max, field, items_max=len(data))  # each envelope has a limit of its own
     if type(value) is not list or len(value) > count_max:
         raise Invalid(field, f"must be a list of at most {count_max} envelopes")
-    return tuple(sealed_from_value(ActionEnvelope, item, f"{field}[{index}]") for index, item in enumerate(value))
+    return tuple(
+        sealed_from_value(ActionEnvelope, item, f"{field}[{index}]") for index, item in enumerate(value)
+    )
 
 
 __all__ = [

@@ -219,7 +219,9 @@ def _layout(record: type[Record]) -> _Layout:
         kinds[item.name] = next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional
     in_order = sorted(kinds, key=lambda name: (len(name), name))
     found = _LAYOUTS[record] = _Layout(
-        tuple((name, kind.check, optional, f"{record.NAME}.{name}") for name, (kind, optional) in kinds.items()),
+        tuple(
+            (name, kind.check, optional, f"{record.NAME}.{name}") for name, (kind, optional) in kinds.items()
+        ),
         tuple((name, None if kinds[name][0].pack is _same else kinds[name][0].pack) for name in in_order),
         tuple(
             (name, None if kind.unpack is _as_read else kind.unpack, optional)

@@ -2,7 +2,7 @@
 
 Hides: who serves which bytes. Guarantees: what is returned hashes to its id; ranges are only a way to be quick: when
 they do not add up, each provider is asked for the whole alone, so that the one whose bytes are false is known.
-A provider that fails in the middle costs what it had not sent yet. Memory: the blob, and PARTS_QUEUED_MAX parts a provider.
+A provider that fails in the middle costs what it had not sent yet. Memory: the blob, and a few parts a provider.
 Implements docs/protocol.md, section "Methods" (fetch_blob, client side).
 """
 
@@ -129,7 +129,9 @@ async def _fetch_rest(sources: Sources, blob: _Blob) -> None:
     helpers = helpers[: limits.FETCH_PROVIDERS_MAX]
     start = blob.reached(0)
     left = blob.size - start
-    step = max(RANGE_BYTES_MIN, -(-left // (RANGES_PER_PROVIDER * len(helpers)))) if len(helpers) > 1 else left
+    step = (
+        max(RANGE_BYTES_MIN, -(-left // (RANGES_PER_PROVIDER * len(helpers)))) if len(helpers) > 1 else left
+    )
     ranges = [(at, min(at + step, blob.size)) for at in range(start, blob.size, step)][::-1]
     async with trio.open_nursery() as nursery:
         for peer in helpers:

@@ -11,7 +11,9 @@ from libp2p.stream_muxer.yamux import yamux
 from p2p import cures, frames, names
 from p2p.network import PartsRoute, Route
 
-TURNS_MAX = 32  # per request and answer, both sides; 26 were counted, 39 with the library's own read and write
+TURNS_MAX = (
+    32  # per request and answer, both sides; 26 were counted, 39 with the library's own read and write
+)
 REQUESTS = 50
 
 
