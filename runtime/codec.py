@@ -179,7 +179,10 @@ def _in_order(value: Value, depth: int, field: str, budget: _Budget) -> bool:
     budget.spend(len(value), field)
     in_order = True
     for item in value:
-        if type(item) not in _PLAIN and not _in_order(item, depth + 1, field, budget):
+        kind = type(item)
+        if kind in _PLAIN or (kind is int and INT_MIN <= item <= INT_MAX):
+            continue
+        if not _in_order(item, depth + 1, field, budget):
             in_order = False
     return in_order
 
