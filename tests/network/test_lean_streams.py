@@ -8,7 +8,7 @@ from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.yamux import yamux
 
-from p2p import cures, frames, names
+from p2p import cures, frames, names, stream_cures
 from p2p.network import PartsRoute, Route
 
 TURNS_MAX = (
@@ -85,7 +85,7 @@ async def test_many_messages_are_read_in_few_calls(open_node, patience, monkeypa
         monkeypatch.setattr(trio.SocketStream, "receive_some", counted)
         with patience():
             await read_parts(client, server.peer_id, 4)
-    assert set(asked) == {cures.SOCKET_READ_BYTES_MAX}
+    assert set(asked) == {stream_cures.SOCKET_READ_BYTES_MAX}
 
 
 async def test_a_secured_read_gives_what_is_there(patience):
@@ -122,7 +122,7 @@ async def test_what_comes_whole_is_not_copied():
 
 
 async def test_a_writer_is_woken_when_the_window_opens(open_node, until, patience, monkeypatch):
-    monkeypatch.setattr(cures, "WINDOW_POLL_S", 3_600.0)
+    monkeypatch.setattr(stream_cures, "WINDOW_POLL_S", 3_600.0)
     async with open_node(1, routes={"parts": PartsRoute(send_parts)}) as server, open_node(2) as client:
         await client.connect(server.addrs())
 
