@@ -27,7 +27,7 @@ from p2p.providers import ProviderCache
 from p2p.router import RouterLimits
 from runtime.keys import SigningKey
 from runtime.services import HeadRecords
-from runtime.services.blobs import fetch_blob
+from runtime.services.blobs import fetch_blob, fetch_from
 from runtime.services.context import Context
 from runtime.services.fetch import Sources
 from runtime.services.methods import MethodTable
@@ -58,11 +58,10 @@ def config(listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)) -> HostConfig:
 
 
 def paced(route: PartsRoute, bytes_per_s: int) -> PartsRoute:
-    """The route, with parts leaving no faster than this."""
+    """The route, with the parts of all its streams together leaving no faster than this."""
+    due = 0.0
 
     async def handle(caller: PeerId, body: bytes, send: SendPart) -> bytes:
-        due = trio.current_time()
-
         async def send_in_time(part: bytes) -> None:
             nonlocal due
             due = max(due, trio.current_time()) + len(part) / bytes_per_s
@@ -116,12 +115,16 @@ class Node:
         """Keep a blob of chance bytes; gives its content id."""
         return self._context.db.blobs.put(random.Random(seed).randbytes(size)).hex()
 
-    async def fetch(self, content_id: str, size: int, times: int) -> float:
-        """MB/s of fetching a blob and checking its hash, from all connected peers that help."""
+    async def fetch(self, content_id: str, size: int, times: int, only: str | None = None) -> float:
+        """MB/s of fetching a blob and checking its hash, from all connected peers that help, or from one only."""
         sources = Sources(self._context, WORLD, asked_at_ms=now_ms(), fresh_ms=1 << 40)
         before = time.perf_counter()
         for _ in range(times):
-            assert len(await fetch_blob(sources, bytes.fromhex(content_id))) == size
+            if only is None:
+                data = await fetch_blob(sources, bytes.fromhex(content_id))
+            else:
+                data = await fetch_from(self._context, bytes.fromhex(only), bytes.fromhex(content_id), size)
+            assert len(data) == size
         return size * times / (time.perf_counter() - before) / 1e6
 
     # --- gossip: questions, and answers by the other node --------------------------------------------------
