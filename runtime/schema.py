@@ -234,10 +234,10 @@ def _layout(record: type[Record]) -> _Layout:
 
 def wrong_fields(record: type[Record], values: Mapping[str, Any]) -> Iterator[Invalid]:
     """What is wrong with each of these fields by itself; making the record raises for the first one only."""
-    for name, kind, _optional in _kinds(record):
+    for name, check, _optional, path in _layout(record).checks:
         if name in values:
             try:
-                kind.check(values[name], f"{record.NAME}.{name}")
+                check(values[name], path)
             except Invalid as error:
                 yield error
 

@@ -15,8 +15,8 @@ from typing import Final, NoReturn
 import trio
 
 from runtime.errors import Missing, StoreFull
-from runtime.services.context import Context
 from runtime.services.blobs import fetch_blob
+from runtime.services.context import Context
 from runtime.services.fetch import Sources
 
 HEAL_POLL_S: Final = 1.0
