@@ -48,7 +48,7 @@ async def rows(options: Options) -> list[Row]:
     """Bytes of blobs, and of the data dir, in MB."""
     blocks = BLOCKS // 10 if options.quick else BLOCKS
     with tempfile.TemporaryDirectory(prefix="aw-bench-disk-") as directory:
-        ours, files = Path(directory, "node"), Path(tempfile.mkdtemp(dir=directory))
+        ours, files = (Path(tempfile.mkdtemp(dir=directory)) for _ in range(2))
         blobs = await _apply(ours, files, blocks)
         whole, theirs = _on_disk(ours), _on_disk(files)
     what = f"{blocks:,} blocks of one move"
