@@ -2,7 +2,7 @@
 
 Hides: py-libp2p. Guarantees: noise and yamux over TCP only, never plaintext or secio; the routes stand before the
 first listener; started means that real addresses are bound; leaving closes every connection within a bounded time.
-Every fault of the library is cured in cures.py. Implements docs/protocol.md, section "Connections".
+Every fault of the library is cured in cures.py and stream_cures.py. Implements docs/protocol.md, section "Connections".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 from multiaddr.utils import get_network_addrs
 
-from p2p import cures, names
+from p2p import cures, names, stream_cures
 from p2p.connections import Connections
 from p2p.dht import KadDht, RuleValidator
 from p2p.errors import ListenFailed, StreamBroken, Unreachable
@@ -70,7 +70,7 @@ class Libp2pStream:
 
     async def read(self, bytes_max: int) -> bytes:
         try:
-            return bytes(await self._stream.read(bytes_max))
+            return await stream_cures.read_promptly(self._stream, bytes_max)
         except (StreamEOF, MuxedStreamEOF):
             return b""
         except Exception as error:
@@ -78,7 +78,7 @@ class Libp2pStream:
 
     async def write(self, data: bytes) -> None:
         try:
-            await cures.write_patiently(self._stream, data)
+            await stream_cures.write_patiently(self._stream, data)
         except Exception as error:
             raise StreamBroken(type(error).__name__) from error
 

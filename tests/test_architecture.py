@@ -20,7 +20,9 @@ TOP_LEVEL = {
     "pyproject.toml", "p2p", "runtime", "bootstrap", "tests", "interop", "README.md",
     "docs", "examples", "benchmarks", "deploy", "Makefile", ".ci", ".gitignore", "LICENSE", "CHANGELOG.md",
 }  # fmt: skip
-LIBP2P_FILES = {f"p2p/{name}.py" for name in ("host", "cures", "connections", "gossip", "dht", "identity")}
+LIBP2P_FILES = {
+    f"p2p/{name}.py" for name in ("host", "cures", "stream_cures", "connections", "gossip", "dht", "identity")
+}
 TRIO_FILES = LIBP2P_FILES | {
     f"p2p/{name}.py"
     for name in ("request_response", "router", "sessions", "streamed", "streams", "memory", "memory_streams")

@@ -78,16 +78,21 @@ class NodeProcess:
 
 
 class Network:
-    """All nodes of the demo."""
+    """All nodes of the demo, or of another layout: name -> roles."""
 
-    def __init__(self, directory: Path, program: Sequence[str] = NODE_PROGRAM) -> None:
-        """Make a data dir with an identity, and find a free port, for each node of LAYOUT."""
+    def __init__(
+        self,
+        directory: Path,
+        program: Sequence[str] = NODE_PROGRAM,
+        layout: Mapping[str, tuple[str, ...]] = LAYOUT,
+    ) -> None:
+        """Make a data dir with an identity, and find a free port, for each node of the layout."""
         self.directory = directory
         self.restarts = 0
         self.nodes: dict[str, NodeProcess] = {}
         self._program = program
-        ports = free_ports(len(LAYOUT))
-        for (name, roles), port in zip(LAYOUT.items(), ports, strict=True):
+        ports = free_ports(len(layout))
+        for (name, roles), port in zip(layout.items(), ports, strict=True):
             path = directory / name
             identity = create_identity(path / "identity.key")
             self.nodes[name] = NodeProcess(name, roles, identity, path, port)

@@ -31,8 +31,9 @@ from runtime.messages import (
 from runtime.records import ActionBatch, AuthoritySet, Commit, Genesis, LeaseGrant, Resume, Sealed, seal
 from runtime.sequencing import Certified, LeaseManager, certify, check_memory, refreshed, resumed_commit
 from runtime.services.authorities import Authorities
+from runtime.services.blobs import fetch_blob
 from runtime.services.context import Context
-from runtime.services.fetch import Sources, ask_first, fetch_blob
+from runtime.services.fetch import Sources, ask_first
 from runtime.services.heads import HeadTracker
 from runtime.services.methods import Handlers
 from runtime.services.resume import RESUME_RETRY_MS, fetch_batch

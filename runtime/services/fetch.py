@@ -15,11 +15,11 @@ from typing import Final, TypeVar
 import trio
 
 from p2p import names
-from p2p.errors import AnswerTooLarge, NetworkError, RequestFailed
+from p2p.errors import NetworkError, RequestFailed
 from p2p.network import PeerId, PeerInfo
-from runtime import codec, genesis, limits
-from runtime.errors import Invalid, Missing, WorldError
-from runtime.messages import BlobEnd, BlobRequest, Body
+from runtime import genesis, limits
+from runtime.errors import Missing, WorldError
+from runtime.messages import Body
 from runtime.services.context import Context
 
 T = TypeVar("T")
@@ -29,7 +29,6 @@ TRY_MS: Final = 10_000
 FALSE_ANSWER_REST_MS: Final = 60_000
 PROVIDERS_FRESH_MS: Final = 15_000
 PROVIDERS_RETRY_MS: Final = 2_000  # a false head asks for what nobody has: that must not cost a look-up each
-BLOB_BYTES_MAX: Final = 64 << 20
 PEERS_REMEMBERED_MAX: Final = 1_024
 
 
@@ -133,38 +132,6 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
             sources.rest(peer, FALSE_ANSWER_REST_MS)
     sources.forget_lookup()
     raise Missing(what, f"{key} ({len(tried)} peers tried: {', '.join(tried) or 'none known'})")
-
-
-async def fetch_from(context: Context, peer: PeerId, content_id: bytes, bytes_max: int) -> bytes:
-    """A whole blob from one peer, its hash checked. Raises p2p errors, or Invalid when the bytes are false."""
-    data = bytearray()
-    request = BlobRequest(content_hash=content_id)
-    async with context.network.request_parts(
-        peer, "fetch_blob", request.to_bytes(), deadline_ms=TRY_MS, bytes_max=bytes_max
-    ) as answer:
-        while (part := await answer.part()) is not None:
-            data += part
-            if len(data) > bytes_max:
-                raise AnswerTooLarge(peer.hex(), "fetch_blob", bytes_max)
-        end = BlobEnd.from_bytes(answer.last)
-    if end.size != len(data) or codec.content_id(bytes(data)) != content_id:
-        raise Invalid("fetch_blob", f"{len(data)} bytes that are not blob {content_id.hex()}")
-    context.counters["fetch.blobs"] += 1
-    context.counters["fetch.bytes"] += len(data)
-    return bytes(data)
-
-
-async def fetch_blob(sources: Sources, content_id: bytes, bytes_max: int = BLOB_BYTES_MAX) -> bytes:
-    """A blob by content id: from the own store, else from any source. Raises Missing."""
-    context = sources.context
-    own = context.blobs.find(content_id)
-    if own is not None:
-        return own
-
-    async def ask(peer: PeerId) -> bytes:
-        return await fetch_from(context, peer, content_id, bytes_max)
-
-    return await ask_any(sources, "blob", content_id.hex(), ask)
 
 
 async def ask_first(

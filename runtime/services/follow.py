@@ -25,8 +25,9 @@ from runtime.evidence import WrongRootProof, is_fork
 from runtime.messages import BatchAnswer, BatchRequest, BlocksRequest, BundleAnswer, BundleRequest
 from runtime.records import ActionBatch, Commit, Envelope, Resume, Sealed, WorldBlock, WorldHeadAnnounce
 from runtime.services.authorities import Authorities
+from runtime.services.blobs import fetch_blob, fetch_from
 from runtime.services.evidence import EvidenceKeeper
-from runtime.services.fetch import TRY_MS, Sources, ask_any, ask_first, call, fetch_blob, fetch_from
+from runtime.services.fetch import TRY_MS, Sources, ask_any, ask_first, call
 from runtime.services.heads import HeadTracker
 from runtime.services.replica import Applied, Progress, Replica
 from runtime.services.resume import is_resumed, resume, shared_height
