@@ -119,6 +119,10 @@ class Libp2pNetwork:
         """Where a peer can be dialled, as far as is known."""
         return self._connections.addrs_of(peer)
 
+    def proved_addrs_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Where a dial has met this peer: these may be kept and dialled again later."""
+        return self._connections.proved_addrs_of(peer)
+
     def peers(self) -> list[PeerId]:
         return self._connections.peers()
 

@@ -27,7 +27,7 @@ TRIO_FILES = LIBP2P_FILES | {
 }
 IO_FILES = {f"runtime/{name}.py" for name in ("durable", "local_cas", "lmdb_blobs", "world_db", "db_check")}
 PORTS = {"p2p/network.py"}  # names what is awaited, and awaits nothing
-PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames")}
+PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames", "addresses")}
 IMPURE_MODULES = {
     "time",
     "random",
