@@ -140,6 +140,7 @@ async def _run_with(
         listen=config.listen,
         announce=config.announce,
         bootstrap=(*config.bootstrap, *_known_addrs(book, config)),
+        kept=config.bootstrap,
         router_limits=_router_limits(config),
         rng=rng,
         now_ms=now_ms,

@@ -84,6 +84,8 @@ async def run_world(
     """
     world_id = genesis.header.world_id
     parts = _compose(context, genesis, roles)
+    authorities = genesis.authorities
+    context.network.keep((*authorities.proposers, *authorities.executors, *authorities.certifiers))
     if parts.replica is not None:
         await parts.replica.restore(progress, partial(_bring_back, parts))
     subscriptions = await _join(context, genesis, roles)

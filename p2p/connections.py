@@ -62,6 +62,7 @@ class Connections:
         rng: random.Random,
         introduce: Callable[[PeerId, bool], Awaitable[bool]],
         forget: Callable[[PeerId], None],
+        is_refused: Callable[[PeerId], bool],
     ) -> None:
         self._host = host
         self._swarm = host.get_network()
@@ -69,6 +70,7 @@ class Connections:
         self._rng = rng
         self._introduce = introduce
         self._forget = forget
+        self._is_refused = is_refused
         self._addrs: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: dict[PeerId, _Dial] = {}
         self._known: dict[PeerId, frozenset[Any]] = {}
@@ -121,6 +123,8 @@ class Connections:
     async def reach(self, peer: PeerId, addrs: Sequence[str] = ()) -> None:
         """Connected to this peer, by these addresses or by known ones. Raises Unreachable."""
         while not self.is_connected(peer):
+            if self._is_refused(peer):
+                raise Unreachable(names.peer_text(peer), "is refused for a while, for what it has sent")
             if peer in self._dialling:
                 dial = self._dialling[peer]
                 await dial.ended.wait()
