@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo as LibPeerInfo
 from libp2p.records.validator import Validator
 
-from p2p import names
+from p2p import cures, names
 from p2p.addresses import dialable_ones, is_peer_id
 from p2p.errors import NetworkError, RecordRefused, Unreachable
 from p2p.network import Gauge, PeerId, PeerInfo, RecordRule
@@ -62,7 +62,8 @@ class KadDht:
         self._grown = 0
 
     def counters(self) -> dict[str, int]:
-        return {name: count for name, count in sorted(self._counters.items()) if name.startswith("dht.")}
+        counted = self._counters + cures.dropped
+        return {name: count for name, count in sorted(counted.items()) if name.startswith("dht.")}
 
     def gauges(self) -> list[Gauge]:
         """Peers in the routing table, and what is held for others and oneself."""

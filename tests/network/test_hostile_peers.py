@@ -12,6 +12,8 @@ import varint
 from libp2p.crypto.secp256k1 import create_new_key_pair as secp256k1_pair
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.pb import rpc_pb2
 from multiaddr import Multiaddr
 
@@ -104,6 +106,21 @@ async def test_a_provider_record_with_no_address_to_dial_harms_no_reader(
             with patience():
                 found = await node.dht.find_providers(CONTENT)
             assert all(not info.addrs for info in found)
+
+
+async def test_a_full_key_takes_a_newcomer(open_node, until, patience):
+    """Twenty strangers were first: the library would take nobody else for two days."""
+    async with open_node(1) as server, open_node(2) as provider:
+        store, key = server.dht._kad.provider_store, names.provider_key(CONTENT)
+        for number in range(names.PROVIDERS_PER_KEY_MAX):
+            stranger = ID(names.PEER_ID_PREFIX + bytes([number]) * 32)
+            store.add_provider(key, PeerInfo(stranger, [Multiaddr(THIRD_PARTY)]))
+        await provider.connect(server.addrs())
+        await until(lambda: provider.dht.counters().get("dht.introduced"))
+        with patience():
+            await provider.dht.provide(CONTENT)
+        await until(lambda: str(ID(provider.peer_id)) in store.providers[key])
+        assert len(store.providers[key]) == names.PROVIDERS_PER_KEY_MAX
 
 
 # --- places
