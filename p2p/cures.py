@@ -432,7 +432,7 @@ def bound_dht_stores(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one sha
     """A server keeps every record and every provider key that strangers send it, for a day or two.
 
     value_store.py and provider_store.py limit no keys, and a key with twenty records takes no other for 48 h. Here the
-    oldest go: who means them tells them again. Tests: test_what_strangers_store_is_bounded, test_a_full_key_takes_a_newcomer.
+    oldest go. Tests: test_what_strangers_store_is_bounded, test_a_full_key_takes_a_newcomer.
     """
 
     def bounded(owner: Any, name: str, held: dict[bytes, Any], keys_max: int) -> None:

@@ -18,6 +18,7 @@ from runtime import limits
 from runtime.errors import HashMismatch, Missing
 from runtime.services.context import Context
 from runtime.services.fetch import REACH_MS, REST_MS_MAX, Sources, ask_any
+from runtime.world_db import MemoryWorldDb
 
 T = TypeVar("T")
 
@@ -90,8 +91,9 @@ def sources(net: Net, providers: Sequence[bytes]) -> Sources:
 
     key: Any = Key()
     network: Any = net
-    no_db: Any = None
-    return Sources(Context(network, dht, cache, no_db, key, now_ms, random.Random(0), direct), "w" * 32)
+    return Sources(
+        Context(network, dht, cache, MemoryWorldDb(), key, now_ms, random.Random(0), direct), "w" * 32
+    )
 
 
 def only(honest: bytes) -> Callable[[bytes], Awaitable[str]]:
