@@ -154,6 +154,7 @@ async def _run_with(
         listen=config.listen,
         announce=config.announce,
         bootstrap=(*config.bootstrap, *_known_addrs(book, config)),
+        kept=config.bootstrap,
         router_limits=_router_limits(config),
         rng=rng,
         now_ms=now_ms,
@@ -317,13 +318,11 @@ async def _republish(providers: ProviderCache, network: Libp2pNetwork) -> None:
 
 
 async def _remember_peers(data_dir: DataDir, book: AddressBook, network: Libp2pNetwork) -> None:
-    """Keep peers.json: whom a restart may dial."""
+    """Keep peers.json: whom a restart may dial. A peer's own word is not enough: it could aim us at anybody."""
     while True:
         await sleep_ms(PEERS_SAVE_MS)
         for peer in network.peers():
-            addrs = network.addrs_of(peer)
-            if addrs:
-                book.saw(peer, addrs, now_ms())
+            book.saw(peer, network.proved_addrs_of(peer), now_ms())
         data = book.to_bytes()
         try:
             await trio.to_thread.run_sync(replace_file, data_dir.peers_path, data)

@@ -31,6 +31,7 @@ from libp2p.pubsub.rpc_queue import RpcQueue
 from multiaddr import Multiaddr
 
 from p2p import names
+from p2p.standing import make_room_in_key
 from p2p.stream_cures import OF_STREAMS
 
 CURED_VERSION: Final = "0.8.1"
@@ -401,8 +402,8 @@ def widen_dht_limits(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one sha
 def bound_dht_stores(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all
     """A server keeps every record and every provider key that strangers send it, for a day or two.
 
-    value_store.py and provider_store.py have no limit of keys. Past RECORDS_HELD_MAX and PROVIDER_KEYS_HELD_MAX the
-    oldest go: whoever still means them tells them again. Test: test_what_strangers_store_is_bounded.
+    value_store.py and provider_store.py limit no keys, and a key with twenty records takes no other for 48 h. Here the
+    oldest go. Tests: test_what_strangers_store_is_bounded, test_a_full_key_takes_a_newcomer.
     """
 
     def bounded(owner: Any, name: str, held: dict[bytes, Any], keys_max: int) -> None:
@@ -411,6 +412,8 @@ def bound_dht_stores(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one sha
         def keep_and_drop(key: bytes, *args: Any, **kwargs: Any) -> Any:
             if key in held:
                 held[key] = held.pop(key)  # told again, so the youngest
+                if held is providers.providers:
+                    dropped["dht.dropped_key_full"] += make_room_in_key(held[key], str(args[0].peer_id))
             kept = keep(key, *args, **kwargs)
             while len(held) > keys_max:
                 dropped["dht.dropped_store_full"] += 1

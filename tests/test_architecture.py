@@ -25,11 +25,20 @@ LIBP2P_FILES = {
 }
 TRIO_FILES = LIBP2P_FILES | {
     f"p2p/{name}.py"
-    for name in ("request_response", "router", "sessions", "streamed", "streams", "memory", "memory_streams")
+    for name in (
+        "admission",
+        "request_response",
+        "router",
+        "sessions",
+        "streamed",
+        "streams",
+        "memory",
+        "memory_streams",
+    )
 }
 IO_FILES = {f"runtime/{name}.py" for name in ("durable", "local_cas", "lmdb_blobs", "world_db", "db_check")}
 PORTS = {"p2p/network.py"}  # names what is awaited, and awaits nothing
-PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames")}
+PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames", "addresses", "standing")}
 IMPURE_MODULES = {
     "time",
     "random",

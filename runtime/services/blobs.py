@@ -17,7 +17,7 @@ from p2p import names
 from p2p.errors import AnswerTooLarge, NetworkError, RequestFailed
 from p2p.network import PeerId
 from runtime import codec, limits
-from runtime.errors import Invalid, WorldError
+from runtime.errors import HashMismatch, Invalid, WorldError
 from runtime.messages import BlobEnd, BlobRequest
 from runtime.services.context import Context
 from runtime.services.fetch import TRY_MS, Sources, ask_any
@@ -117,8 +117,11 @@ class _Blob:
     def whole(self) -> bytes:
         """The blob. Raises Invalid when bytes are missing or are not what the content id says."""
         data = b"".join([self.pieces[at] for at in sorted(self.pieces)])
-        if not self.is_complete or len(data) != self.size or codec.content_id(data) != self.content_id:
-            raise Invalid("fetch_blob", f"{len(data)} bytes that are not blob {self.content_id.hex()}")
+        if not self.is_complete or len(data) != self.size:
+            raise Invalid("fetch_blob", f"{len(data)} bytes of {self.size}")
+        actual = codec.content_id(data)
+        if actual != self.content_id:
+            raise HashMismatch(self.content_id, actual)
         return data
 
 
