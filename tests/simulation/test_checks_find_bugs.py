@@ -44,8 +44,14 @@ def test_a_certifier_that_does_not_compare_is_found(monkeypatch: pytest.MonkeyPa
     put_commit = WorldTables.put_commit
     monkeypatch.setattr(coordinator, "certify", certify)
     monkeypatch.setattr(WorldTables, "put_commit", lambda *args: (put_commit(*args)[0], []))
+
     # Both sequencers hold the lease, so that they propose different batches for one height.
-    monkeypatch.setattr(sequencing.LeaseManager, "remaining_ms", lambda *args: 0)
+    def grant_all(self: Any, stored: Any, caller: bytes, now_ms: int, term_min: int = 1) -> Any:
+        return self._grant(
+            caller, max(term_min, 1 if stored is None else stored.term + 1), now_ms, self.ttl_ms
+        )
+
+    monkeypatch.setattr(sequencing.LeaseManager, "acquire", grant_all)
     result = first_failure()
     assert result.failure is not None
     assert result.failure.startswith("one_commit: height ")
