@@ -14,7 +14,7 @@ import trio
 
 from bootstrap.simulation.ports import Disk
 from bootstrap.world_node import WorldNode
-from p2p import names
+from p2p.network import Gauge
 from runtime import cells, codec, limits, messages, rules
 from runtime.errors import Missing
 from runtime.records import (
@@ -28,23 +28,13 @@ from runtime.records import (
     WorldHeadAnnounce,
     sealed_from_bytes,
 )
-from runtime.services import coordinator, sequencer
 from runtime.world_db import Put, Row, Table
 from runtime.world_tables import WorldTables
 
 CURSORS: Final = ("executed", "verified", "stored")
+LIMITS: Final[dict[str, int]] = {}  # gauge -> a limit that is tighter than its own
 TASKS_PER_NODE_MAX: Final = 250  # of trio, all included: more than that is a leak
 STREAMS_PER_NODE_MAX: Final = 100
-BOUNDS: Final = {
-    "MEMPOOL_ENVELOPES_MAX": limits.MEMPOOL_ENVELOPES_MAX,
-    "MEMPOOL_BYTES_MAX": limits.MEMPOOL_BYTES_MAX,
-    "OUTBOX_ENVELOPES_MAX": limits.OUTBOX_ENVELOPES_MAX,
-    "COMMIT_LEAD_MAX": limits.COMMIT_LEAD_MAX,
-    "HAND_OVER_WAITING_MAX": sequencer.HAND_OVER_WAITING_MAX,
-    "REQUESTS_WAITING_MAX": coordinator.REQUESTS_WAITING_MAX,
-    "GOSSIP_CHANNEL_MESSAGES_MAX": names.GOSSIP_CHANNEL_MESSAGES_MAX,
-    "IN_FLIGHT_TOTAL_MAX": names.IN_FLIGHT_TOTAL_MAX,
-}
 # Everybody is honest here, so nobody may be found false, and no handler may fail by a bug.
 BLAME: Final = (
     "rr.handler_bug", "gossip.check_bug", "gossip.rejected", "rr.bad_frame", "fetch.false_answer", "head.false",
@@ -72,6 +62,7 @@ class Checks:
         for _actor, kind, amount in genesis.body.balances:
             self._totals[kind] += amount
         self.proposers: dict[int, bytes] = {}  # height -> who proposed its committed batch
+        self.limits = dict(LIMITS)
         self.accepted: dict[bytes, str] = {}  # envelope hash -> gateway that has signed an acceptance
 
     def add(self, node: str) -> Disk:
@@ -216,12 +207,17 @@ class Checks:
     # --- at every tick --------------------------------------------------------------------------------------
 
     def tick(
-        self, worlds: Mapping[str, WorldNode], used: Mapping[str, Mapping[str, int]], streams: int
+        self, worlds: Mapping[str, WorldNode], used: Mapping[str, Sequence[Gauge]], streams: int
     ) -> None:
         """All that can be seen from outside at any moment."""
-        for node, usage in used.items():
-            for bound, amount in usage.items():
-                self._require("bounds", amount <= BOUNDS[bound], f"{node} uses {amount} of {bound}")
+        for node, gauges in used.items():
+            for gauge in gauges:
+                limit = self.limits.get(gauge.name, gauge.limit_value if gauge.limit else None)
+                self._require(
+                    "bounds",
+                    limit is None or gauge.value <= limit,
+                    f"{node}: {gauge.name} is {gauge.value} of {limit}",
+                )
         nodes = len(self.disks)
         tasks = trio.lowlevel.current_statistics().tasks_living
         self._require("bounds", tasks <= nodes * TASKS_PER_NODE_MAX, f"{tasks} tasks live, of {nodes} nodes")

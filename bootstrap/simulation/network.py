@@ -234,9 +234,9 @@ class Network:
         """Run the checks that look from outside, every TICK_S."""
         while True:
             used = {
-                name: {**life.network.usage(), **life.world.usage()}
+                name: [*life.network.gauges(), *life.context.gauges.read()]
                 for name, life in self._lives.items()
-                if life.network is not None and life.world is not None
+                if life.network is not None and life.context is not None
             }
             self.checks.tick(self.worlds, used, self.hub.open_streams())
             for name, life in self._lives.items():

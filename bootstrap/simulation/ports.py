@@ -109,11 +109,16 @@ class Disk(MemoryWorldDb):
         self.is_full = False
 
     def commit(
-        self, rows: Sequence[Row], blobs: Iterable[bytes] = (), *, expect: Sequence[Expect] = ()
+        self,
+        rows: Sequence[Row],
+        blobs: Iterable[bytes] = (),
+        *,
+        keep: bool = False,
+        expect: Sequence[Expect] = (),
     ) -> None:
         if self.is_full:
             raise StoreFull(f"disk of {self._node}", "the simulation says so")
-        super().commit(rows, blobs, expect=expect)
+        super().commit(rows, blobs, keep=keep, expect=expect)
         self._witness.wrote(self._node, rows)
 
 

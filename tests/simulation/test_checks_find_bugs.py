@@ -119,7 +119,7 @@ def test_a_kernel_that_makes_money_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_mempool_without_bound_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from bootstrap.simulation import checks
 
-    monkeypatch.setitem(checks.BOUNDS, "MEMPOOL_ENVELOPES_MAX", 1)
+    monkeypatch.setitem(checks.LIMITS, "mempool_envelopes", 0)
     result = first_failure()
     assert result.failure is not None
     assert result.failure.startswith("bounds: ")
