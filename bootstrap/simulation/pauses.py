@@ -7,8 +7,12 @@ run too, and there the case stops the leader, for longer than its lease. No poin
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from types import FrameType
 from typing import Final
 
@@ -25,7 +29,7 @@ FIRST_ENVELOPES: Final = 6
 ENVELOPES: Final = (
     12  # the second half is handed in when the first is settled, or as far as that gets without a leader
 )
-_FILES: Final = ("services/sequencer.py", "services/executor.py")
+_FILES: Final = ("services/sequencer.py", "services/executor.py", "services/publish.py")
 
 
 def leader_points(seed: int) -> list[str]:
@@ -59,6 +63,13 @@ def run_pause(seed: int, point: int, action: str) -> Result:
     return run_seed(seed, _plan(watch))
 
 
+def run_pauses(seed: int, cases: Sequence[tuple[int, str]], jobs: int) -> list[Result]:
+    """`run_pause` for each (point, action), in `jobs` processes."""
+    points, actions = [point for point, _ in cases], [action for _, action in cases]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(run_pause, repeat(seed, len(cases)), points, actions, chunksize=4))
+
+
 def _plan(watch: Watch) -> Plan:
     return Plan(
         envelopes=ENVELOPES,
@@ -82,7 +93,7 @@ def _stop(network: Network, rng: random.Random, action: str) -> None:
 
 
 def _place() -> str | None:
-    """Where in the sequencer or the executor the running task stands; None when it is elsewhere."""
+    """Where in the sequencer, the executor or its publishing the running task stands; None when it is elsewhere."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # the stack is the one place that knows
     while frame is not None:
         name = frame.f_code.co_filename
