@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from bootstrap.peers import parse_listen_addr, parse_peer_addr
 from p2p import names
@@ -22,10 +23,12 @@ from runtime import limits as world_limits
 ROLES: Final = ("gateway", "sequencer", "coordinator", "executor", "storage", "index", "observer")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
+LEASE_STORES: Final = ("embedded", "etcd")
 CONFIG_BYTES_MAX: Final = 256 * 1024
 TEXT_CHARS_MAX: Final = 1_024
 WORLDS_MAX: Final = 64
 ADDRS_MAX: Final = 64
+ETCD_ENDPOINTS_MAX: Final = 16
 ENV_PREFIX: Final = "AW_"
 ENV_LIMIT_PREFIX: Final = "AW_LIMIT_"
 ENV_ELSEWHERE: Final = ("AW_CONFIG", "AW_DEBUG", "AW_KEY", "AW_NODE")  # read by the command line itself
@@ -89,6 +92,14 @@ class WorldSource:
 
 
 @dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    """Where the coordinator role keeps what it has certified. `etcd`: the endpoints of one cluster."""
+
+    store: str = "embedded"
+    etcd: tuple[str, ...] = ("http://127.0.0.1:2379",)
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """All that a node is told. Paths of a file are relative to that file, others to the working directory."""
 
@@ -98,6 +109,7 @@ class NodeConfig:
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     worlds: tuple[WorldSource, ...] = ()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
     limits: NodeLimits = NodeLimits()
     log_level: str = "info"
     log_format: str = "text"
@@ -253,6 +265,20 @@ def _world(value: object, base: Path) -> WorldSource:
     return WorldSource(id=world_id)
 
 
+def _etcd_endpoint(value: object, base: Path) -> str:
+    text = _text(value, base)
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise _Bad(f"{text!r} {error}") from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port:
+        raise _Bad(f"{text!r} is not http://HOST:PORT or https://HOST:PORT")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc:
+        raise _Bad(f"{text!r} must be HOST and PORT alone")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def _limit_reader(name: str) -> Callable[[object, Path], int]:
     metadata = next(item.metadata for item in fields(NodeLimits) if item.name == name)
     low, high = metadata["low"], metadata["high"]
@@ -282,13 +308,19 @@ _READERS: Final[dict[str, Callable[[object, Path], Any]]] = {
     "world": _list_of(_world, 0, WORLDS_MAX),
     "log_level": _word_of(LOG_LEVELS, "log level"),
     "log_format": _word_of(LOG_FORMATS, "log format"),
+    "coordinator.store": _word_of(LEASE_STORES, "store"),
+    "coordinator.etcd": _list_of(_etcd_endpoint, 1, ETCD_ENDPOINTS_MAX),
     **{f"limits.{name}": _limit_reader(name) for name in _LIMIT_NAMES},
 }
-_TOP_KEYS: Final = (*(key for key in _READERS if "." not in key), "limits")
-_LISTS: Final = ("roles", "listen", "announce", "bootstrap", "world")
-_ENV_KEYS: Final = {f"{ENV_PREFIX}{key.upper()}": key for key in _TOP_KEYS if key != "limits"} | {
-    f"{ENV_LIMIT_PREFIX}{name.upper()}": f"limits.{name}" for name in _LIMIT_NAMES
-}
+_COORDINATOR_NAMES: Final = tuple(item.name for item in fields(CoordinatorConfig))
+_TABLES: Final = {"coordinator": _COORDINATOR_NAMES, "limits": _LIMIT_NAMES}
+_TOP_KEYS: Final = (*(key for key in _READERS if "." not in key), *_TABLES)
+_LISTS: Final = ("roles", "listen", "announce", "bootstrap", "world", "coordinator.etcd")
+_ENV_KEYS: Final = (
+    {f"{ENV_PREFIX}{key.upper()}": key for key in _TOP_KEYS if key not in _TABLES}
+    | {f"{ENV_PREFIX}COORDINATOR_{name.upper()}": f"coordinator.{name}" for name in _COORDINATOR_NAMES}
+    | {f"{ENV_LIMIT_PREFIX}{name.upper()}": f"limits.{name}" for name in _LIMIT_NAMES}
+)
 FLAG_NAMES: Final = {
     "data_dir": "--data-dir",
     "roles": "--role",
@@ -298,6 +330,8 @@ FLAG_NAMES: Final = {
     "world": "--world",
     "log_level": "--log-level",
     "log_format": "--log-format",
+    "coordinator.store": "--coordinator-store",
+    "coordinator.etcd": "--coordinator-etcd",
 }
 
 
@@ -320,20 +354,26 @@ class _Reading:
         for key, value in document.items():
             if key not in _TOP_KEYS:
                 self._mistakes.append(Mistake(f"{file_name}: {key}", f"unknown key{nearest(key, _TOP_KEYS)}"))
-            elif key == "limits":
-                self._take_limits(value, file_name)
+            elif key in _TABLES:
+                self._take_table(key, value, file_name)
             else:
                 self._take(key, value, file_name, f"{file_name}: {key}", base)
 
-    def _take_limits(self, table: object, file_name: str) -> None:
-        if not isinstance(table, dict):
-            self._mistakes.append(Mistake(f"{file_name}: limits", "must be a table"))
+    def _take_table(self, table: str, value: object, file_name: str) -> None:
+        if not isinstance(value, dict):
+            self._mistakes.append(Mistake(f"{file_name}: {table}", "must be a table"))
             return
-        for name, value in table.items():
-            if name in _LIMIT_NAMES:
-                self._take(f"limits.{name}", value, file_name, f"{file_name}: limits.{name}", Path())
+        for name, item in value.items():
+            key = f"{table}.{name}"
+            if name in _TABLES[table]:
+                self._take(key, item, file_name, f"{file_name}: {key}", Path())
             else:
-                self._mistakes.append(Mistake(f"{file_name}: limits.{name}", _unknown_limit(name)))
+                why = (
+                    _unknown_limit(name)
+                    if table == "limits"
+                    else f"unknown key{nearest(name, _TABLES[table])}"
+                )
+                self._mistakes.append(Mistake(f"{file_name}: {key}", why))
 
     def take_env(self, env: Mapping[str, str]) -> None:
         """AW_<KEY> and AW_LIMIT_<NAME>; lists are separated by commas."""
@@ -376,10 +416,14 @@ class _Reading:
         if self._mistakes:
             raise ConfigMistakes(self._mistakes)
         values = dict(self._values)
-        chosen = {name: values.pop(f"limits.{name}") for name in _LIMIT_NAMES if f"limits.{name}" in values}
+        chosen = {
+            table: {name: values.pop(f"{table}.{name}") for name in known if f"{table}.{name}" in values}
+            for table, known in _TABLES.items()
+        }
         if "world" in values:
             values["worlds"] = values.pop("world")
-        return Effective(NodeConfig(**values, limits=NodeLimits(**chosen)), self._origins)
+        coordinator, limits = CoordinatorConfig(**chosen["coordinator"]), NodeLimits(**chosen["limits"])
+        return Effective(NodeConfig(**values, coordinator=coordinator, limits=limits), self._origins)
 
 
 def _split(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Final, NoReturn, TypeVar
 
 import trio
 
-from bootstrap.config import NodeConfig
+from bootstrap.config import CoordinatorConfig, NodeConfig
 from bootstrap.data_dir import ChosenWorld, DataDir, choose_worlds, open_data_dir
 from bootstrap.peers import AddressBook, load_address_book, write_atomically
 from bootstrap.world_node import WorldNode, run_world
@@ -35,7 +35,9 @@ from runtime.records import Genesis
 from runtime.services import HeadRecords
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
+from runtime.services.etcd import EtcdClient, EtcdLeaseStore, open_http
 from runtime.services.fetch import Sources, sleep_ms
+from runtime.services.lease_store import EmbeddedLeaseStore, LeaseStoreOf
 from runtime.services.methods import MethodTable
 from runtime.services.replica import Progress
 from runtime.services.serve import NodeDesk
@@ -117,7 +119,10 @@ async def _run_with(
         rng=rng,
         now_ms=now_ms,
     )
-    async with open_network(host, methods.routes(), HeadRecords()) as network:
+    async with (
+        _open_lease_store(config.coordinator) as lease_store,
+        open_network(host, methods.routes(), HeadRecords()) as network,
+    ):
         providers = ProviderCache(
             identity.peer_id,
             rng,
@@ -138,18 +143,34 @@ async def _run_with(
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)
                 data_dir.keep_genesis(genesis)
                 worlds.running[world.world_id] = await _start_world(
-                    nursery, context, methods, genesis, config
+                    nursery, context, methods, genesis, config, lease_store
                 )
             ready(_ready_event(config, data_dir, identity, network, chosen))
             await trio.sleep_forever()
 
 
+@asynccontextmanager
+async def _open_lease_store(config: CoordinatorConfig) -> AsyncIterator[LeaseStoreOf]:
+    """How a coordinator's memory is opened: in the node's database, or over connections that end with this block."""
+    if config.store == "embedded":
+        yield EmbeddedLeaseStore
+        return
+    async with open_http() as http:
+        client = EtcdClient(http, config.etcd)
+        yield lambda context, tables: EtcdLeaseStore(context, tables, client)
+
+
 async def _start_world(
-    nursery: trio.Nursery, context: Context, methods: MethodTable, genesis: Genesis, config: NodeConfig
+    nursery: trio.Nursery,
+    context: Context,
+    methods: MethodTable,
+    genesis: Genesis,
+    config: NodeConfig,
+    lease_store: LeaseStoreOf,
 ) -> WorldNode:
     progress = log_progress(f"world {genesis.header.name}")
     node: WorldNode = await nursery.start(
-        run_world, context, methods, genesis, frozenset(config.roles), progress
+        run_world, context, methods, genesis, frozenset(config.roles), progress, lease_store
     )
     return node
 

@@ -26,6 +26,7 @@ from runtime.services.fetch import Sources
 from runtime.services.gateway import Gateway
 from runtime.services.heads import HeadTracker
 from runtime.services.index import keep_indexed
+from runtime.services.lease_store import EmbeddedLeaseStore, LeaseStoreOf
 from runtime.services.methods import Handlers, MethodTable
 from runtime.services.observer import keep_verified
 from runtime.services.replica import Progress, Replica
@@ -68,11 +69,12 @@ async def run_world(
     genesis: Genesis,
     roles: frozenset[str],
     progress: Progress,
+    lease_store: LeaseStoreOf = EmbeddedLeaseStore,
     task_status: trio.TaskStatus[WorldNode] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Restore, mount, start every service; `started` gives the WorldNode. Ends by cancellation or by a fault of ours.
 
-    Raises Corrupt when the stored chain does not replay.
+    `lease_store` opens the coordinator's memory. Raises Corrupt when the stored chain does not replay.
     """
     world_id = genesis.header.world_id
     parts = _compose(context, genesis, roles)
@@ -82,7 +84,12 @@ async def run_world(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.tracker.listen, subscriptions["head"])
         nursery.start_soon(parts.tracker.poll)
-        mounts = [parts.desk.handlers()]
+        coordinator = None
+        if "coordinator" in roles:
+            coordinator = Coordinator(context, genesis, lease_store(context, parts.tables), parts.tracker)
+            await nursery.start(coordinator.run)
+        order = coordinator.handlers() if coordinator else {"get_commit": parts.desk.get_commit}
+        mounts = [parts.desk.handlers(), order]
         mounts += await _start_order(nursery, parts, roles, subscriptions)
         mounts += await _start_results(nursery, parts, roles, subscriptions, progress)
         for kind in _unread(roles):
@@ -91,7 +98,9 @@ async def run_world(
             methods.mount_world(world_id, handlers)
         if parts.replica is not None:
             context.providers.register(genesis_module.world_content_id(world_id), context.now_ms())
-        task_status.started(WorldNode(genesis, parts.replica, parts.tracker, lambda: _status(parts, roles)))
+        task_status.started(
+            WorldNode(genesis, parts.replica, parts.tracker, lambda: _status(parts, coordinator))
+        )
     raise AssertionError("the services of a world end only by cancellation")
 
 
@@ -123,16 +132,10 @@ def _compose(context: Context, genesis: Genesis, roles: frozenset[str]) -> _Part
 async def _start_order(
     nursery: trio.Nursery, parts: _Parts, roles: frozenset[str], subscriptions: dict[str, Subscription]
 ) -> list[Handlers]:
-    """Coordinator, sequencer, gateway: who orders actions."""
+    """Sequencer, gateway: who hands actions on to be ordered."""
     context, replica, authorities = parts.context, parts.replica, parts.signed.authorities
     mounts: list[Handlers] = []
     pool = None
-    if "coordinator" in roles:
-        coordinator = Coordinator(context, parts.genesis, parts.tables, parts.tracker)
-        await nursery.start(coordinator.run)
-        mounts.append(coordinator.handlers())
-    else:
-        mounts.append({"get_commit": parts.desk.get_commit})
     if "sequencer" in roles:
         assert replica is not None
         sequencer = Sequencer(context, replica, authorities)
@@ -199,21 +202,20 @@ async def _drain(subscription: Subscription) -> NoReturn:
         await subscription.receive()
 
 
-def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
+def _status(parts: _Parts, coordinator: Coordinator | None) -> WorldStatus:
     replica = parts.replica
 
     def height_of(cursor: str) -> int | None:
         return replica.height if replica is not None and replica.cursor == cursor else None
 
-    coordinates = "coordinator" in roles
-    lease = parts.tables.lease() if coordinates else None
+    kept = None if coordinator is None else coordinator.kept
     return WorldStatus(
         world_id=parts.genesis.header.world_id,
         name=parts.genesis.header.name,
         epoch=parts.genesis.authorities.epoch,
         head_height=parts.tracker.height,
-        committed=parts.tables.committed_height() if coordinates else None,
-        lease_holder=None if lease is None else lease.record.holder_id,
+        committed=None if kept is None else kept.height,
+        lease_holder=None if kept is None or kept.lease is None else kept.lease.holder_id,
         stored=height_of("stored"),
         executed=height_of("executed"),
         verified=height_of("verified"),

@@ -28,12 +28,12 @@ class Table(StrEnum):
 
     BLOCKS = "blocks"  # height -> block hash
     BATCHES = "batches"  # height -> sealed batch
-    COMMITS = "commits"  # height -> sealed commit
+    COMMITS = "commits"  # height -> commit (a record: its seal is made when it is answered)
     PLACES = "places"  # envelope hash -> where a block took or refused it
     NONCES = "nonces"  # actor -> number of envelopes taken
     CURSORS = "cursors"  # name -> height
     HEADS = "heads"  # the newest head
-    LEASES = "leases"  # the newest lease
+    LEASES = "leases"  # the newest lease, and which store holds the order
     OUTBOX = "outbox"  # envelope hash -> accepted envelope
     OUTBOX_ORDER = "outbox_order"  # (actor, nonce) -> envelope hash
     OUTBOX_EXPIRY = "outbox_expiry"  # (expiry height, envelope hash) -> nothing

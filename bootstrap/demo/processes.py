@@ -145,7 +145,7 @@ class Network:
                 await process.wait()
             finally:
                 with trio.CancelScope(shield=True):
-                    await _end(process)
+                    await end_process(process)
             failed_starts += not is_ready
             if failed_starts and not (node.ready.is_set() and failed_starts < FAILED_STARTS_MAX):
                 why = f"ended {how_it_ended(process)} before it was ready"
@@ -231,7 +231,7 @@ def how_it_ended(process: trio.Process) -> str:
     return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
 
 
-async def _end(process: trio.Process) -> None:
+async def end_process(process: trio.Process) -> None:
     """SIGTERM, then SIGKILL when it takes longer than STOP_S_MAX; nothing to one that has ended."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is not None:

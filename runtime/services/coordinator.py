@@ -1,8 +1,8 @@
 """The coordinator: grants the lease and certifies the order, one durable compare-and-set per height.
 
-Hides: the certifier key. Guarantees: a commit or a lease leaves only after it is on disk; two commits of one epoch and
-height cannot exist; what is decided here is decided by the pure functions of runtime/sequencing.py.
-Implements docs/protocol.md, section "Order"; safety does not depend on any clock.
+Hides: the certifier key. Guarantees: the key signs only what its LeaseStore holds already; two commits of one epoch and
+height cannot exist, also where two processes run with this key on one etcd; what is decided here is decided by the pure
+functions of runtime/sequencing.py. Implements docs/protocol.md, section "Order"; safety does not depend on any clock.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import trio
 
 from p2p.network import PeerId
 from runtime import limits
-from runtime.errors import Busy, Corrupt, Denied
+from runtime.errors import Busy, Corrupt, Denied, Missing
 from runtime.messages import (
+    BatchAnswer,
+    BatchRequest,
     CommitAnswer,
     CommitBatchAnswer,
     CommitBatchRequest,
@@ -29,10 +31,11 @@ from runtime.records import Commit, Genesis, LeaseGrant, Sealed, SignedAuthoriti
 from runtime.sequencing import Certified, LeaseManager, certify, check_memory, refreshed
 from runtime.services.context import Context
 from runtime.services.heads import HeadTracker
+from runtime.services.lease_store import Kept, LeaseStore, Overtaken
 from runtime.services.methods import Handlers
-from runtime.world_tables import WorldTables
 
 REQUESTS_WAITING_MAX: Final = 64
+STORE_TRIES_MAX: Final = 3
 T = TypeVar("T")
 
 
@@ -40,7 +43,7 @@ T = TypeVar("T")
 class _Job(Generic[T]):
     """One request on its way through the task that decides."""
 
-    work: Callable[[], Awaitable[T]]
+    work: Callable[[Kept], Awaitable[T]]
     done: trio.Event = field(default_factory=trio.Event)
     result: T | None = None
     error: Exception | None = None
@@ -49,14 +52,15 @@ class _Job(Generic[T]):
 class Coordinator:
     """The coordinator role of one world. One task decides, in the order in which requests come."""
 
-    def __init__(self, context: Context, genesis: Genesis, tables: WorldTables, tracker: HeadTracker) -> None:
+    def __init__(self, context: Context, genesis: Genesis, store: LeaseStore, tracker: HeadTracker) -> None:
         if context.peer_id != genesis.authorities.certifier:
             raise Denied("role coordinator", "this node's identity is not the certifier of the world")
         self._context = context
         self._genesis = genesis
         self._authorities = genesis.authorities
-        self._tables = tables
+        self._store = store
         self._tracker = tracker
+        self.kept = Kept()  # as last read or written; for `status`, not for decisions
         self._leases = LeaseManager(genesis.header.world_id, genesis.authorities, context.now_ms())
         self._send, self._jobs = trio.open_memory_channel[_Job[object]](REQUESTS_WAITING_MAX)
 
@@ -68,6 +72,7 @@ class Coordinator:
             "lease_get": self.lease_get,
             "commit_batch": self.commit_batch,
             "get_commit": self.get_commit,
+            "get_batch": self.get_batch,
         }
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -76,7 +81,7 @@ class Coordinator:
         while True:
             job = await self._jobs.receive()
             try:
-                job.result = await job.work()
+                job.result = await self._done(job)
             except Exception as error:  # it is the caller's: handed over, not swallowed
                 job.error = error
                 if isinstance(error, Corrupt):
@@ -84,7 +89,21 @@ class Coordinator:
             finally:
                 job.done.set()
 
-    async def _decide(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _done(self, job: _Job[T]) -> T:
+        """Read the store and decide; again when another process of this key was quicker. Raises Busy."""
+        for _ in range(STORE_TRIES_MAX):
+            kept = await self._read()
+            try:
+                return await job.work(kept)
+            except Overtaken:
+                self._context.counters["coordinator.overtaken"] += 1
+        raise Busy("lease_store_tries_max", limits.BATCH_INTERVAL_MS)
+
+    async def _read(self) -> Kept:
+        self.kept = await self._store.read()
+        return self.kept
+
+    async def _decide(self, work: Callable[[Kept], Awaitable[T]]) -> T:
         job: _Job[T] = _Job(work)
         try:
             self._send.send_nowait(job)  # type: ignore[arg-type]  # the channel carries jobs of any result
@@ -97,126 +116,116 @@ class Coordinator:
 
     # --- lease ---------------------------------------------------------------------------------------------
 
-    def _stored_lease(self) -> LeaseGrant | None:
-        lease = self._tables.lease()
-        return None if lease is None else lease.record
-
     async def lease_acquire(self, caller: PeerId, request: LeaseAcquireRequest) -> LeaseAnswer:
         """A new term for the caller, and the batch to build on."""
 
-        async def work() -> LeaseAnswer:
-            self._check_memory(request.commit)
-            last = self._tables.last_commit()
-            term_min = 1 if last is None else last[0].record.term + 1
-            grant = self._leases.acquire(self._stored_lease(), caller, self._context.now_ms(), term_min)
-            await self._keep(grant)
-            return self._lease_answer()
+        async def work(kept: Kept) -> LeaseAnswer:
+            self._check_memory(kept, request.commit)
+            term_min = 1 if kept.batch is None else kept.batch.record.term + 1
+            grant = self._leases.acquire(kept.lease, caller, self._context.now_ms(), term_min)
+            return await self._granted(kept, grant)
 
         return await self._decide(work)
 
     async def lease_renew(self, caller: PeerId, request: LeaseTermRequest) -> LeaseAnswer:
-        async def work() -> LeaseAnswer:
-            await self._keep(
-                self._leases.renew(self._stored_lease(), caller, request.term, self._context.now_ms())
-            )
-            return self._lease_answer()
+        async def work(kept: Kept) -> LeaseAnswer:
+            grant = self._leases.renew(kept.lease, caller, request.term, self._context.now_ms())
+            return await self._granted(kept, grant)
 
         return await self._decide(work)
 
     async def lease_release(self, caller: PeerId, request: LeaseTermRequest) -> LeaseAnswer:
-        async def work() -> LeaseAnswer:
-            await self._keep(
-                self._leases.release(self._stored_lease(), caller, request.term, self._context.now_ms())
-            )
-            return self._lease_answer()
+        async def work(kept: Kept) -> LeaseAnswer:
+            grant = self._leases.release(kept.lease, caller, request.term, self._context.now_ms())
+            return await self._granted(kept, grant)
 
         return await self._decide(work)
 
     async def lease_get(self, caller: PeerId, request: WorldRequest) -> LeaseAnswer:
         """Who leads now, if anybody does."""
         del caller, request
-        return self._lease_answer()
+        return self._lease_answer(await self._read())
 
-    def _lease_answer(self) -> LeaseAnswer:
-        lease, last = self._tables.lease(), self._tables.last_commit()
-        bound = lease is not None and self._leases.remaining_ms(lease.record, self._context.now_ms()) > 0
+    async def _granted(self, kept: Kept, grant: LeaseGrant) -> LeaseAnswer:
+        self.kept = await self._store.put_lease(kept, grant)
+        return self._lease_answer(self.kept)
+
+    def _lease_answer(self, kept: Kept) -> LeaseAnswer:
+        is_bound = self._leases.remaining_ms(kept.lease, self._context.now_ms()) > 0
         return LeaseAnswer(
-            lease=lease if bound else None,
-            batch=None if last is None else last[0],
-            commit=None if last is None else last[1],
+            lease=seal(kept.lease, self._context.key) if is_bound and kept.lease is not None else None,
+            batch=kept.batch,
+            commit=self._sealed(kept.commit),
         )
-
-    async def _keep(self, grant: LeaseGrant) -> None:
-        rows, expect = self._tables.put_lease(seal(grant, self._context.key))
-        await self._context.offload(lambda: self._context.db.commit(rows, expect=expect))
 
     # --- order ---------------------------------------------------------------------------------------------
 
     async def commit_batch(self, caller: PeerId, request: CommitBatchRequest) -> CommitBatchAnswer:
         """Certify the batch at the next height, or give the commit that it has already."""
 
-        async def work() -> CommitBatchAnswer:
-            self._check_memory(request.commit)
-            return CommitBatchAnswer(commit=await self._certified(caller, request))
+        async def work(kept: Kept) -> CommitBatchAnswer:
+            self._check_memory(kept, request.commit)
+            commit = await self._certified(kept, caller, request)
+            return CommitBatchAnswer(commit=seal(commit, self._context.key))
 
         return await self._decide(work)
 
-    async def _certified(self, caller: PeerId, request: CommitBatchRequest) -> Sealed[Commit]:
+    async def _certified(self, kept: Kept, caller: PeerId, request: CommitBatchRequest) -> Commit:
         if self._tracker.follower.is_halted:
             raise Denied(
                 "commit_batch", "the certifier has signed two commits of one height: only a new epoch goes on"
             )
-        last = self._tables.last_commit()
-        lease = self._stored_lease()
-        if lease is not None and not self._leases.remaining_ms(lease, self._context.now_ms()):
-            lease = None
+        now_ms = self._context.now_ms()
         so_far = Certified(
-            batch=None if last is None else last[0].record,
-            commit=None if last is None else last[1],
-            lease=lease,
+            batch=None if kept.batch is None else kept.batch.record,
+            commit=self._sealed(kept.commit),
+            lease=kept.lease if self._leases.remaining_ms(kept.lease, now_ms) else None,
             attested_height=self._tracker.height,
         )
-        now_ms = self._context.now_ms()
         commit = await self._context.offload(
             lambda: certify(
                 self._genesis, self._authorities, so_far, caller, request.batch, request.actions, now_ms
             )
         )
         if commit is None:
-            assert last is not None
-            return last[1]
-        sealed = seal(commit, self._context.key)
-        rows, expect = self._tables.put_commit(request.batch, sealed)
-        blobs = (request.actions, request.batch.record.preimage())
-        await self._context.offload(lambda: self._context.db.commit(rows, blobs, expect=expect))
+            assert kept.commit is not None
+            return kept.commit
+        self.kept = await self._store.put_commit(kept, request.batch, request.actions, commit)
         self._context.counters["coordinator.commits"] += 1
-        return sealed
+        return commit
+
+    async def get_batch(self, caller: PeerId, request: BatchRequest) -> BatchAnswer:
+        """A certified batch; whoever asks fetches its actions as a blob."""
+        del caller
+        found = await self._store.certified(request.height)
+        if found is None:
+            raise Missing("batch", str(request.height))
+        batch, commit = found
+        return BatchAnswer(batch=batch, commit=seal(commit, self._context.key))
 
     async def get_commit(self, caller: PeerId, request: WorldRequest) -> CommitAnswer:
         """The last commit, signed again when its time is old: it is still the last."""
         del caller, request
-        last = self._tables.last_commit()
-        authorities = SignedAuthorities(self._authorities)
-        if last is None:
-            return CommitAnswer(authorities=authorities)
-        if refreshed(last[1].record, self._context.now_ms()) is None or self._tracker.follower.is_halted:
-            return CommitAnswer(authorities=authorities, commit=last[1])
+        kept = await self._read()
+        if self._refreshed(kept) is not None and not self._tracker.follower.is_halted:
+            kept = await self._decide(self._refresh)
+        return CommitAnswer(
+            authorities=SignedAuthorities(self._authorities), commit=self._sealed(kept.commit)
+        )
 
-        async def work() -> CommitAnswer:
-            newest = self._tables.last_commit()
-            assert newest is not None
-            record = refreshed(newest[1].record, self._context.now_ms())
-            sealed = newest[1] if record is None else seal(record, self._context.key)
-            if record is not None:
-                rows = self._tables.put_refreshed(sealed)
-                await self._context.offload(lambda: self._context.db.commit(rows))
-            return CommitAnswer(authorities=authorities, commit=sealed)
+    def _refreshed(self, kept: Kept) -> Commit | None:
+        return None if kept.commit is None else refreshed(kept.commit, self._context.now_ms())
 
-        return await self._decide(work)
+    async def _refresh(self, kept: Kept) -> Kept:
+        commit = self._refreshed(kept)
+        if commit is not None:
+            self.kept = await self._store.put_refreshed(kept, commit)
+        return self.kept
 
-    def _check_memory(self, seen: Sealed[Commit] | None) -> None:
+    def _sealed(self, commit: Commit | None) -> Sealed[Commit] | None:
+        return None if commit is None else seal(commit, self._context.key)
+
+    def _check_memory(self, kept: Kept, seen: Sealed[Commit] | None) -> None:
         head = self._tracker.head
         for commit in (seen, None if head is None else head.commit):
-            check_memory(
-                self._authorities, self._genesis.header.world_id, self._tables.committed_height(), commit
-            )
+            check_memory(self._authorities, self._genesis.header.world_id, kept.height, commit)

@@ -14,8 +14,6 @@ from p2p.network import PeerId, SendPart
 from runtime import chain, codec, state
 from runtime.errors import Invalid, Missing
 from runtime.messages import (
-    BatchAnswer,
-    BatchRequest,
     BlobEnd,
     BlobRequest,
     BlockAnswer,
@@ -139,7 +137,6 @@ class WorldDesk:
             "get_world_head": self.get_world_head,
             "get_block": self.get_block,
             "get_blocks": self.get_blocks,
-            "get_batch": self.get_batch,
             "get_receipt": self.get_receipt,
             "get_state_proof": self.get_state_proof,
         }
@@ -188,13 +185,6 @@ class WorldDesk:
                 break
             await send(codec.array_of(blocks))
         return Empty()
-
-    async def get_batch(self, caller: PeerId, request: BatchRequest) -> BatchAnswer:
-        del caller
-        batch, commit = self._tables.batch(request.height), self._tables.commit(request.height)
-        if batch is None or commit is None:
-            raise Missing("batch", str(request.height))
-        return BatchAnswer(batch=batch, commit=commit)
 
     # --- proofs --------------------------------------------------------------------------------------------
 
