@@ -93,7 +93,8 @@ class EtcdProcess:
 async def open_etcd(directory: Path) -> AsyncIterator[EtcdProcess]:
     """A fresh etcd with its data and log in `directory`. Raises EtcdFailed."""
     await trio.Path(directory).mkdir(parents=True, exist_ok=True)
-    etcd = EtcdProcess(directory, *free_ports(2))
+    client_port, peer_port = free_ports(2)
+    etcd = EtcdProcess(directory, client_port, peer_port)
     try:
         await etcd.start()
         yield etcd

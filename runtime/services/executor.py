@@ -40,12 +40,14 @@ from runtime.records import (
     seal,
 )
 from runtime.services.context import Context, Signal
-from runtime.services.fetch import TRY_MS, Sources, ask_first, call, fetch_blob
+from runtime.services.fetch import TRY_MS, Sources, ask_first, call, fetch_blob, fetch_from
 from runtime.services.heads import HeadTracker
 from runtime.services.methods import Handlers
 from runtime.services.replica import Applied, Replica
 
 CATCH_UP_MS: Final = 1_000
+HAND_OVER_GRACE_MS: Final = 300  # what was heard of comes by itself within it, if it comes at all
+CERTIFIER_TRY_MS: Final = 2_000
 DHT_PUT_MS: Final = 1_000
 
 
@@ -73,8 +75,9 @@ class Executor:
         self._sources = sources
         self._signed_authorities = authorities
         self._authorities: AuthoritySet = authorities.authorities
-        self._ready: dict[int, _Committed] = {}  # by height, at most COMMIT_LEAD_MAX
+        self._ready: dict[int, _Committed] = {}  # by height until applied, at most COMMIT_LEAD_MAX
         self._known_height = 0  # highest height that a commit was seen for
+        self._heard = Signal()  # of a greater one
         self._arrived = Signal()
         self._announced = Signal()
         self._announcement: tuple[Applied, Sealed[Commit]] | None = None
@@ -92,13 +95,18 @@ class Executor:
     def _take(self, committed: _Committed) -> None:
         height = committed.commit.record.height
         chain.check_commit(self._authorities, committed.commit, committed.batch.record)
-        self._known_height = max(self._known_height, height)
+        self._hear_of(height)
         if height <= self._replica.height or height in self._ready:
             return
         if height > self._replica.height + limits.COMMIT_LEAD_MAX:
             raise Busy("commit_lead_max", limits.BATCH_INTERVAL_MS)
         self._ready[height] = committed
         self._arrived.wake()
+
+    def _hear_of(self, height: int) -> None:
+        if height > self._known_height:
+            self._known_height = height
+            self._heard.wake()
 
     # --- loops ---------------------------------------------------------------------------------------------
 
@@ -120,7 +128,7 @@ class Executor:
 
     async def _execute(self) -> None:
         while True:
-            committed = self._ready.pop(self._replica.height + 1, None)
+            committed = self._ready.get(self._replica.height + 1)
             if committed is None or self._tracker.follower.is_halted:
                 await self._arrived.wait()
                 continue
@@ -132,6 +140,7 @@ class Executor:
                     f"batch {committed.commit.record.height}", f"committed but malformed: {error}"
                 ) from error
             await self._replica.apply(applied)
+            del self._ready[applied.block.height]
             self._context.counters["executor.blocks"] += 1
             self._context.counters["executor.envelopes"] += len(applied.envelopes)
             self._announcement = (applied, committed.commit)
@@ -169,31 +178,50 @@ class Executor:
             except WorldError:
                 self._context.counters["executor.foreign_commit"] += 1
                 continue
-            self._known_height = max(self._known_height, commit.record.height)
+            self._hear_of(commit.record.height)
 
     async def _catch_up(self) -> None:
-        """Ask for what was not handed over: at start, and whenever a height is known but not at hand."""
+        """Ask for what was not handed over: a height that was heard of and stays away, and by a timer for any."""
+        is_told = False
         while True:
             height = self._replica.height
             try:
-                await self._learn_commit()
-                while self._known_height > self._replica.height:
-                    # Later heights may be at hand already: it is the next one that everything waits for.
-                    if self._replica.height + 1 not in self._ready:
-                        await self._fetch_committed(self._replica.height + 1)
-                    await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
+                if is_told:
+                    await self._replica.applied.wait_at_most(HAND_OVER_GRACE_MS / 1_000)
+                else:
+                    await self._learn_commit()
+                if self._replica.height == height:
+                    await self._fetch_known()
             except Corrupt:
                 raise
             except (NetworkError, WorldError):  # whoever was asked did not help: others, or later
                 self._context.counters["executor.catch_up_failed"] += 1
-            if self._replica.height == height:
-                await self._arrived.wait_at_most(self._context.jittered_s(CATCH_UP_MS))
-            await trio.sleep(self._context.jittered_s(CATCH_UP_MS))
+                await trio.sleep(self._context.jittered_s(CATCH_UP_MS))
+            is_told = self._known_height > self._replica.height or await self._heard.wait_at_most(
+                self._context.jittered_s(CATCH_UP_MS)
+            )
+
+    async def _fetch_known(self) -> None:
+        while self._known_height > self._replica.height and not self._tracker.follower.is_halted:
+            # Later heights may be at hand already: it is the next one that everything waits for.
+            if self._replica.height + 1 not in self._ready:
+                await self._fetch_committed(self._replica.height + 1)
+            await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
 
     async def _learn_commit(self) -> None:
         answer = await self._newest_commit()
-        if answer.commit is not None:
-            self._known_height = max(self._known_height, answer.commit.record.height)
+        if answer.commit is None:
+            return
+        self._hear_of(answer.commit.record.height)
+        self._announce_again(answer.commit)
+
+    def _announce_again(self, commit: Sealed[Commit]) -> None:
+        """The last block, when this node died between applying and announcing it, and nothing came after."""
+        replica, head = self._replica, self._replica.head
+        is_last = commit.record.height == replica.height and commit.record.batch_hash == replica.batch_hash
+        if is_last and (head is None or head.commit.record.height < replica.height):
+            self._announcement = (replica.since(replica.height - 1)[0], commit)
+            self._announced.wake()
 
     async def _newest_commit(self) -> CommitAnswer:
         request = WorldRequest(world_id=self._replica.world_id)
@@ -210,16 +238,26 @@ class Executor:
         return answer
 
     async def _fetch_committed(self, height: int) -> None:
+        """From the certifier, who has what nobody executed yet; else from anybody."""
         request = BatchRequest(world_id=self._replica.world_id, height=height)
+        certifier = self._authorities.certifier
 
         def check(answer: BatchAnswer) -> None:
             chain.check_commit(self._authorities, answer.commit, answer.batch.record)
             if answer.commit.record.height != height:
                 raise Invalid("get_batch.commit", f"is not of height {height}")
 
-        found = await ask_first(self._sources, "get_batch", request, BatchAnswer, check)
         bytes_max = self._replica.genesis.body.limits.batch_bytes_max
-        actions = await fetch_blob(self._sources, found.batch.record.actions_ref, bytes_max)
+        try:
+            found = await call(
+                self._context, certifier, "get_batch", request, BatchAnswer, deadline_ms=CERTIFIER_TRY_MS
+            )
+            check(found)
+            actions = await fetch_from(self._context, certifier, found.batch.record.actions_ref, bytes_max)
+        except (NetworkError, WorldError):
+            self._context.counters["executor.certifier_did_not_help"] += 1
+            found = await ask_first(self._sources, "get_batch", request, BatchAnswer, check)
+            actions = await fetch_blob(self._sources, found.batch.record.actions_ref, bytes_max)
         self._take(_Committed(found.batch, found.commit, actions))
         self._context.counters["executor.fetched"] += 1
 

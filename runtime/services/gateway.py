@@ -34,6 +34,9 @@ from runtime.services.replica import Replica
 
 RESEND_ENVELOPES_MAX: Final = 4_096  # looked at in one round, oldest first
 RESEND_CHUNK_BYTES_MAX: Final = 512 * 1024
+RESEND_CALL_MS: Final = (
+    limits.LEASE_RENEW_MS
+)  # a leader that is dead or paused must not hold up its successor
 
 
 class Gateway:
@@ -227,13 +230,19 @@ class Gateway:
                 "lease_get",
                 WorldRequest(world_id=self._world_id),
                 LeaseAnswer,
+                deadline_ms=RESEND_CALL_MS,
             )
             if lease.lease is None:
                 return
             for chunk in _chunks(envelopes):
                 request = SubmitRequest(world_id=self._world_id, envelopes=tuple(chunk))
                 await call(
-                    self._context, lease.lease.record.holder_id, "submit_actions", request, SubmitAnswer
+                    self._context,
+                    lease.lease.record.holder_id,
+                    "submit_actions",
+                    request,
+                    SubmitAnswer,
+                    deadline_ms=RESEND_CALL_MS,
                 )
                 self._context.counters["gateway.resent"] += len(chunk)
         except (NetworkError, WorldError):
