@@ -8,6 +8,7 @@ with the nearest known name; no knob that nothing reads. Documented in docs/oper
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,12 @@ class NodeLimits:
 
     disk_bytes_max: int = _limit(
         20_000_000_000, 64 << 20, 1 << 46, "blobs and tables on disk; writes past it are refused"
+    )
+    scrub_bytes_per_s: int = _limit(
+        8 << 20, 64 << 10, 1 << 36, "how fast stored blobs are read and compared with their hashes, at most"
+    )
+    scrub_interval_ms: int = _limit(
+        3_600_000, 1_000, 31 * 86_400_000, "from one reading of all blobs to the next, when it takes less"
     )
     known_peers_max: int = _limit(names.KNOWN_PEERS_MAX, 1, 65_536, "peers remembered in peers.json")
     addrs_per_peer_max: int = _limit(names.ADDRS_PER_PEER_MAX, 1, 64, "addresses remembered for one peer")
@@ -113,6 +120,7 @@ class NodeConfig:
     limits: NodeLimits = NodeLimits()
     log_level: str = "info"
     log_format: str = "text"
+    metrics_listen: str | None = None  # HOST:PORT of the Prometheus page; None: no page
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +132,15 @@ class Mistake:
 
 
 class ConfigMistakes(Exception):
-    """Everything that is wrong with a configuration, in the order found."""
+    """Everything that is wrong with a configuration, in the order found.
 
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+    `worlds` are those that could be read all the same: their files may be wrong too.
+    """
+
+    def __init__(self, mistakes: Sequence[Mistake], worlds: Sequence[WorldSource] = ()) -> None:
         super().__init__("; ".join(f"{mistake.what}: {mistake.why}" for mistake in mistakes))
         self.mistakes = tuple(mistakes)
+        self.worlds = tuple(worlds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +179,23 @@ def parse_toml(text: str, file_name: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also of an integer or a nesting that Python does not read
         raise ConfigMistakes([Mistake(file_name, f"is not TOML: {error}")]) from error
+
+
+def check_variables(env: Mapping[str, str]) -> None:
+    """Raise ConfigMistakes for every AW_* variable that nothing reads, with the nearest known name."""
+    mistakes = [_unknown_variable(name) for name in sorted(env) if _is_unknown(name)]
+    if mistakes:
+        raise ConfigMistakes(mistakes)
+
+
+def _is_unknown(name: str) -> bool:
+    return name.startswith(ENV_PREFIX) and name not in _ENV_KEYS and name not in ENV_ELSEWHERE
+
+
+def _unknown_variable(name: str) -> Mistake:
+    near = difflib.get_close_matches(name, (*_ENV_KEYS, *ENV_ELSEWHERE), n=1)
+    hint = f"; nearest: {near[0]}" if near else "; see docs/operations.md for the known ones"
+    return Mistake(name, f"unknown variable{hint}")
 
 
 def looks_like_world_id(text: str) -> bool:
@@ -221,6 +250,21 @@ def _addr(parse: Callable[[str], object]) -> Callable[[object, Path], str]:
         return text
 
     return read
+
+
+def parse_metrics_addr(text: str) -> tuple[str, int]:
+    """`127.0.0.1:9464` or `[::1]:9464` as host and port: one address, nothing else is bound. Raises ValueError."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{1,5})", text, re.ASCII)
+    if found is None or int(found[3]) > 65_535:
+        raise ValueError("must be IPV4:PORT or [IPV6]:PORT, as 127.0.0.1:9464")
+    host = found[1] or found[2]
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError as error:
+        raise ValueError(f"has {host!r} where an IP address is needed") from error
+    if (version == 6) is not bool(found[1]):
+        raise ValueError("must be IPV4:PORT or [IPV6]:PORT, as 127.0.0.1:9464")
+    return host, int(found[3])
 
 
 def _list_of(
@@ -310,17 +354,24 @@ _READERS: Final[dict[str, Callable[[object, Path], Any]]] = {
     "log_format": _word_of(LOG_FORMATS, "log format"),
     "coordinator.store": _word_of(LEASE_STORES, "store"),
     "coordinator.etcd": _list_of(_etcd_endpoint, 1, ETCD_ENDPOINTS_MAX),
+    "metrics_listen": _addr(parse_metrics_addr),
     **{f"limits.{name}": _limit_reader(name) for name in _LIMIT_NAMES},
 }
-_COORDINATOR_NAMES: Final = tuple(item.name for item in fields(CoordinatorConfig))
-_TABLES: Final = {"coordinator": _COORDINATOR_NAMES, "limits": _LIMIT_NAMES}
-_TOP_KEYS: Final = (*(key for key in _READERS if "." not in key), *_TABLES)
-_LISTS: Final = ("roles", "listen", "announce", "bootstrap", "world", "coordinator.etcd")
-_ENV_KEYS: Final = (
-    {f"{ENV_PREFIX}{key.upper()}": key for key in _TOP_KEYS if key not in _TABLES}
-    | {f"{ENV_PREFIX}COORDINATOR_{name.upper()}": f"coordinator.{name}" for name in _COORDINATOR_NAMES}
-    | {f"{ENV_LIMIT_PREFIX}{name.upper()}": f"limits.{name}" for name in _LIMIT_NAMES}
+# Tables of the file, and what their keys are called elsewhere.
+_TABLES: Final = {
+    "metrics": {"listen": "metrics_listen"},
+    "coordinator": {"store": "coordinator.store", "etcd": "coordinator.etcd"},
+}
+_IN_TABLES: Final = {key for table in _TABLES.values() for key in table.values()}
+_TOP_KEYS: Final = (
+    *(key for key in _READERS if "." not in key and key not in _IN_TABLES),
+    *_TABLES,
+    "limits",
 )
+_LISTS: Final = ("roles", "listen", "announce", "bootstrap", "world", "coordinator.etcd")
+_ENV_KEYS: Final = {
+    f"{ENV_PREFIX}{key.upper().replace('.', '_')}": key for key in _READERS if not key.startswith("limits.")
+} | {f"{ENV_LIMIT_PREFIX}{name.upper()}": f"limits.{name}" for name in _LIMIT_NAMES}
 FLAG_NAMES: Final = {
     "data_dir": "--data-dir",
     "roles": "--role",
@@ -332,6 +383,7 @@ FLAG_NAMES: Final = {
     "log_format": "--log-format",
     "coordinator.store": "--coordinator-store",
     "coordinator.etcd": "--coordinator-etcd",
+    "metrics_listen": "--metrics-listen",
 }
 
 
@@ -354,26 +406,34 @@ class _Reading:
         for key, value in document.items():
             if key not in _TOP_KEYS:
                 self._mistakes.append(Mistake(f"{file_name}: {key}", f"unknown key{nearest(key, _TOP_KEYS)}"))
+            elif key == "limits":
+                self._take_limits(value, file_name)
             elif key in _TABLES:
                 self._take_table(key, value, file_name)
             else:
                 self._take(key, value, file_name, f"{file_name}: {key}", base)
 
-    def _take_table(self, table: str, value: object, file_name: str) -> None:
-        if not isinstance(value, dict):
-            self._mistakes.append(Mistake(f"{file_name}: {table}", "must be a table"))
+    def _take_limits(self, table: object, file_name: str) -> None:
+        if not isinstance(table, dict):
+            self._mistakes.append(Mistake(f"{file_name}: limits", "must be a table"))
             return
-        for name, item in value.items():
-            key = f"{table}.{name}"
-            if name in _TABLES[table]:
-                self._take(key, item, file_name, f"{file_name}: {key}", Path())
+        for name, value in table.items():
+            if name in _LIMIT_NAMES:
+                self._take(f"limits.{name}", value, file_name, f"{file_name}: limits.{name}", Path())
             else:
-                why = (
-                    _unknown_limit(name)
-                    if table == "limits"
-                    else f"unknown key{nearest(name, _TABLES[table])}"
-                )
-                self._mistakes.append(Mistake(f"{file_name}: {key}", why))
+                self._mistakes.append(Mistake(f"{file_name}: limits.{name}", _unknown_limit(name)))
+
+    def _take_table(self, key: str, table: object, file_name: str) -> None:
+        if not isinstance(table, dict):
+            self._mistakes.append(Mistake(f"{file_name}: {key}", "must be a table"))
+            return
+        known = _TABLES[key]
+        for name, value in table.items():
+            what = f"{file_name}: {key}.{name}"
+            if name in known:
+                self._take(known[name], value, file_name, what, Path())
+            else:
+                self._mistakes.append(Mistake(what, f"unknown key{nearest(name, tuple(known))}"))
 
     def take_env(self, env: Mapping[str, str]) -> None:
         """AW_<KEY> and AW_LIMIT_<NAME>; lists are separated by commas."""
@@ -382,10 +442,7 @@ class _Reading:
                 continue
             key = _ENV_KEYS.get(name)
             if key is None:
-                known = (*_ENV_KEYS, *ENV_ELSEWHERE)
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; nearest: {near[0]}" if near else "; see docs/operations.md for the known ones"
-                self._mistakes.append(Mistake(name, f"unknown variable{hint}"))
+                self._mistakes.append(_unknown_variable(name))
             else:
                 self._take(key, _split(env[name]) if key in _LISTS else env[name], name, name, Path())
 
@@ -414,15 +471,15 @@ class _Reading:
 
     def finish(self) -> Effective:
         if self._mistakes:
-            raise ConfigMistakes(self._mistakes)
+            raise ConfigMistakes(self._mistakes, self._values.get("world", ()))
         values = dict(self._values)
-        chosen = {
-            table: {name: values.pop(f"{table}.{name}") for name in known if f"{table}.{name}" in values}
-            for table, known in _TABLES.items()
+        chosen = {name: values.pop(f"limits.{name}") for name in _LIMIT_NAMES if f"limits.{name}" in values}
+        of_coordinator = {
+            name: values.pop(key) for name, key in _TABLES["coordinator"].items() if key in values
         }
         if "world" in values:
             values["worlds"] = values.pop("world")
-        coordinator, limits = CoordinatorConfig(**chosen["coordinator"]), NodeLimits(**chosen["limits"])
+        coordinator, limits = CoordinatorConfig(**of_coordinator), NodeLimits(**chosen)
         return Effective(NodeConfig(**values, coordinator=coordinator, limits=limits), self._origins)
 
 

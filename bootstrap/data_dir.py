@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.config import ConfigMistakes, Mistake, WorldSource, looks_like_world_id
-from bootstrap.peers import parse_peer_addr, write_atomically
+from bootstrap.peers import parse_peer_addr
+from runtime import durable, limits
 from runtime import genesis as genesis_module
-from runtime import limits
 from runtime.errors import Corrupt, Invalid, UnknownVersion
-from runtime.records import Genesis
+from runtime.records import SIGNED_AUTHORITIES_BYTES_MAX, Genesis, SignedAuthorities
 
 ADDRESS_BYTES_MAX = 64 * 1024
 
@@ -47,7 +47,7 @@ class DataDirInUse(DataDirUnusable):
 
 
 class GenesisFileBad(Exception):
-    """A genesis file that cannot be read, or is not what it must be: which file, which field, which limit."""
+    """A genesis or authorities file that cannot be read, or is not what it must be: which field, which limit."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
@@ -100,6 +100,10 @@ class DataDir:
     def genesis_path(self, world_id: str) -> Path:
         return self.worlds_path / f"{world_id}.genesis"
 
+    def authorities_path(self, world_id: str) -> Path:
+        """Where the operator puts the authority set of a later epoch; a running node notices it."""
+        return self.worlds_path / f"{world_id}.authorities"
+
     # --- worlds
 
     def world_ids(self) -> list[str]:
@@ -127,15 +131,15 @@ class DataDir:
     def keep_genesis(self, genesis: Genesis) -> None:
         """Write worlds/<world_id>.genesis unless it is there."""
         if self.genesis(genesis.header.world_id) is None:
-            self.worlds_path.mkdir(exist_ok=True)
-            write_atomically(self.genesis_path(genesis.header.world_id), genesis.to_bytes())
+            durable.make_folder(self.worlds_path)
+            durable.replace_file(self.genesis_path(genesis.header.world_id), genesis.to_bytes())
 
     # --- the address file of a running node
 
     def write_address(self, peer_id: str, addrs: Sequence[str]) -> None:
         """Tell clients on this machine where the node listens."""
         document = {"v": 1, "pid": os.getpid(), "peer_id": peer_id, "addrs": list(addrs)}
-        write_atomically(self.address_path, (json.dumps(document) + "\n").encode())
+        durable.replace_file(self.address_path, (json.dumps(document) + "\n").encode())
 
     def remove_address(self) -> None:
         """The node listens no more."""
@@ -177,11 +181,21 @@ def open_data_dir(path: Path) -> Iterator[DataDir]:
     descriptor = _open_lock(data_dir)
     try:
         _take_lock(data_dir, descriptor)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _write_pid(descriptor)
+        durable.sweep([path, data_dir.worlds_path])
         yield data_dir
     finally:
         os.close(descriptor)
+
+
+def _write_pid(descriptor: int) -> None:
+    """For people to read. A full disk does not stop a node: it serves what it has."""
+    os.ftruncate(descriptor, 0)
+    try:
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        if not durable.is_full(error):
+            raise
 
 
 def _open_lock(data_dir: DataDir) -> int:
@@ -222,6 +236,22 @@ def read_genesis_file(path: Path) -> Genesis:
         raise GenesisFileBad(path, f"is no genesis: {error}") from error
 
 
+def read_authorities_file(path: Path) -> SignedAuthorities:
+    """The authority set in a file with the root signatures that it has so far, none of them checked.
+
+    Raises GenesisFileBad.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(SIGNED_AUTHORITIES_BYTES_MAX + 1)
+    except OSError as error:
+        raise GenesisFileBad(path, error.strerror or str(error)) from error
+    try:
+        return SignedAuthorities.from_bytes(data)
+    except (Invalid, UnknownVersion) as error:
+        raise GenesisFileBad(path, f"is no authority set: {error}") from error
+
+
 def choose_worlds(data_dir: DataDir, sources: Sequence[WorldSource]) -> list[ChosenWorld]:
     """The worlds of a configuration, each with its genesis where that is at hand; no world is there twice.
 
@@ -237,7 +267,7 @@ def choose_worlds(data_dir: DataDir, sources: Sequence[WorldSource]) -> list[Cho
         try:
             world = _choose(data_dir, source)
         except GenesisFileBad as bad:
-            mistakes.append(Mistake(f"world genesis {bad.path}", bad.why))
+            mistakes.append(_bad_genesis(bad))
             continue
         if world.world_id in chosen:
             mistakes.append(Mistake(f"world {world.world_id}", "is named twice"))
@@ -248,6 +278,22 @@ def choose_worlds(data_dir: DataDir, sources: Sequence[WorldSource]) -> list[Cho
         why = f"belongs to world {', '.join(held)}, not to {', '.join(chosen)}"
         raise DataDirUnusable(data_dir.path, why, "another --data-dir")
     return list(chosen.values())
+
+
+def genesis_mistakes(sources: Sequence[WorldSource]) -> list[Mistake]:
+    """What is wrong with the genesis files of a configuration that has other mistakes already."""
+    mistakes: list[Mistake] = []
+    for source in sources:
+        try:
+            if source.genesis is not None:
+                read_genesis_file(source.genesis)
+        except GenesisFileBad as bad:
+            mistakes.append(_bad_genesis(bad))
+    return mistakes
+
+
+def _bad_genesis(bad: GenesisFileBad) -> Mistake:
+    return Mistake(f"world genesis {bad.path}", bad.why)
 
 
 def _choose(data_dir: DataDir, source: WorldSource) -> ChosenWorld:

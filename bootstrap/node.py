@@ -8,33 +8,48 @@ the database is closed last.
 from __future__ import annotations
 
 import logging
+import platform
 import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 import trio
 
 from bootstrap.config import CoordinatorConfig, NodeConfig
-from bootstrap.data_dir import ChosenWorld, DataDir, choose_worlds, open_data_dir
-from bootstrap.peers import AddressBook, load_address_book, write_atomically
+from bootstrap.data_dir import (
+    ChosenWorld,
+    DataDir,
+    GenesisFileBad,
+    choose_worlds,
+    open_data_dir,
+    read_authorities_file,
+)
+from bootstrap.metrics import open_metrics
+from bootstrap.peers import AddressBook, load_address_book
 from bootstrap.world_node import WorldNode, run_world
 from p2p import names
 from p2p.errors import Unreachable
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity, create_identity, load_identity
+from p2p.network import Gauge
 from p2p.providers import CachedDht, ProviderCache, republish_loop
 from p2p.router import RouterLimits
-from runtime.errors import Missing
+from runtime.db_check import check_database
+from runtime.durable import replace_file
+from runtime.errors import Invalid, Missing
 from runtime.keys import SigningKey
 from runtime.messages import WorldStatus
-from runtime.records import Genesis
+from runtime.records import Genesis, SignedAuthorities
 from runtime.services import HeadRecords
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
+from runtime.services.custody import keep_room, scrub
 from runtime.services.etcd import EtcdClient, EtcdLeaseStore, open_http
 from runtime.services.fetch import Sources, sleep_ms
 from runtime.services.lease_store import EmbeddedLeaseStore, LeaseStoreOf
@@ -47,6 +62,7 @@ from runtime.world_db import LmdbWorldDb, MemoryWorldDb, WorldDb
 T = TypeVar("T")
 PEERS_SAVE_MS: Final = 30_000
 GENESIS_RETRY_MS: Final = 1_000
+AUTHORITIES_POLL_MS: Final = 1_000
 _log = logging.getLogger(__name__)
 
 Ready = Callable[[dict[str, object]], None]
@@ -60,6 +76,25 @@ def now_ms() -> int:
 async def in_thread(work: Callable[[], T]) -> T:
     """Offload in production: a worker thread. A cancelled caller waits: work on disk is never abandoned."""
     return await trio.to_thread.run_sync(work)
+
+
+def versions() -> dict[str, str]:
+    """What this program is made of, as far as it matters to others."""
+    return {
+        "agent-world-runtime": version("agent-world-runtime"),
+        "libp2p": version("libp2p"),
+        "python": platform.python_version(),
+        "rr": names.RR_PROTOCOL,
+    }
+
+
+def _thread_gauges() -> list[Gauge]:
+    """Work handed to threads: signatures, execution, disk."""
+    threads = trio.to_thread.current_default_thread_limiter().statistics()
+    return [
+        Gauge("thread_jobs_running", threads.borrowed_tokens, "threads_max", int(threads.total_tokens)),
+        Gauge("thread_jobs_waiting", threads.tasks_waiting),
+    ]
 
 
 @dataclass(slots=True)
@@ -84,7 +119,8 @@ async def run_node(config: NodeConfig, ready: Ready) -> NoReturn:
     with open_data_dir(config.data_dir) as data_dir:
         identity = load_or_create_identity(data_dir)
         worlds = choose_worlds(data_dir, config.worlds)
-        db = LmdbWorldDb(data_dir.path, map_bytes=config.limits.disk_bytes_max)
+        check_database(data_dir.db_path)
+        db = LmdbWorldDb(data_dir.path, config.limits.disk_bytes_max)
         try:
             await _run_with(config, data_dir, identity, worlds, db, ready)
         finally:
@@ -121,6 +157,7 @@ async def _run_with(
     )
     async with (
         _open_lease_store(config.coordinator) as lease_store,
+        open_metrics(config.metrics_listen) as metrics,
         open_network(host, methods.routes(), HeadRecords()) as network,
     ):
         providers = ProviderCache(
@@ -133,19 +170,29 @@ async def _run_with(
             network.dht, providers, HeadRecords(), now_ms, head_ttl_ms=config.limits.head_cache_ttl_ms
         )
         context = Context(network, dht, providers, db, SigningKey(identity.seed), now_ms, rng, in_thread)
-        desk = NodeDesk(context, config.roles, worlds.statuses, config.limits.in_force())
+        context.gauges.add(_thread_gauges)
+        desk = NodeDesk(context, config.roles, worlds.statuses, config.limits.in_force(), versions())
         methods.mount_node(desk.handlers())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_republish, providers, network)
             nursery.start_soon(_remember_peers, data_dir, book, network)
+            if metrics is not None:
+                nursery.start_soon(metrics.serve, desk.account)
+            limits = config.limits
+            nursery.start_soon(scrub, context, limits.scrub_bytes_per_s, limits.scrub_interval_ms)
+            nursery.start_soon(keep_room, context, limits.disk_bytes_max)
             data_dir.write_address(names.peer_text(identity.peer_id), network.addrs())
             for world in chosen:
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)
                 data_dir.keep_genesis(genesis)
-                worlds.running[world.world_id] = await _start_world(
-                    nursery, context, methods, genesis, config, lease_store
+                path = data_dir.authorities_path(world.world_id)
+                node = await _start_world(
+                    nursery, context, methods, genesis, config, _installed(path), lease_store
                 )
-            ready(_ready_event(config, data_dir, identity, network, chosen))
+                worlds.running[world.world_id] = node
+                nursery.start_soon(_watch_authorities, path, node)
+            page = {} if metrics is None else {"metrics": metrics.url}
+            ready(_ready_event(config, data_dir, identity, network, chosen) | page)
             await trio.sleep_forever()
 
 
@@ -160,17 +207,56 @@ async def _open_lease_store(config: CoordinatorConfig) -> AsyncIterator[LeaseSto
         yield lambda context, tables: EtcdLeaseStore(context, tables, client)
 
 
+def _installed(path: Path) -> SignedAuthorities | None:
+    """The authority set that the operator has put down, if any; a bad file is told and does not stop the node."""
+    if not path.exists():
+        return None
+    try:
+        return read_authorities_file(path)
+    except GenesisFileBad as bad:
+        _log.error("%s; try: aw world epoch show %s", bad, path)
+        return None
+
+
+async def _watch_authorities(path: Path, node: WorldNode) -> NoReturn:
+    """Take up the file when it comes or changes."""
+    seen = _stamp(path)
+    while True:
+        await sleep_ms(AUTHORITIES_POLL_MS)
+        stamp = await trio.to_thread.run_sync(_stamp, path)
+        if stamp == seen:
+            continue
+        seen = stamp
+        signed = await trio.to_thread.run_sync(_installed, path)
+        if signed is None:
+            continue
+        try:
+            node.authorities.offer(signed)
+        except Invalid as error:
+            _log.error("%s is not taken up: %s; try: aw world epoch show %s", path, error, path)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced; None for no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
 async def _start_world(
     nursery: trio.Nursery,
     context: Context,
     methods: MethodTable,
     genesis: Genesis,
     config: NodeConfig,
+    installed: SignedAuthorities | None,
     lease_store: LeaseStoreOf,
 ) -> WorldNode:
     progress = log_progress(f"world {genesis.header.name}")
     node: WorldNode = await nursery.start(
-        run_world, context, methods, genesis, frozenset(config.roles), progress, lease_store
+        run_world, context, methods, genesis, frozenset(config.roles), progress, installed, lease_store
     )
     return node
 
@@ -252,7 +338,7 @@ async def _remember_peers(data_dir: DataDir, book: AddressBook, network: Libp2pN
                 book.saw(peer, addrs, now_ms())
         data = book.to_bytes()
         try:
-            await trio.to_thread.run_sync(write_atomically, data_dir.peers_path, data)
+            await trio.to_thread.run_sync(replace_file, data_dir.peers_path, data)
         except OSError as error:  # a full disk: the node serves on, the file is written when space returns
             _log.warning("%s: not written (%s)", data_dir.peers_path, error.strerror)
 

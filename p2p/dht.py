@@ -21,7 +21,7 @@ from multiaddr import Multiaddr
 
 from p2p import names
 from p2p.errors import NetworkError, RecordRefused, Unreachable
-from p2p.network import PeerId, PeerInfo, RecordRule
+from p2p.network import Gauge, PeerId, PeerInfo, RecordRule
 
 OWN_RECORDS_MAX = 1_024
 PROVIDED_TOLD_MAX = 1_024  # to a server that appears; the republisher tells it the rest in its time
@@ -63,6 +63,20 @@ class KadDht:
 
     def counters(self) -> dict[str, int]:
         return {name: count for name, count in sorted(self._counters.items()) if name.startswith("dht.")}
+
+    def gauges(self) -> list[Gauge]:
+        """Peers in the routing table, and what is held for others and oneself."""
+        kad = self._kad
+        return [
+            Gauge("dht_table_peers", len(kad.routing_table.get_peer_ids())),
+            Gauge("dht_records_held", len(kad.value_store.store), "records_held_max", names.RECORDS_HELD_MAX),
+            Gauge(
+                "dht_provider_keys_held",
+                len(kad.provider_store.providers),
+                "provider_keys_held_max",
+                names.PROVIDER_KEYS_HELD_MAX,
+            ),
+        ]
 
     # --- records -------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
 from p2p import cures, names
-from p2p.network import Check, Message, PeerId, Verdict
+from p2p.network import Check, Gauge, Message, PeerId, Verdict
 
 _COUNTED: Final = {Verdict.ACCEPT: "accepted", Verdict.REJECT: "rejected", Verdict.IGNORE: "ignored"}
 
@@ -47,6 +47,16 @@ class Libp2pSubscription:
         if verdict is not Verdict.ACCEPT:
             raise ValueError(f"gossip message: the own check of {self._topic} says {verdict.value}")
         await self._gossip.publish(self._topic, data)
+
+    def gauge(self) -> Gauge:
+        """Messages that wait to be read."""
+        return Gauge(
+            "gossip_messages_waiting",
+            self._send.statistics().current_buffer_used,
+            "gossip_channel_messages_max",
+            names.GOSSIP_CHANNEL_MESSAGES_MAX,
+            {"topic": self._topic},
+        )
 
     def offer(self, message: Message) -> bool:
         """Deliver, or say that there is no room."""
@@ -104,6 +114,10 @@ class Gossip:
         received = accepted[1]
         if not self._joined[received.topic].offer(received):
             self._counters["gossip.dropped_channel_full"] += 1
+
+    def gauges(self) -> list[Gauge]:
+        """Messages that wait to be read, by topic."""
+        return [subscription.gauge() for subscription in self._joined.values()]
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Hand to the mesh what has passed size and check."""

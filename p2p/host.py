@@ -40,7 +40,7 @@ from p2p.dht import KadDht, RuleValidator
 from p2p.errors import ListenFailed, StreamBroken, Unreachable
 from p2p.gossip import Gossip, make_gossip_router
 from p2p.identity import Identity
-from p2p.network import Answer, Check, PeerId, RecordRule, Routes, Subscription
+from p2p.network import Answer, Check, Gauge, PeerId, RecordRule, Routes, Subscription
 from p2p.request_response import RequestClient, Router
 from p2p.router import RouterLimits
 
@@ -102,6 +102,7 @@ class Libp2pNetwork:
         self.identity = identity
         self._host = host
         self._client = parts.client
+        self._router = parts.router
         self._connections = parts.connections
         self._gossip = parts.gossip
         self._counters = parts.counters
@@ -126,6 +127,14 @@ class Libp2pNetwork:
         counted.update(cures.dropped)
         counted["connections.open"] = len(self.peers())
         return {name: count for name, count in sorted(counted.items()) if not name.startswith("dht.")}
+
+    def gauges(self) -> list[Gauge]:
+        return [
+            Gauge("connections_open", len(self.peers()), "connections_max", names.CONNECTIONS_MAX),
+            *self._router.gauges(),
+            *self._gossip.gauges(),
+            *self.dht.gauges(),
+        ]
 
     async def connect(self, addrs: Sequence[str]) -> PeerId:
         return await self._connections.connect(addrs)

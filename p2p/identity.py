@@ -59,7 +59,8 @@ def load_identity(path: Path) -> Identity:
     if mode & _GROUP_AND_OTHERS:
         raise IdentityFileBad(path, f"mode {mode:04o} lets others read it", f"chmod 600 {path}")
     if len(seed) != SEED_BYTES:
-        raise IdentityFileBad(path, f"is not the {SEED_BYTES} bytes of an Ed25519 seed")
+        why = f"is not the {SEED_BYTES} bytes of an Ed25519 seed; without a backup of it the node gets a new key"
+        raise IdentityFileBad(path, why, f"mv {path} {path}.damaged")
     return Identity(seed)
 
 

@@ -27,7 +27,7 @@ import trio
 from p2p import names
 from p2p.errors import RecordRefused, Unreachable
 from p2p.memory_streams import MemoryStream, stream_pair
-from p2p.network import Answer, Check, Message, PeerId, PeerInfo, RecordRule, Routes, Verdict
+from p2p.network import Answer, Check, Gauge, Message, PeerId, PeerInfo, RecordRule, Routes, Verdict
 from p2p.request_response import DEFAULT_LIMITS, Mark, RequestClient, Router, RouterLimits, no_mark
 
 INCOMING_STREAMS_MAX: Final = 256  # opened, not yet taken by the serving node; further ones fail
@@ -274,6 +274,15 @@ class InMemoryNetwork:
     def counters(self) -> dict[str, int]:
         return dict(sorted(self.counts.items()))
 
+    def gauges(self) -> list[Gauge]:
+        waiting = [subscription.gauge() for subscription in self._topics.values()]
+        return [
+            Gauge("connections_open", len(self.peers()), "connections_max", names.CONNECTIONS_MAX),
+            *self._router.gauges(),
+            *waiting,
+            *self.dht.gauges(),
+        ]
+
     async def connect(self, addrs: Sequence[str]) -> PeerId:
         for addr in addrs[: names.ADDRS_PER_PEER_MAX]:
             await self._hub.wait()
@@ -367,7 +376,7 @@ class InMemoryNetwork:
                     if other not in (forwarder, gossip.author):
                         self._hub.send_gossip(gossip, self._peer_id, other)
                 if not self._topics[gossip.topic].offer(message):
-                    self.counts["gossip.dropped_full"] += 1
+                    self.counts["gossip.dropped_channel_full"] += 1
             case Verdict.REJECT:
                 self.counts["gossip.rejected"] += 1
             case Verdict.IGNORE:
@@ -404,6 +413,16 @@ class InMemorySubscription:
 
     async def publish(self, data: bytes) -> None:
         await self._network.publish(self._topic, data)
+
+    def gauge(self) -> Gauge:
+        """Messages that wait to be read."""
+        return Gauge(
+            "gossip_messages_waiting",
+            self._send.statistics().current_buffer_used,
+            "gossip_channel_messages_max",
+            names.GOSSIP_CHANNEL_MESSAGES_MAX,
+            {"topic": self._topic},
+        )
 
     def offer(self, message: Message) -> bool:
         try:
@@ -473,6 +492,12 @@ class InMemoryDht:
 
     def counters(self) -> dict[str, int]:
         return dict(sorted(self.counts.items()))
+
+    def gauges(self) -> list[Gauge]:
+        return [
+            Gauge("dht_records_held", len(self.records), "records_held_max", RECORDS_MAX),
+            Gauge("dht_provider_keys_held", len(self.providers), "provider_keys_held_max", PROVIDER_KEYS_MAX),
+        ]
 
     def keep(self, key: str, value: bytes) -> None:
         """Keep the record when it is valid and not older than ours. Raises RecordRefused."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
@@ -36,6 +36,17 @@ class Message:
     data: bytes
     author: PeerId
     forwarder: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A quantity as it is now; `name` ends in its unit. `limit` names what bounds it, `limit_value` is that bound."""
+
+    name: str
+    value: int
+    limit: str = ""
+    limit_value: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 Check: TypeAlias = Callable[[Message], Verdict]
@@ -110,6 +121,9 @@ class DistributedNetwork(Protocol):
 
     def counters(self) -> dict[str, int]:
         """Monotonic counters by dotted name (`gossip.rejected`, `rr.busy`, `cure.stream_guard`, ...)."""
+
+    def gauges(self) -> list[Gauge]:
+        """Connections, requests and streams being served, messages waiting by topic, what the DHT holds."""
 
     async def connect(self, addrs: Sequence[str]) -> PeerId:
         """Dial multiaddrs of one peer, each ending in /p2p/<peer id>, until one works. Raises Unreachable."""

@@ -21,7 +21,7 @@ import trio
 
 from p2p import frames, names, streams
 from p2p.errors import Code, FrameError, NetworkError, RequestFailed, StreamBroken
-from p2p.network import PartsRoute, PeerId, Route, Routes, SendPart
+from p2p.network import Gauge, PartsRoute, PeerId, Route, Routes, SendPart
 from p2p.streams import RawStream
 
 BUSY_RETRY_AFTER_MS: Final = 100
@@ -242,6 +242,19 @@ class Router:
         """`count` more requests are in flight; negative when they end."""
         load.in_flight += count
         self._in_flight += count
+
+    def gauges(self) -> list[Gauge]:
+        """What is being answered now."""
+        streams_open = sum(load.streams for load in self._loads.values())
+        return [
+            Gauge(
+                "rr_requests_in_flight",
+                self._in_flight,
+                "in_flight_total_max",
+                self.limits.in_flight_total_max,
+            ),
+            Gauge("rr_streams_open", streams_open),
+        ]
 
     def mark(self, peer: PeerId, reason: str) -> None:
         """The peer broke the rules of the wire."""

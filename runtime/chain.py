@@ -2,10 +2,9 @@
 
 Hides: how roots, references and history are made. Guarantees: `verify_block` re-executes; a block it returns
 was given by this very code from the tip before it, and a block that differs in anything raises Diverged with
-both sides. `check_batch_form` decides from bytes alone what a batch must look like, the same for coordinator,
-executor, observer. Checks and order of commits and heads are in runtime/heads.py, proofs in
-runtime/proofs.py; both are part of this module's surface. Implements docs/protocol.md, sections "Batch" and
-"Block".
+both sides. The form of batches is in runtime/batches.py, checks and order of commits and heads in runtime/heads.py,
+following in runtime/following.py, proofs in runtime/proofs.py; all are part of this module's surface.
+Implements docs/protocol.md, section "Block".
 """
 
 from __future__ import annotations
@@ -14,27 +13,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from runtime import codec, limits
+from runtime.batches import check_batch_form, check_parent
 from runtime.codec import MountainRange, content_id
 from runtime.errors import Diverged, Invalid
+from runtime.evidence import CommitFork, commit_fork, is_fork
+from runtime.following import HeadFollower, Offer
 from runtime.heads import (
-    CommitFork,
-    HeadFollower,
-    Offer,
     check_attestation,
     check_commit,
-    check_commit_fork,
     check_head,
     check_head_block,
-    commit_fork,
     head_order,
-    is_fork,
     select_head,
 )
 from runtime.proofs import (
     ItemProof,
     Verdict,
     prove_event,
-    prove_history,
     prove_receipt,
     verify_event_proof,
     verify_history_proof,
@@ -48,8 +43,6 @@ from runtime.records import (
     Genesis,
     Receipt,
     WorldBlock,
-    WorldLimits,
-    decode_envelopes,
 )
 from runtime.schema import Record
 from runtime.state import State
@@ -86,77 +79,6 @@ def genesis_tip(genesis: Genesis) -> Tip:
     )
 
 
-# --- batches -----------------------------------------------------------------------------------------------
-
-
-def check_batch_form(
-    genesis: Genesis,
-    parent_height: int,
-    parent_batch_hash: bytes,
-    parent_timestamp_ms: int,
-    batch: ActionBatch,
-    actions_blob: bytes,
-) -> list[Envelope]:
-    """The envelopes of a batch that is well formed on its parent (at first: 0, header hash, created_ms).
-
-    Judges no signature, nonce or expiry: those are the kernel's. Raises Invalid; a committed batch that fails
-    here is evidence against its certifier.
-    """
-    world_id, bounds = genesis.header.world_id, genesis.body.limits
-    # [REJECT] it is of this world, and follows the parent
-    if batch.world_id != world_id:
-        raise Invalid("batch.world_id", f"is not {world_id}")
-    _check_parent(batch, parent_height, parent_batch_hash, parent_timestamp_ms)
-    # [REJECT] the blob is the one it names, within the world's size
-    if len(actions_blob) > bounds.batch_bytes_max:
-        raise Invalid(
-            "batch.actions", f"{len(actions_blob)} bytes, at most {bounds.batch_bytes_max} (batch_bytes_max)"
-        )
-    if content_id(actions_blob) != batch.actions_ref:
-        raise Invalid("batch.actions_ref", "is not the hash of the actions")
-    # [REJECT] a canonical list of well-formed sealed envelopes
-    envelopes = decode_envelopes(
-        actions_blob, bounds.batch_bytes_max, bounds.batch_envelopes_max, "batch.actions"
-    )
-    _check_envelopes(world_id, bounds, envelopes)
-    # [REJECT] count and root are the list's
-    if batch.envelope_count != len(envelopes):
-        raise Invalid("batch.envelope_count", f"is {batch.envelope_count}, the list has {len(envelopes)}")
-    if batch.actions_root != codec.merkle_root([envelope.to_bytes() for envelope in envelopes]):
-        raise Invalid("batch.actions_root", "is not the root of the list")
-    return envelopes
-
-
-def _check_parent(batch: ActionBatch, height: int, batch_hash: bytes, timestamp_ms: int) -> None:
-    if batch.height != height + 1:
-        raise Invalid("batch.height", f"is {batch.height}, the parent's is {height}")
-    if batch.prev_batch_hash != batch_hash:
-        raise Invalid("batch.prev_batch_hash", "is not the parent's")
-    if batch.timestamp_ms < timestamp_ms:
-        raise Invalid("batch.timestamp_ms", f"is {batch.timestamp_ms}, before the parent's {timestamp_ms}")
-
-
-def _check_envelopes(world_id: str, bounds: WorldLimits, envelopes: Sequence[Envelope]) -> None:
-    seen: set[bytes] = set()
-    actions = 0
-    for index, envelope in enumerate(envelopes):
-        # [REJECT] of this world, within the world's size, none twice
-        field = f"batch.actions[{index}]"
-        if envelope.record.world_id != world_id:
-            raise Invalid(f"{field}.world_id", f"is not {world_id}")
-        size = len(envelope.to_bytes())
-        if size > bounds.envelope_bytes_max:
-            raise Invalid(field, f"{size} bytes, at most {bounds.envelope_bytes_max} (envelope_bytes_max)")
-        if envelope.hash() in seen:
-            raise Invalid(field, "is in the list twice")
-        seen.add(envelope.hash())
-        actions += len(envelope.record.actions)
-    if actions > bounds.batch_actions_max:
-        raise Invalid(
-            "batch.actions", f"{actions} actions, at most {bounds.batch_actions_max} (batch_actions_max)"
-        )
-
-
 # --- blocks ------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +93,7 @@ def build_block(
 
     Raises Invalid for a batch that does not follow the tip. `tip` is unchanged.
     """
-    _check_parent(batch, tip.height, tip.batch_hash, tip.timestamp_ms)
+    check_parent(batch, tip.height, tip.batch_hash, tip.timestamp_ms)
     outcome = step(genesis, tip.state, batch, envelopes, signatures)
     events = [event.to_bytes() for event in outcome.events]
     receipts = [receipt.to_bytes() for receipt in outcome.receipts]
@@ -256,7 +178,7 @@ def check_lists(block: WorldBlock, receipts: Iterable[Record], events: Iterable[
 
 
 def _decode_list(data: bytes, field: str) -> list[codec.Value]:
-    listed = codec.decode(data, limits.LIST_BYTES_MAX, field)
+    listed = codec.decode(data, limits.LIST_BYTES_MAX, field, items_max=len(data))
     if type(listed) is not list:
         raise Invalid(field, "must be a list")
     return listed
@@ -274,7 +196,6 @@ __all__ = [
     "check_attestation",
     "check_batch_form",
     "check_commit",
-    "check_commit_fork",
     "check_head",
     "check_head_block",
     "check_lists",
@@ -285,7 +206,6 @@ __all__ = [
     "head_order",
     "is_fork",
     "prove_event",
-    "prove_history",
     "prove_receipt",
     "select_head",
     "verify_block",

@@ -8,7 +8,7 @@ Implements docs/protocol.md, sections "Encoding", "Hashes" and "Merkle trees".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ import cbor2
 from blake3 import blake3
 
 from runtime.errors import Invalid
-from runtime.limits import COUNT_MAX, DEPTH_MAX, NAME_CHARS_MAX
+from runtime.limits import CBOR_ITEMS_MAX, COUNT_MAX, DEPTH_MAX, NAME_CHARS_MAX
 
 Value: TypeAlias = Any
 """A CBOR value of the profile: dict[str, Value], list[Value], str, bytes, int, bool, None."""
@@ -81,10 +81,11 @@ def _refuse_tag(_content: Value, _immutable: bool) -> Value:
 _NO_TAGS = dict.fromkeys(range(1 << 16), _refuse_tag)
 
 
-def decode(data: bytes, bytes_max: int, field: str = "value") -> Value:
+def decode(data: bytes, bytes_max: int, field: str = "value", *, items_max: int = CBOR_ITEMS_MAX) -> Value:
     """The value whose one encoding is `data`. Raises Invalid, naming `field`, for all other bytes.
 
-    Decode, walk the value, encode again, compare: re-encoding alone lets float and undefined through.
+    Decode, walk the value, encode again, compare: re-encoding alone lets float and undefined through. `items_max`:
+    keys, values and elements in all, since an item of one byte costs a reader a hundred.
     """
     if len(data) > bytes_max:
         raise Invalid(field, f"{len(data)} bytes, at most {bytes_max}")
@@ -106,17 +107,42 @@ def decode(data: bytes, bytes_max: int, field: str = "value") -> Value:
         MemoryError,
         RecursionError,
     ) as error:
-        raise Invalid(field, f"no canonical CBOR ({type(error).__name__})") from None
-    _check_read(value, 0, field)
-    if cbor2.dumps(value) != data:
+        raise Invalid(field, f"no canonical CBOR: {_why_unread(error, len(data))}") from None
+    _check_read(value, 0, field, _Budget(items_max))
+    encoded = cbor2.dumps(value)
+    if encoded != data:
+        if data.startswith(encoded):
+            raise Invalid(field, f"{len(data) - len(encoded)} bytes after the end of the CBOR value")
         raise Invalid(field, _NOT_CANONICAL)
     return value
+
+
+def _why_unread(error: Exception, size: int) -> str:
+    if isinstance(error, cbor2.CBORDecodeEOF):
+        return f"ends too early, at byte {size}"
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return "a text is not UTF-8"
+    if isinstance(error, OverflowError | MemoryError):
+        return "a length is beyond what is there"
+    return "not CBOR, or what the profile has not (tags, indefinite lengths, keys twice or no text, too deep)"
 
 
 _NOT_CANONICAL = "CBOR that is not canonical"
 
 
-def _check_read(value: Value, depth: int, field: str) -> None:
+@dataclass(slots=True)
+class _Budget:
+    """What a walk may still meet."""
+
+    items: int
+
+    def spend(self, count: int, field: str) -> None:
+        self.items -= count
+        if self.items < 0:
+            raise Invalid(field, "more items than allowed (cbor_items_max, or the record's own limit)")
+
+
+def _check_read(value: Value, depth: int, field: str, budget: _Budget) -> None:
     """Refuse what the profile has not, and maps out of order, in what the library has read.
 
     The same walk as `_ordered` without making the value anew: a stranger's megabyte of empty arrays is paid for here.
@@ -133,15 +159,17 @@ def _check_read(value: Value, depth: int, field: str) -> None:
     if depth >= DEPTH_MAX:
         raise Invalid(field, f"nested deeper than {DEPTH_MAX}")
     if kind is dict:
-        _check_map(value, depth, field)
+        _check_map(value, depth, field, budget)
         return
+    budget.spend(len(value), field)
     for item in value:
         if type(item) not in _PLAIN:
-            _check_read(item, depth + 1, field)
+            _check_read(item, depth + 1, field, budget)
 
 
-def _check_map(value: dict[Any, Value], depth: int, field: str) -> None:
+def _check_map(value: dict[Any, Value], depth: int, field: str, budget: _Budget) -> None:
     """Text keys, ascending by length and then by bytes: RFC 8949 section 4.2.1 for text."""
+    budget.spend(2 * len(value), field)
     before: tuple[int, bytes] = (-1, b"")
     for key, item in value.items():
         if type(key) is not str:
@@ -152,7 +180,16 @@ def _check_map(value: dict[Any, Value], depth: int, field: str) -> None:
             raise Invalid(field, _NOT_CANONICAL)
         before = place
         if type(item) not in _PLAIN:
-            _check_read(item, depth + 1, f"{field}.{shortened(key)}")
+            _check_read(item, depth + 1, f"{field}.{shortened(key)}", budget)
+
+
+def count_items(value: Value) -> int:
+    """Keys, values and elements inside a value of the profile, at any depth; 0 for what is no map or list."""
+    if type(value) is dict:
+        return 2 * len(value) + sum(count_items(item) for item in value.values())
+    if type(value) in (list, tuple):
+        return len(value) + sum(count_items(item) for item in value)
+    return 0
 
 
 _PLAIN = frozenset((str, bytes, bool, type(None)))  # nothing in these can be outside of the profile
@@ -176,6 +213,14 @@ def array_of(items: Sequence[bytes]) -> bytes:
 def content_id(data: bytes) -> bytes:
     """BLAKE3-256 of a blob, 32 bytes."""
     return blake3(data).digest()
+
+
+def content_id_of(parts: Iterable[bytes]) -> bytes:
+    """The content id of a blob that comes in parts, in bounded memory."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
 
 
 def preimage(record: str, body: bytes) -> bytes:

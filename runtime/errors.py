@@ -63,6 +63,14 @@ class Missing(WorldError):
         self.key = key
 
 
+class MissingBlob(Missing):
+    """A blob that is not held, by its content id."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__("blob", content.hex())
+        self.content = content
+
+
 class Denied(WorldError):
     """The caller may not do this; nothing was changed."""
 
@@ -97,6 +105,14 @@ class Unavailable(WorldError):
         self.where = where
         self.why = why
         self.retry_after_ms = retry_after_ms
+
+
+class Halted(WorldError):
+    """The epoch in force is over by evidence: this node signs nothing until the root keys open another one."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"halted: {why}")
+        self.why = why
 
 
 class Mismatch(WorldError):

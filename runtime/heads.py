@@ -1,23 +1,17 @@
-"""Who may certify, attest and announce, which head is the newest, and what proves a fork.
+"""Who may certify, attest and announce, and which head is the newest.
 
-Hides: the order of the checks. Guarantees: what passes `check_head` was certified and attested by members of
-a set that the world id itself binds; a HeadFollower never loses a good head to a bad one, holds a bounded
-number of candidates, and halts on two commits of one epoch and height. Implements docs/protocol.md, sections
-"Commit", "Head" and "Evidence".
+Hides: the order of the checks. Guarantees: what passes `check_head` was certified and attested by members of a set
+that the world id itself binds. Implements docs/protocol.md, sections "Commit" and "Head".
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
-from typing import Annotated, ClassVar, TypeAlias
+from typing import TypeAlias
 
-from runtime import limits
 from runtime.errors import Invalid
 from runtime.genesis import check_authorities
 from runtime.records import (
-    SEAL_OVERHEAD_BYTES,
     ActionBatch,
     AuthoritySet,
     BlockAttestation,
@@ -25,9 +19,7 @@ from runtime.records import (
     Sealed,
     WorldBlock,
     WorldHeadAnnounce,
-    sealed_kind,
 )
-from runtime.schema import Record
 
 HeadOrder: TypeAlias = tuple[int, int, int, bytes]
 
@@ -163,194 +155,3 @@ def select_head(heads: Sequence[WorldHeadAnnounce]) -> int:
     if not heads:
         raise Invalid("heads", "must not be empty")
     return max(range(len(heads)), key=lambda index: (head_order(heads[index]), index))
-
-
-# --- evidence ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class CommitFork(Record):
-    """Two commits of one certifier, epoch and height for different batches: that key signed a fork.
-
-    Ascending by batch hash, so that everyone who holds the same two commits makes the same evidence.
-    """
-
-    NAME: ClassVar[str] = "commit_fork"
-    BYTES_MAX: ClassVar[int] = 2 * (limits.COMMIT_BYTES_MAX + SEAL_OVERHEAD_BYTES) + 64
-
-    first: Annotated[Sealed[Commit], sealed_kind(Commit)]
-    second: Annotated[Sealed[Commit], sealed_kind(Commit)]
-
-    def check(self) -> None:
-        first, second = self.first.record, self.second.record
-        for field in ("world_id", "epoch", "height", "certifier_id"):
-            if getattr(first, field) != getattr(second, field):
-                raise Invalid(f"commit_fork.{field}", "differs: that is no fork")
-        if not first.batch_hash < second.batch_hash:
-            raise Invalid("commit_fork.batch_hash", "must ascend: one batch twice is no fork")
-
-
-def commit_fork(one: Sealed[Commit], other: Sealed[Commit]) -> CommitFork:
-    """The evidence that two commits give. Raises Invalid where they are none."""
-    first, second = sorted((one, other), key=lambda sealed: sealed.record.batch_hash)
-    return CommitFork(first, second)
-
-
-def is_fork(one: Sealed[Commit], other: Sealed[Commit]) -> bool:
-    """Whether two commits of one set contradict each other."""
-    a, b = one.record, other.record
-    return (a.world_id, a.epoch, a.height) == (b.world_id, b.epoch, b.height) and a.batch_hash != b.batch_hash
-
-
-def check_commit_fork(world_id: str, authorities: AuthoritySet, fork: CommitFork) -> None:
-    """Whether the evidence holds against a certifier of this set. Raises Invalid."""
-    check_commit(authorities, fork.first, world_id=world_id)
-    check_commit(authorities, fork.second, world_id=world_id)
-
-
-# --- following ---------------------------------------------------------------------------------------------
-
-
-class Offer(Enum):
-    """What became of an offered head."""
-
-    CANDIDATE = "candidate"  # newer than the current one: worth a try
-    REFRESH = "refresh"  # the current block, certified as the last at a later time
-    DUPLICATE = "duplicate"
-    STALE = "stale"
-    REFUSED = "refused"  # its block was tried and found wrong
-    FUTURE = "future"  # dated beyond HEAD_SKEW_MS ahead of our clock
-    HALTED = "halted"  # this epoch has forked: only a later one goes on
-    FORK = "fork"  # two commits of one epoch and height: see `HeadFollower.evidence`
-
-
-_Place: TypeAlias = tuple[int, int, bytes]  # epoch, height, block hash: refreshes of one block share it
-
-
-def _place(head: WorldHeadAnnounce) -> _Place:
-    return (head.commit.record.epoch, head.commit.record.height, head.block_hash)
-
-
-class HeadFollower:
-    """Decides which announced head to go for next. One task owns it; it does no I/O.
-
-    `offer` every head, by whatever way it comes in; go for `best()` (fetch, check, replay); then say
-    `applied`, or `refuse` it when it is proved wrong, or `set_aside` when what it needs was not to be had:
-    `best()` is then the next-best one. Bounds: CANDIDATE_HEADS_MAX candidates (the oldest goes first: heads
-    are announced again), COMMITS_KEPT_MAX commits remembered to detect forks, and as many refused blocks.
-    """
-
-    def __init__(self, world_id: str, current: WorldHeadAnnounce | None = None) -> None:
-        self.world_id = world_id
-        self.current = current  # the newest head that was applied here
-        self.evidence: CommitFork | None = None
-        self._candidates: dict[_Place, WorldHeadAnnounce] = {}
-        self._refused: dict[_Place, None] = {}
-        self._commits: dict[tuple[int, int], Sealed[Commit]] = {}
-        if current is not None:
-            self._remember(current.commit)
-
-    @property
-    def is_halted(self) -> bool:
-        """The newest epoch has provably forked: sign nothing, advance nothing, until a later one comes."""
-        return self.evidence is not None
-
-    def offer(self, head: WorldHeadAnnounce, now_ms: int) -> Offer:
-        """Judge a head. Raises Invalid for one whose bytes prove nothing; then nothing has changed."""
-        if self._is_held(head):
-            return Offer.DUPLICATE
-        authorities = check_head(head, self.world_id)
-        # A commit is evidence whatever the clock says, so forks come before freshness.
-        if self.saw_commit(authorities, head.commit):
-            return Offer.FORK
-        if self._is_halted_for(head.commit.record.epoch):
-            return Offer.HALTED
-        if head.commit.record.as_of_ms > now_ms + limits.HEAD_SKEW_MS:
-            return Offer.FUTURE
-        if _place(head) in self._refused:
-            return Offer.REFUSED
-        return self._file(head)
-
-    def saw_commit(self, authorities: AuthoritySet, commit: Sealed[Commit]) -> bool:
-        """Remember a commit, of gossip or of a head; True when it proves a fork with one seen before.
-
-        Raises Invalid for a commit that the set's certifier did not sign.
-        """
-        check_commit(authorities, commit, world_id=self.world_id)
-        epoch = commit.record.epoch
-        known = self._commits.get((epoch, commit.record.height))
-        if known is None or not is_fork(known, commit):
-            self._remember(commit)
-            return False
-        # A fork of an epoch that is over halts nobody: the roots have already decided what is kept of it.
-        if self.current is not None and epoch < self.current.commit.record.epoch:
-            return False
-        if not self._is_halted_for(epoch):
-            self.evidence = commit_fork(known, commit)
-            self._candidates = {place: head for place, head in self._candidates.items() if place[0] > epoch}
-        return True
-
-    def best(self) -> WorldHeadAnnounce | None:
-        """The newest head that was not found wrong (maybe the current one); None before any."""
-        held = [*self._candidates.values(), *([] if self.current is None else [self.current])]
-        return max(held, key=head_order, default=None)
-
-    def applied(self, head: WorldHeadAnnounce) -> None:
-        """The head's block is verified and durable: it becomes `current`; what is not newer is dropped."""
-        # A refresh may have come in while the block was being verified, and `current` never goes back.
-        held = [
-            head,
-            self._candidates.pop(_place(head), head),
-            *([] if self.current is None else [self.current]),
-        ]
-        self.current = max(held, key=head_order)
-        self._remember(head.commit)
-        order = _place(self.current)[:2]
-        self._candidates = {place: other for place, other in self._candidates.items() if place[:2] > order}
-        if self.evidence is not None and self.evidence.first.record.epoch < order[0]:
-            self.evidence = None
-
-    def refuse(self, head: WorldHeadAnnounce) -> None:
-        """The head's block is proved wrong: it is never tried again, however often it is announced."""
-        self.set_aside(head)
-        self._refused[_place(head)] = None
-        while len(self._refused) > limits.COMMITS_KEPT_MAX:
-            del self._refused[next(iter(self._refused))]
-
-    def set_aside(self, head: WorldHeadAnnounce) -> None:
-        """What the head needs was not to be had: others come first, until it is offered again."""
-        self._candidates.pop(_place(head), None)
-
-    def _is_held(self, head: WorldHeadAnnounce) -> bool:
-        held = self._candidates.get(_place(head))
-        return any(other is not None and other.hash() == head.hash() for other in (self.current, held))
-
-    def _is_halted_for(self, epoch: int) -> bool:
-        return self.evidence is not None and epoch <= self.evidence.first.record.epoch
-
-    def _file(self, head: WorldHeadAnnounce) -> Offer:
-        place = _place(head)
-        if self.current is not None:
-            if place == _place(self.current):
-                if head_order(head) <= head_order(self.current):
-                    return Offer.DUPLICATE
-                self.current = head
-                return Offer.REFRESH
-            # Another block at the current height is an executor's matter, no reason to leave a verified one.
-            if place[:2] <= _place(self.current)[:2]:
-                return Offer.STALE
-        held = self._candidates.get(place)
-        if held is not None and head_order(head) <= head_order(held):
-            return Offer.DUPLICATE
-        self._candidates[place] = head
-        if len(self._candidates) > limits.CANDIDATE_HEADS_MAX:
-            oldest = min(self._candidates, key=lambda other: head_order(self._candidates[other]))
-            del self._candidates[oldest]
-            if oldest == place:
-                return Offer.STALE
-        return Offer.CANDIDATE
-
-    def _remember(self, commit: Sealed[Commit]) -> None:
-        self._commits.setdefault((commit.record.epoch, commit.record.height), commit)
-        while len(self._commits) > limits.COMMITS_KEPT_MAX:
-            del self._commits[min(self._commits)]

@@ -11,6 +11,9 @@ from typing import Final
 
 # --- encoding ----------------------------------------------------------------------------------------------
 DEPTH_MAX: Final = 32
+CBOR_ITEMS_MAX: Final = (
+    1 << 18
+)  # keys, values and elements of what a stranger sends; lists of a block have no limit
 COUNT_MAX: Final = (1 << 53) - 1  # heights, nonces, times, counts, epochs, terms, fuel: exact in JavaScript
 AMOUNT_MAX: Final = (1 << 63) - 1
 COORDINATE_CM_MAX: Final = (1 << 53) - 1  # absolute value
@@ -22,6 +25,7 @@ GENESIS_BYTES_MAX: Final = 512 * 1024
 AUTHORITIES_BYTES_MAX: Final = 2_048
 ENVELOPE_BYTES_MAX: Final = 32 * 1024
 ACTIONS_PER_ENVELOPE_MAX: Final = 64
+ENVELOPE_ITEMS_MAX: Final = 4_096  # keys, values and elements in all payloads of an envelope
 ACTION_PAYLOAD_BYTES_MAX: Final = 16 * 1024
 BATCH_BYTES_MAX: Final = 1_024  # the sealed batch record; its list of envelopes is batch_bytes_ceiling
 LEASE_BYTES_MAX: Final = 512
@@ -69,10 +73,11 @@ PROOF_DEPTH_MAX: Final = 64
 
 # --- mempool -----------------------------------------------------------------------------------------------
 MEMPOOL_ENVELOPES_MAX: Final = 16_384
-MEMPOOL_BYTES_MAX: Final = 64 << 20
+MEMPOOL_BYTES_MAX: Final = 64 << 20  # in memory, as the two below
 MEMPOOL_NONCES_AHEAD_MAX: Final = 256
 MEMPOOL_ACTOR_BYTES_MAX: Final = 8 << 20
 MEMPOOL_PEER_ENVELOPES_MAX: Final = 8_192
+MEMPOOL_PEER_BYTES_MAX: Final = 32 << 20
 
 # --- lease, order ------------------------------------------------------------------------------------------
 LEASE_TTL_MS: Final = 5_000
@@ -92,11 +97,29 @@ OUTBOX_ENVELOPES_MAX: Final = 262_144
 OUTBOX_RESEND_MS: Final = 1_000
 GOSSIP_ACTION_ENVELOPES_MAX: Final = 16
 GOSSIP_ACTION_BYTES_MAX: Final = 60 * 1024
+GOSSIP_ACTION_ITEMS_MAX: Final = 8_192  # keys, values and elements of one message
+
+# --- gossip repair ------------------------------------------------------------------------------------------
+ENVELOPES_PER_ANSWER_MAX: Final = MEMPOOL_NONCES_AHEAD_MAX
+GAP_ROUND_MS: Final = 250  # between two looks for gaps
+GAP_FIRST_ASK_MS: Final = 400  # a gap may close by itself: gossip comes in any order
+GAP_ASK_AGAIN_MS: Final = 1_000  # doubled with each asking, up to gap_ask_again_ms_max
+GAP_ASK_AGAIN_MS_MAX: Final = 30_000
+GAPS_PER_ROUND_MAX: Final = 16
+GAP_PEERS_MAX: Final = 3
+
+# --- store ---------------------------------------------------------------------------------------------------
+PINS_MAX: Final = 65_536  # blobs that people pinned; what a chain needs is kept without a pin
+SOUND_FILES_REMEMBERED_MAX: Final = 4_096  # large blobs that are not read through again for every range
+STORE_FULL_RETRY_MS: Final = 5_000
+DAMAGED_BLOBS_MAX: Final = 4_096  # found damaged, waiting to be fetched again
 
 # --- sync --------------------------------------------------------------------------------------------------
 FETCH_PROVIDERS_MAX: Final = 8
 FETCH_COOLDOWN_MS: Final = 5_000
 SYNC_BLOCKS_AHEAD_MAX: Final = 64
 BLOCKS_PER_ANSWER_MAX: Final = 256
+PROOFS_AT_ONCE_MAX: Final = 4  # receipts being proved for others; each reads a block's whole list
+BUNDLE_BYTES_MAX: Final = 256 * 1024  # one answer of get_bundle: others share its stream
 CANDIDATE_HEADS_MAX: Final = 64
 EVIDENCE_MAX: Final = 1_024

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 from runtime import codec, limits
 from runtime.errors import Invalid
 from runtime.records import (
+    SIGNED_AUTHORITIES,
     Acceptance,
     ActionBatch,
     ActionEnvelope,
@@ -25,7 +26,6 @@ from runtime.records import (
     WorldBlock,
     WorldHeadAnnounce,
     sealed_kind,
-    signed_authorities_from_value,
 )
 from runtime.schema import (
     COUNT,
@@ -63,20 +63,20 @@ _SEALED_ENVELOPE = sealed_kind(ActionEnvelope)
 _PATH = list_of(HASH, 0, PATH_HASHES_MAX)
 
 
-def _check_authorities(value: Any, field: str) -> None:
-    if type(value) is not SignedAuthorities:
-        raise Invalid(field, "must be [set, signatures]")
-
-
-_AUTHORITIES = Kind(_check_authorities, lambda value: value.to_value(), signed_authorities_from_value)
-
-
 def _check_counters(value: Any, field: str) -> None:
     if type(value) is not dict or len(value) > 1_024:
         raise Invalid(field, "must be a map of at most 1024 counters")
     for name, count in value.items():
         if type(name) is not str or type(count) is not int:
             raise Invalid(field, "must map text to integers")
+
+
+def _check_words(value: Any, field: str) -> None:
+    if type(value) is not dict or len(value) > 16:
+        raise Invalid(field, "must be a map of at most 16 words")
+    for name, word in value.items():
+        if type(name) is not str or type(word) is not str or len(word) > 128:
+            raise Invalid(field, "must map text to text of at most 128 characters")
 
 
 class Body(Record):
@@ -138,7 +138,7 @@ class CommitAnswer(Body):
 
     NAME: ClassVar[str] = "get_commit"
 
-    authorities: Annotated[SignedAuthorities, _AUTHORITIES]
+    authorities: Annotated[SignedAuthorities, SIGNED_AUTHORITIES]
     commit: Annotated[Sealed[Commit], _SEALED_COMMIT] | None = None
 
 
@@ -191,6 +191,40 @@ class BatchAnswer(Body):
 
     batch: Annotated[Sealed[ActionBatch], _SEALED_BATCH]
     commit: Annotated[Sealed[Commit], _SEALED_COMMIT]
+
+
+BUNDLE_BLOBS_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRequest(Body):
+    """A block by its hash, with what it is made of; `lists`: also what came of it."""
+
+    NAME: ClassVar[str] = "get_bundle"
+
+    world_id: WorldId
+    block_hash: Hash
+    lists: Flag
+
+
+@dataclass(frozen=True, slots=True)
+class BundleAnswer(Body):
+    """Blobs in the order block, batch, actions, receipts, events; it ends before the first that has no room."""
+
+    NAME: ClassVar[str] = "get_bundle"
+    BYTES_MAX: ClassVar[int] = BODY_BYTES_MAX
+
+    blobs: Annotated[
+        tuple[bytes, ...], list_of(bytes_between(1, limits.BUNDLE_BYTES_MAX), 1, BUNDLE_BLOBS_MAX)
+    ]
+
+    def check(self) -> None:
+        size = sum(len(blob) for blob in self.blobs)
+        if size > limits.BUNDLE_BYTES_MAX:
+            raise Invalid(
+                "get_bundle.blobs",
+                f"{size} bytes, at most {limits.BUNDLE_BYTES_MAX} (bundle_bytes_max)",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +299,21 @@ class SubmitAnswer(Body):
     results: Annotated[
         tuple[SubmitResult, ...], list_of(nested(SubmitResult), 1, limits.SUBMIT_ENVELOPES_MAX)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopesRequest(Body):
+    """get_envelopes: an actor's envelopes at nonce..nonce+count-1 that are held but not known to be taken.
+
+    Parts: each a canonical list of sealed envelopes, ascending by nonce; what is not held is left out.
+    """
+
+    NAME: ClassVar[str] = "get_envelopes"
+
+    world_id: WorldId
+    actor_id: KeyId
+    nonce: Count
+    count: Annotated[int, int_between(1, limits.ENVELOPES_PER_ANSWER_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +402,31 @@ class ExecuteBatchRequest(Body):
     actions: Annotated[bytes, bytes_between(1, limits.BATCH_BYTES_CEILING)]
 
 
+# --- evidence ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceItem(Body):
+    """Gossip `.evidence`, and an item of a list: of what kind, about which height, under which hash to ask for it."""
+
+    NAME: ClassVar[str] = "evidence_item"
+    BYTES_MAX: ClassVar[int] = 512
+
+    kind: Name
+    height: Count
+    content_hash: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceRequest(Body):
+    """get_evidence: the evidence under this hash; without one, the list of all that is held."""
+
+    NAME: ClassVar[str] = "get_evidence"
+
+    world_id: WorldId
+    content_hash: Hash | None = None
+
+
 # --- proofs ------------------------------------------------------------------------------------------------
 
 
@@ -436,11 +510,27 @@ class WorldStatus(Body):
     state_root: Hash | None = None
     lease_holder: KeyId | None = None
     halted: Flag = False
+    head_age_ms: Count | None = None
+    halted_why: Annotated[str, text_upto(512)] | None = None
+    evidence: Annotated[tuple[EvidenceItem, ...], list_of(nested(EvidenceItem), 0, 64)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GaugeReading(Body):
+    """A quantity as it is now, its unit last in its name; `limit` names what bounds it, `limit_value` is that bound."""
+
+    NAME: ClassVar[str] = "gauge"
+
+    name: Annotated[str, text_upto(64)]
+    value: Count
+    labels: Annotated[dict[str, str], Kind(_check_words)]
+    limit: Annotated[str, text_upto(64)] | None = None
+    limit_value: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StatusAnswer(Body):
-    """A node's own account of itself; nobody has to believe it."""
+    """A node's own account of itself; nobody has to believe it. The last three are absent where a node gives none."""
 
     NAME: ClassVar[str] = "status"
     BYTES_MAX: ClassVar[int] = 256 * 1024
@@ -451,6 +541,9 @@ class StatusAnswer(Body):
     peers: Annotated[tuple[bytes, ...], list_of(KEY_ID, 0, 1_024)]
     counters: Annotated[dict[str, int], Kind(_check_counters)]
     limits: Annotated[dict[str, int], Kind(_check_counters)]
+    gauges: Annotated[tuple[GaugeReading, ...], list_of(nested(GaugeReading), 0, 1_024)] | None = None
+    uptime_ms: Count | None = None
+    versions: Annotated[dict[str, str], Kind(_check_words)] | None = None
 
 
 # --- gossip payloads ---------------------------------------------------------------------------------------

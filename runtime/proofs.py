@@ -82,11 +82,6 @@ def _verify(root: bytes, item: bytes, proof: ItemProof, field: str) -> None:
 # --- old blocks under the newest ---------------------------------------------------------------------------
 
 
-def prove_history(block_hashes: Sequence[bytes], height: int) -> tuple[bytes, ...]:
-    """Path of the block at `height`, given the block hashes 1..h-1, under the history_root of block h."""
-    return tuple(codec.merkle_path(block_hashes, height - 1))
-
-
 def verify_history_proof(newest: WorldBlock, block: WorldBlock, path: Sequence[bytes]) -> None:
     """Whether `block` is `newest` or lies below it in the same chain. Raises Invalid."""
     if block.world_id != newest.world_id:

@@ -97,6 +97,15 @@ class SignedAuthorities:
     def to_value(self) -> list[codec.Value]:
         return [self.authorities.to_value(), [list(item) for item in self.signatures]]
 
+    def to_bytes(self) -> bytes:
+        """Canonical CBOR: what a file worlds/<world id>.authorities holds."""
+        return codec.encode(self.to_value(), "authorities")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SignedAuthorities:
+        """Read such a file. Raises Invalid or UnknownVersion."""
+        return signed_authorities_from_value(codec.decode(data, SIGNED_AUTHORITIES_BYTES_MAX, "authorities"))
+
 
 def signed_authorities_from_value(value: codec.Value, field: str = "authorities") -> SignedAuthorities:
     """Read `[set, signatures]`; count and signatures are judged against a header by genesis.check_authorities."""
@@ -109,6 +118,7 @@ def signed_authorities_from_value(value: codec.Value, field: str = "authorities"
     return SignedAuthorities(AuthoritySet.from_value(value[0], field), signatures)
 
 
+SIGNED_AUTHORITIES_BYTES_MAX = limits.AUTHORITIES_BYTES_MAX + limits.ROOT_KEYS_MAX * 68 + 8
 _ROOT_SIGNATURES = list_of(
     tuple_of(int_between(0, limits.ROOT_KEYS_MAX - 1), SIGNATURE), 0, limits.ROOT_KEYS_MAX
 )
@@ -117,6 +127,11 @@ _ROOT_SIGNATURES = list_of(
 def _check_signed_authorities(value: Any, field: str) -> None:
     if type(value) is not SignedAuthorities:
         raise Invalid(field, "must be [set, [[root index, signature], ...]]")
+
+
+SIGNED_AUTHORITIES = Kind(
+    _check_signed_authorities, lambda value: value.to_value(), signed_authorities_from_value
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +293,14 @@ class ActionEnvelope(Signed):
         list_of(_ACTION, 1, limits.ACTIONS_PER_ENVELOPE_MAX),
     ]
 
+    def check(self) -> None:
+        items = sum(codec.count_items(payload) for _kind, payload in self.actions)
+        if items > limits.ENVELOPE_ITEMS_MAX:
+            raise Invalid(
+                "envelope.actions",
+                f"{items} items in payloads, at most {limits.ENVELOPE_ITEMS_MAX} (envelope_items_max)",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Acceptance(Signed):
@@ -406,9 +429,6 @@ class BlockAttestation(Signed):
     snapshot: Annotated[SnapshotRef, nested(SnapshotRef)] | None = None
 
 
-_SIGNED_AUTHORITIES = Kind(
-    _check_signed_authorities, lambda value: value.to_value(), signed_authorities_from_value
-)
 _COMMIT = sealed_kind(Commit)
 _ATTESTATIONS = list_of(sealed_kind(BlockAttestation), 1, limits.ATTESTATIONS_PER_HEAD_MAX)
 
@@ -424,7 +444,7 @@ class WorldHeadAnnounce(Record):
     BYTES_MAX: ClassVar[int] = limits.HEAD_BYTES_MAX
 
     header: Annotated[GenesisHeader, nested(GenesisHeader)]
-    authorities: Annotated[SignedAuthorities, _SIGNED_AUTHORITIES]
+    authorities: Annotated[SignedAuthorities, SIGNED_AUTHORITIES]
     commit: Annotated[Sealed[Commit], _COMMIT]
     attestations: Annotated[tuple[Sealed[BlockAttestation], ...], _ATTESTATIONS]
     block_hash: Hash
@@ -505,7 +525,7 @@ def encode_envelopes(envelopes: list[Envelope]) -> bytes:
 
 def decode_envelopes(data: bytes, bytes_max: int, count_max: int, field: str = "envelopes") -> list[Envelope]:
     """Well-formed envelopes of a canonical list; signatures are not verified here. Raises Invalid."""
-    value = codec.decode(data, bytes_max, field)
+    value = codec.decode(data, bytes_max, field, items_max=len(data))  # each envelope has a limit of its own
     if type(value) is not list or len(value) > count_max:
         raise Invalid(field, f"must be a list of at most {count_max} envelopes")
     return [sealed_from_value(ActionEnvelope, item, f"{field}[{index}]") for index, item in enumerate(value)]
@@ -513,6 +533,7 @@ def decode_envelopes(data: bytes, bytes_max: int, count_max: int, field: str = "
 
 __all__ = [
     "SEAL_OVERHEAD_BYTES",
+    "SIGNED_AUTHORITIES",
     "Acceptance",
     "ActionBatch",
     "ActionEnvelope",

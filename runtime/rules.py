@@ -13,6 +13,8 @@ from typing import TypeAlias
 
 from runtime import chain, codec, limits
 from runtime.errors import Ignored, Invalid
+from runtime.evidence import EVIDENCE
+from runtime.messages import EvidenceItem
 from runtime.records import (
     SEAL_OVERHEAD_BYTES,
     ActionBatch,
@@ -43,9 +45,14 @@ def check_envelope(envelope: Envelope, world_id: str, envelope_bytes_max: int) -
 
 
 def check_action_message(data: bytes, world_id: str, envelope_bytes_max: int) -> list[Envelope]:
-    """Gossip `.action`: a canonical list of 1..16 sealed envelopes, 60 KiB in all."""
-    # [REJECT] canonical, within size and count
-    value = codec.decode(data, limits.GOSSIP_ACTION_BYTES_MAX, "action_message")
+    """Gossip `.action`: a canonical list of 1..16 sealed envelopes, 60 KiB and 8,192 items in all."""
+    # [REJECT] canonical, within size and counts
+    value = codec.decode(
+        data,
+        limits.GOSSIP_ACTION_BYTES_MAX,
+        "action_message",
+        items_max=limits.GOSSIP_ACTION_ITEMS_MAX,
+    )
     if type(value) is not list or not 1 <= len(value) <= limits.GOSSIP_ACTION_ENVELOPES_MAX:
         raise Invalid(
             "action_message", f"must be a list of 1..{limits.GOSSIP_ACTION_ENVELOPES_MAX} envelopes"
@@ -106,16 +113,27 @@ def check_head_is_not_future(head: WorldHeadAnnounce, now_ms: int) -> None:
         raise Ignored(f"head is dated {ahead_ms} ms ahead, at most {limits.HEAD_SKEW_MS} (head_skew_ms)")
 
 
+def check_evidence_message(data: bytes) -> EvidenceItem:
+    """Gossip `.evidence`: that there is evidence, and under which hash; the rest is asked for by rr."""
+    # [REJECT] canonical, within its size
+    item = EvidenceItem.from_bytes(data)
+    # [IGNORE] a kind that a later version knows
+    if item.kind not in EVIDENCE:
+        raise Ignored(f"evidence of kind {item.kind} is not known here")
+    return item
+
+
 Rule: TypeAlias = Callable[[bytes], object]
 
 
 def gossip_rules(world_id: str, envelope_bytes_max: int) -> dict[str, Rule]:
-    """The check of every topic kind of first light, closed over one world."""
+    """The check of every topic kind, closed over one world."""
     return {
         "action": lambda data: check_action_message(data, world_id, envelope_bytes_max),
         "batch": lambda data: check_batch_message(data, world_id),
         "block": lambda data: check_block_message(data, world_id),
         "head": lambda data: check_head_message(data, world_id),
+        "evidence": check_evidence_message,
     }
 
 

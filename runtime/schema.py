@@ -9,7 +9,7 @@ Implements docs/protocol.md, section "Records".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Self, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -210,6 +210,16 @@ def _kinds(record: type[Record]) -> tuple[tuple[str, Kind, bool], ...]:
         )
     _KINDS[record] = tuple(found)
     return _KINDS[record]
+
+
+def wrong_fields(record: type[Record], values: Mapping[str, Any]) -> Iterator[Invalid]:
+    """What is wrong with each of these fields by itself; making the record raises for the first one only."""
+    for name, kind, _optional in _kinds(record):
+        if name in values:
+            try:
+                kind.check(values[name], f"{record.NAME}.{name}")
+            except Invalid as error:
+                yield error
 
 
 class Record:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from runtime import limits
-from runtime.chain import check_batch_form
+from runtime import codec, limits
+from runtime.batches import check_batch_form
 from runtime.errors import Busy, Corrupt, Denied, Ignored, Invalid, Mismatch
 from runtime.heads import check_commit
 from runtime.records import (
@@ -31,6 +31,7 @@ from runtime.records import (
 # --- mempool -----------------------------------------------------------------------------------------------
 
 LIST_HEAD_BYTES: Final = 5
+ITEM_MEMORY_BYTES: Final = 64  # an empty list or map of CPython
 
 
 @dataclass(slots=True)
@@ -44,42 +45,66 @@ class _Actor:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Nonces that an actor's waiting envelopes wait for."""
+    """Nonces that an actor's waiting envelopes wait for. `peer` handed in the envelope after them."""
 
     actor_id: bytes
     nonce: int
     count: int
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Who handed in an envelope that is held, and what it takes."""
+
+    peer: bytes
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one submitting peer has in the mempool."""
+
+    count: int = 0
+    size_bytes: int = 0
+
+
+def footprint_bytes(envelope: Envelope) -> int:
+    """About what an envelope takes in memory: an item of one byte on the wire is an object here."""
+    items = sum(codec.count_items(payload) for _kind, payload in envelope.record.actions)
+    return len(envelope.to_bytes()) + items * ITEM_MEMORY_BYTES
 
 
 class ActionMempool:
     """Envelopes that wait for a batch. Their signatures are verified before they come here.
 
     Bounds: MEMPOOL_ENVELOPES_MAX and MEMPOOL_BYTES_MAX in all, MEMPOOL_NONCES_AHEAD_MAX nonces and
-    MEMPOOL_ACTOR_BYTES_MAX per actor, MEMPOOL_PEER_ENVELOPES_MAX per submitting peer. When it is full, the envelope
-    with the highest nonce ahead of its actor's next goes first, and `add` returns what had to go.
+    MEMPOOL_ACTOR_BYTES_MAX per actor, MEMPOOL_PEER_ENVELOPES_MAX and MEMPOOL_PEER_BYTES_MAX per submitting peer.
+    Bytes are those that an envelope takes in memory, `footprint_bytes`. When it is full, the envelope with the
+    highest nonce ahead of its actor's next goes first, and `add` returns what had to go.
     """
 
     def __init__(self) -> None:
         self._actors: dict[bytes, _Actor] = {}
-        self._peer_of: dict[bytes, bytes] = {}  # envelope hash -> submitting peer; also: what is held
-        self._per_peer: dict[bytes, int] = {}
+        self._held: dict[bytes, _Held] = {}  # by envelope hash
+        self._per_peer: dict[bytes, _Share] = {}
         # Nonces that commits have ordered and no applied block has taken yet; at most COMMIT_LEAD_MAX batches' worth.
         self._ordered: dict[bytes, int] = {}
         self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._peer_of)
+        return len(self._held)
 
     def __contains__(self, envelope_hash: bytes) -> bool:
-        return envelope_hash in self._peer_of
+        return envelope_hash in self._held
 
     def add(self, envelope: Envelope, peer: bytes, next_nonce: int) -> list[Envelope]:
         """Hold an envelope; gives those that were evicted for it. `next_nonce`: the actor's, by applied blocks.
 
         Raises Ignored (held already, or its nonce is taken or promised to another), Busy (a limit is reached).
         """
-        digest, record, size = envelope.hash(), envelope.record, len(envelope.to_bytes())
-        if digest in self._peer_of:
+        digest, record, size = envelope.hash(), envelope.record, footprint_bytes(envelope)
+        if digest in self._held:
             raise Ignored("duplicate")
         held = self._actors.get(record.actor_id)
         next_nonce = max(
@@ -93,17 +118,29 @@ class ActionMempool:
             raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
         if held is not None and held.size_bytes + size > limits.MEMPOOL_ACTOR_BYTES_MAX:
             raise Busy("mempool_actor_bytes_max", limits.BATCH_INTERVAL_MS)
-        if self._per_peer.get(peer, 0) >= limits.MEMPOOL_PEER_ENVELOPES_MAX:
+        share = self._per_peer.get(peer, _Share())
+        if share.count >= limits.MEMPOOL_PEER_ENVELOPES_MAX:
             raise Busy("mempool_peer_envelopes_max", limits.BATCH_INTERVAL_MS)
+        if share.size_bytes + size > limits.MEMPOOL_PEER_BYTES_MAX:
+            raise Busy("mempool_peer_bytes_max", limits.BATCH_INTERVAL_MS)
         evicted = self._make_room(size, record.nonce - next_nonce)
         actor = self._actors.setdefault(record.actor_id, _Actor(next_nonce))
         actor.next_nonce = next_nonce
         actor.waiting[record.nonce] = envelope
         actor.size_bytes += size
         self.size_bytes += size
-        self._peer_of[digest] = peer
-        self._per_peer[peer] = self._per_peer.get(peer, 0) + 1
+        self._held[digest] = _Held(peer, size)
+        share = self._per_peer.setdefault(peer, _Share())
+        share.count, share.size_bytes = share.count + 1, share.size_bytes + size
         return evicted
+
+    def waiting(self) -> list[tuple[Envelope, bytes]]:
+        """Everything that waits, with its submitting peer, each actor's envelopes in the order of their nonces."""
+        return [
+            (envelope, self._held[envelope.hash()].peer)
+            for actor in self._actors.values()
+            for _nonce, envelope in sorted(actor.waiting.items())
+        ]
 
     def _make_room(self, size: int, ahead: int) -> list[Envelope]:
         """Evict from the highest nonce ahead. Raises Busy, evicting nothing, when the newcomer is the one to go."""
@@ -126,7 +163,8 @@ class ActionMempool:
             _ahead, actor_id, nonces = heapq.heappop(furthest)
             actor, nonce = self._actors[actor_id], nonces.pop()
             plan.append((actor_id, nonce))
-            count_over, bytes_over = count_over - 1, bytes_over - len(actor.waiting[nonce].to_bytes())
+            size_bytes = self._held[actor.waiting[nonce].hash()].size_bytes
+            count_over, bytes_over = count_over - 1, bytes_over - size_bytes
             if nonces:
                 heapq.heappush(furthest, (actor.next_nonce - nonces[-1], actor_id, nonces))
         return [self._remove(actor_id, nonce) for actor_id, nonce in plan]
@@ -134,13 +172,13 @@ class ActionMempool:
     def _remove(self, actor_id: bytes, nonce: int) -> Envelope:
         actor = self._actors[actor_id]
         envelope = actor.waiting.pop(nonce)
-        size = len(envelope.to_bytes())
-        actor.size_bytes -= size
-        self.size_bytes -= size
-        peer = self._peer_of.pop(envelope.hash())
-        self._per_peer[peer] -= 1
-        if not self._per_peer[peer]:
-            del self._per_peer[peer]
+        held = self._held.pop(envelope.hash())
+        actor.size_bytes -= held.size_bytes
+        self.size_bytes -= held.size_bytes
+        share = self._per_peer[held.peer]
+        share.count, share.size_bytes = share.count - 1, share.size_bytes - held.size_bytes
+        if not share.count:
+            del self._per_peer[held.peer]
         if not actor.waiting:
             del self._actors[actor_id]
         return envelope
@@ -191,7 +229,7 @@ class ActionMempool:
         for envelope in envelopes:
             record = envelope.record
             self._ordered[record.actor_id] = max(self._ordered.get(record.actor_id, 0), record.nonce + 1)
-            if envelope.hash() in self._peer_of:
+            if envelope.hash() in self._held:
                 actor = self._actors[record.actor_id]
                 actor.next_nonce = max(actor.next_nonce, record.nonce + 1)
                 self._remove(record.actor_id, record.nonce)
@@ -227,13 +265,22 @@ class ActionMempool:
         ]
         return [self._remove(actor_id, nonce) for actor_id, nonce in sorted(dead)]
 
+    def held(self, actor_id: bytes, nonce: int) -> Envelope | None:
+        """The envelope that waits at an actor's nonce."""
+        actor = self._actors.get(actor_id)
+        return None if actor is None else actor.waiting.get(nonce)
+
     def gaps(self) -> list[Gap]:
-        """What the held envelopes wait for, by actor."""
-        return [
-            Gap(actor_id, actor.next_nonce, min(actor.waiting) - actor.next_nonce)
-            for actor_id, actor in sorted(self._actors.items())
-            if min(actor.waiting) > actor.next_nonce
-        ]
+        """What the held envelopes wait for, by (actor, nonce)."""
+        found = []
+        for actor_id, actor in sorted(self._actors.items()):
+            expected = actor.next_nonce
+            for nonce in sorted(actor.waiting):
+                if nonce > expected:
+                    peer = self._held[actor.waiting[nonce].hash()].peer
+                    found.append(Gap(actor_id, expected, nonce - expected, peer))
+                expected = nonce + 1
+        return found
 
 
 # --- lease -------------------------------------------------------------------------------------------------
@@ -254,8 +301,8 @@ class LeaseManager:
 
     def remaining_ms(self, stored: LeaseGrant | None, now_ms: int) -> int:
         """How long the stored lease still binds; 0 when it is over."""
-        if stored is None or stored.ttl_ms == 0:
-            return 0
+        if stored is None or stored.ttl_ms == 0 or stored.epoch != self.authorities.epoch:
+            return 0  # every lease ends with its epoch
         since = max(stored.granted_at_ms, self.started_at_ms)
         # A clock that went back must not make a lease eternal: it never binds longer than one TTL from now.
         return max(0, min(stored.ttl_ms, since + stored.ttl_ms - now_ms))
@@ -289,7 +336,8 @@ class LeaseManager:
 
     def _check_holder(self, stored: LeaseGrant | None, caller: bytes, term: int) -> None:
         self._check_proposer(caller)
-        if stored is None or stored.holder_id != caller or stored.term != term:
+        held = stored is not None and stored.holder_id == caller and stored.term == term
+        if not held or stored is None or stored.epoch != self.authorities.epoch:
             raise Denied("lease", f"term {term} is not held by the caller")
 
     def _grant(self, holder: bytes, term: int, now_ms: int, ttl_ms: int) -> LeaseGrant:
@@ -373,6 +421,22 @@ def _check_proposal(authorities: AuthoritySet, so_far: Certified, caller: bytes,
     lease = so_far.lease
     if lease is None or lease.holder_id != caller or lease.term != record.term:
         raise Denied("batch.term", f"{record.term} is not the newest lease of the proposer")
+
+
+def resumed_commit(authorities: AuthoritySet, batch: ActionBatch, now_ms: int) -> Commit:
+    """What the certifier of a new epoch signs first: the batch that it resumes from, in that batch's own term."""
+    resume = authorities.resume
+    assert resume is not None
+    assert (resume.height, resume.batch_hash) == (batch.height, batch.hash()), "not the batch that is kept"
+    return Commit(
+        world_id=batch.world_id,
+        epoch=authorities.epoch,
+        term=batch.term,
+        height=batch.height,
+        batch_hash=batch.hash(),
+        certifier_id=authorities.certifier,
+        as_of_ms=now_ms,
+    )
 
 
 def check_memory(

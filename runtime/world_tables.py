@@ -34,6 +34,11 @@ _OUTBOX_ROW_BYTES_MAX = limits.ENVELOPE_BYTES_MAX + 64
 _PLACE_BYTES_MAX = 64
 _SCAN_ROWS = 256
 _NEWEST, _STORE = b"", b"store"  # rests of keys in LEASES
+OUTBOX_ACTORS_PER_ROUND_MAX = 4_096
+_APPLIED = b"applied"
+_ORDER_EPOCH = b"order_epoch"
+EPOCH_CURSOR = b"epoch"  # the epoch whose chain the applied blocks are of
+_CURSORS = (b"stored", b"executed", b"verified")
 _REPAIR = "move db/ in the data directory away and start again: the node fetches what it needs from its peers"
 
 
@@ -65,7 +70,7 @@ class WorldTables:
         self._db = db
         self.world_id = world_id
         self._world = world_id.encode()
-        # Kept in memory, since every submit asks: counted once here, then moved by the rows that are made.
+        # Kept in memory, since every submit asks: counted once here, then moved by what was committed.
         self._outbox_count = len(
             self._db.scan(Table.OUTBOX, self._world, self._end(), limit=limits.OUTBOX_ENVELOPES_MAX)
         )
@@ -105,6 +110,10 @@ class WorldTables:
             first += len(rows)
         return found
 
+    def epoch(self) -> int:
+        """The epoch that the applied blocks were brought to; 0 before the first resume."""
+        return self.cursor(EPOCH_CURSOR.decode())
+
     def cursor(self, name: str) -> int:
         """Height up to which `executed`, `verified` or `stored` work is on disk; 0 before the first."""
         value = self._db.get(Table.CURSORS, self._key(name.encode()))
@@ -143,12 +152,59 @@ class WorldTables:
         rows.append(Put(Table.CURSORS, self._key(cursor.encode()), _number(block.height)))
         return rows
 
+    def taken_back_rows(
+        self,
+        height: int,
+        epoch: int,
+        voided: Sequence[tuple[WorldBlock, Sequence[Envelope], Sequence[Receipt]]],
+    ) -> list[Row]:
+        """All that going back to `height` for an epoch changes; `voided`: every applied block above it.
+
+        What the blocks took is untaken, so that an outbox sends it again; the batches are noted as voided.
+        """
+        rows: list[Row] = [Put(Table.CURSORS, self._key(EPOCH_CURSOR), _number(epoch))]
+        rows += [
+            Put(Table.CURSORS, self._key(name), _number(height))
+            for name in _CURSORS
+            if self.cursor(name.decode()) > height
+        ]
+        nonces: dict[bytes, int] = {}
+        for block, envelopes, receipts in voided:
+            taken = {receipt.envelope_hash for receipt in receipts if receipt.index is not None}
+            for envelope in envelopes:
+                digest, actor = envelope.hash(), envelope.record.actor_id
+                if digest in taken:
+                    nonces[actor] = nonces.get(actor, self.nonce(actor)) - 1
+                place = self.place(digest)
+                if place is not None and place.height > height:
+                    rows.append(Delete(Table.PLACES, self._key(digest)))
+            number = _number(block.height)
+            rows.append(Delete(Table.BLOCKS, self._key(number)))
+            rows.append(Delete(Table.ORDERS, self._key(number)))
+            rows.append(Put(Table.VOIDED, self._key(number + block.batch_hash), b""))
+        for actor, nonce in nonces.items():
+            key = self._key(actor)
+            rows.append(Put(Table.NONCES, key, _number(nonce)) if nonce else Delete(Table.NONCES, key))
+        head = self.head()
+        if head is not None and head.commit.record.epoch < epoch:
+            rows.append(Delete(Table.HEADS, self._key(b"")))
+        rows.append(Delete(Table.HEADS, self._key(_APPLIED)))
+        return rows
+
     def head(self) -> WorldHeadAnnounce | None:
         """The newest head that was kept."""
         return self._read(Table.HEADS, b"", WorldHeadAnnounce.from_bytes)
 
-    def put_head(self, head: WorldHeadAnnounce) -> list[Row]:
-        return [Put(Table.HEADS, self._key(b""), head.to_bytes())]
+    def applied_head(self) -> WorldHeadAnnounce | None:
+        """A head that was kept when its block was applied; there may be newer ones."""
+        return self._read(Table.HEADS, _APPLIED, WorldHeadAnnounce.from_bytes)
+
+    def put_head(self, head: WorldHeadAnnounce, applied: WorldHeadAnnounce | None = None) -> list[Row]:
+        """Keep the best head, and the one whose block is applied: what can be served after a restart, at once."""
+        rows: list[Row] = [Put(Table.HEADS, self._key(b""), head.to_bytes())]
+        if applied is not None:
+            rows.append(Put(Table.HEADS, self._key(_APPLIED), applied.to_bytes()))
+        return rows
 
     # --- order (the coordinator's memory: services/lease_store.py) ------------------------------------------
 
@@ -171,6 +227,20 @@ class WorldTables:
             Put(Table.COMMITS, key, commit.to_bytes()),
         ]
 
+    def order_epoch(self) -> int:
+        """The epoch whose order the certified batches are; 0 before the first that this coordinator resumed."""
+        return self.cursor(_ORDER_EPOCH.decode())
+
+    def put_resumed(
+        self, epoch: int, height: int, last: tuple[Sealed[ActionBatch], Commit] | None
+    ) -> list[Row]:
+        """The order that an epoch begins with: its own commit at `height` (None at 0), and nothing above it."""
+        rows: list[Row] = [Put(Table.CURSORS, self._key(_ORDER_EPOCH), _number(epoch))]
+        for table in (Table.COMMITS, Table.BATCHES):
+            voided = self._db.scan(table, self._key(_number(height + 1)), self._end())
+            rows += [Delete(table, key) for key, _value in voided]
+        return rows if last is None else [*rows, *self.put_certified(*last)]
+
     def lease(self) -> LeaseGrant | None:
         """The newest lease that was granted (maybe over)."""
         return self._read(Table.LEASES, _NEWEST, LeaseGrant.from_bytes)
@@ -178,10 +248,11 @@ class WorldTables:
     def put_lease(self, lease: LeaseGrant) -> list[Row]:
         return [Put(Table.LEASES, self._key(_NEWEST), lease.to_bytes())]
 
-    def expect_order(self, lease: LeaseGrant | None, commit: Commit | None) -> list[Expect]:
-        """That this is still the newest lease, this the last commit, and nothing stands above it."""
+    def expect_order(self, epoch: int, lease: LeaseGrant | None, commit: Commit | None) -> list[Expect]:
+        """That this is still the epoch, this the newest lease, this the last commit, and nothing stands above it."""
         height = 0 if commit is None else commit.height
         expected = [
+            Expect(Table.CURSORS, self._key(_ORDER_EPOCH), _number(epoch) if epoch else None),
             Expect(Table.LEASES, self._key(_NEWEST), None if lease is None else lease.to_bytes()),
             Expect(Table.COMMITS, self._key(_number(height + 1)), None),
         ]
@@ -200,7 +271,12 @@ class WorldTables:
     # --- outbox (the gateway's) ----------------------------------------------------------------------------
 
     def outbox_count(self) -> int:
+        """Promised envelopes on disk."""
         return self._outbox_count
+
+    def outbox_changed(self, by: int) -> None:
+        """The rows of so many envelopes are on disk now (or gone from it, when negative)."""
+        self._outbox_count = max(0, self._outbox_count + by)
 
     def outbox_entry(self, envelope_hash: bytes) -> OutboxEntry | None:
         return self._read(Table.OUTBOX, envelope_hash, _outbox_entry)
@@ -217,7 +293,6 @@ class WorldTables:
             rows.append(Put(Table.OUTBOX, self._key(digest), value))
             rows.append(Put(Table.OUTBOX_ORDER, self._key(record.actor_id + _number(record.nonce)), digest))
             rows.append(Put(Table.OUTBOX_EXPIRY, self._key(_number(record.expires_at_height) + digest), b""))
-        self._outbox_count += len(envelopes)
         return rows
 
     def drop_outbox(self, envelopes: Sequence[Envelope]) -> list[Row]:
@@ -227,33 +302,45 @@ class WorldTables:
             rows.append(Delete(Table.OUTBOX, self._key(digest)))
             rows.append(Delete(Table.OUTBOX_ORDER, self._key(record.actor_id + _number(record.nonce))))
             rows.append(Delete(Table.OUTBOX_EXPIRY, self._key(_number(record.expires_at_height) + digest)))
-        self._outbox_count = max(0, self._outbox_count - len(envelopes))
         return rows
 
-    def outbox_untaken(self, accepted_before_ms: int, limit: int) -> list[Envelope]:
-        """Promised envelopes that no applied block has taken, by (actor, nonce), from each actor's next nonce on."""
+    def outbox_sendable(
+        self, after: bytes, accepted_before_ms: int, envelopes_max: int, bytes_max: int
+    ) -> tuple[list[Envelope], bytes]:
+        """Promised envelopes that can be taken next: of each actor those from its next nonce on, up to a gap.
+
+        Actors come in turn, from the first after `after` (b"": from the first); the second part says after whom to go
+        on, b"" when all were seen. Whoever promises himself a thousand dead envelopes does not stand before others.
+        """
         found: list[Envelope] = []
-        start: bytes | None = self._key(b"")
-        while start is not None and len(found) < limit:
-            rows = self._db.scan(Table.OUTBOX_ORDER, start, self._end(), limit=_SCAN_ROWS)
-            start = rows[-1][0] + b"\x00" if len(rows) == _SCAN_ROWS else None
-            for key, digest in rows:
-                rest = key[len(self._world) :]
-                actor, nonce = rest[:-_HEIGHT_BYTES], int.from_bytes(rest[-_HEIGHT_BYTES:], "big")
-                next_nonce = self.nonce(actor)
-                if nonce < next_nonce:  # jump over what is taken
-                    start = self._key(actor + _number(next_nonce))
+        size = 0
+        for _ in range(OUTBOX_ACTORS_PER_ROUND_MAX):
+            rows = self._db.scan(Table.OUTBOX_ORDER, self._key(_past_actor(after)), self._end(), limit=1)
+            if not rows:
+                return found, b""
+            after = rows[0][0][len(self._world) : -_HEIGHT_BYTES]
+            first = self.nonce(after)
+            for nonce in range(first, first + limits.MEMPOOL_NONCES_AHEAD_MAX):
+                digest = self.outbox_by_nonce(after, nonce)
+                entry = None if digest is None else self.outbox_entry(digest)
+                if entry is None or entry.accepted_at_ms > accepted_before_ms:
                     break
-                entry = self.outbox_entry(digest)
-                if entry is not None and entry.accepted_at_ms <= accepted_before_ms:
-                    found.append(entry.envelope)
-        return found[:limit]
+                found.append(entry.envelope)
+                size += len(entry.envelope.to_bytes())
+                if len(found) >= envelopes_max or size >= bytes_max:
+                    return found, after
+        return found, after
 
     def outbox_expiring(self, height: int, limit: int = 4_096) -> list[OutboxEntry]:
         """Promised envelopes whose expiry height is applied: taken or dead, their end is known."""
         rows = self._db.scan(Table.OUTBOX_EXPIRY, self._key(b""), self._key(_number(height + 1)), limit=limit)
         entries = [self.outbox_entry(key[-codec.HASH_BYTES :]) for key, _value in rows]
         return [entry for entry in entries if entry is not None]
+
+
+def _past_actor(actor_id: bytes) -> bytes:
+    """A key above all of an actor's rows and below the next actor's; b"" before the first."""
+    return actor_id + b"\xff" * (_HEIGHT_BYTES + 1) if actor_id else b""
 
 
 def _outbox_entry(value: bytes) -> OutboxEntry:

@@ -25,7 +25,7 @@ TRIO_FILES = LIBP2P_FILES | {
     f"p2p/{name}.py"
     for name in ("request_response", "router", "sessions", "streamed", "streams", "memory", "memory_streams")
 }
-IO_FILES = {f"runtime/{name}.py" for name in ("blob_store", "world_db")}
+IO_FILES = {f"runtime/{name}.py" for name in ("durable", "local_cas", "lmdb_blobs", "world_db", "db_check")}
 PORTS = {"p2p/network.py"}  # names what is awaited, and awaits nothing
 PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames")}
 IMPURE_MODULES = {
@@ -44,7 +44,7 @@ CONSENSUS_FILES = {
     f"runtime/{name}.py"
     for name in (
         "codec", "schema", "seals", "records", "keys", "genesis", "state", "cells", "actions", "world", "chain",
-        "heads", "proofs",
+        "batches", "heads", "evidence", "following", "proofs",
     )
 }  # fmt: skip
 # Top-level names that the libp2p wheel installs too, and folders of ours that are no packages.

@@ -10,13 +10,14 @@ from typing import Any
 import cbor2
 from vector_world import CREATED_MS, World, expect_refusal, head_of_epoch_1, key, shown
 
-from runtime import codec, heads, keys
+from runtime import codec, evidence, keys
 from runtime.errors import Invalid, UnknownVersion
 from runtime.records import (
     Acceptance,
     LeaseGrant,
     Receipt,
     Sealed,
+    SignedAuthorities,
     SnapshotRef,
     seal,
     sealed_from_bytes,
@@ -160,6 +161,28 @@ def bad_seals(sealed: Sealed[Any]) -> list[dict[str, str]]:
     return refuse
 
 
+def all_evidence(small: World, lease: Sealed[LeaseGrant]) -> list[evidence.Evidence]:
+    """One of each other kind."""
+    two_holders = seal(replace(lease.record, holder_id=key("executor").identity), key("certifier"))
+    two_blocks = seal(replace(small.attestation.record, block_hash=bytes(32)), key("executor"))
+    empty = replace(small.batch.record, envelope_count=7)
+    malformed = seal(replace(small.commit.record, batch_hash=empty.hash()), key("certifier"))
+    second = replace(empty, height=2, prev_batch_hash=small.batch.hash(), timestamp_ms=0)
+    early = seal(replace(small.commit.record, height=2, batch_hash=second.hash()), key("certifier"))
+    wrong = replace(small.built.block, state_root=bytes(32))
+    vouched = seal(replace(small.attestation.record, block_hash=wrong.hash()), key("executor"))
+    signed = head_of_epoch_1(small).authorities
+    rival = replace(signed.authorities, proposers=(key("executor").identity,))
+    return [
+        evidence.lease_fork(lease, two_holders),
+        evidence.attestation_fork(small.attestation, two_blocks),
+        evidence.MalformedBatch(malformed, empty, small.actions),
+        evidence.MalformedBatch(early, second, small.actions, small.batch.record),
+        evidence.WrongRootProof(vouched, wrong),
+        evidence.authorities_fork(signed, SignedAuthorities(rival, ((0, key("root").sign(rival.hash())),))),
+    ]
+
+
 def all_records(small: World) -> list[tuple[str, Record, Sealed[Any] | None]]:
     """One of each record, and of both forms where a record has optional fields."""
     alice = key("alice").identity
@@ -196,5 +219,6 @@ def all_records(small: World) -> list[tuple[str, Record, Sealed[Any] | None]]:
         ("receipt of an action", small.built.outcome.receipts[0], None),
         ("receipt of a refused envelope", Receipt(small.envelopes[0].hash(), "NonceMismatch"), None),
         ("event", small.built.outcome.events[0], None),
-        ("evidence of a fork", heads.commit_fork(small.commit, other), None),
+        ("evidence of a fork", evidence.commit_fork(small.commit, other), None),
+        *[(f"evidence: {made.NAME}", made, None) for made in all_evidence(small, sealed_lease)],
     ]

@@ -96,6 +96,7 @@ def gossip(small: World) -> list[dict[str, Any]]:
     by_alice = seal(replace(small.attestation.record, executor_id=key("alice").identity), key("alice"))
     head, later = small.head, head_of_epoch_1(small)
     pair = messages.encode_batch_message
+    item = messages.EvidenceItem("commit_fork", 1, bytes(32))
     cases: list[tuple[str, str, bytes, str]] = [
         ("action", "two envelopes", small.actions, small.world_id),
         ("action", "a forged signature", encode_envelopes([forged]), small.world_id),
@@ -106,6 +107,9 @@ def gossip(small: World) -> list[dict[str, Any]]:
         ("action", "of another version", newer_envelope, small.world_id),
         ("action", "32 arrays and maps deep", encode_envelopes([nested_envelope(small, 26)]), small.world_id),
         ("action", "33 arrays and maps deep", encode_envelopes([nested_envelope(small, 27)]), small.world_id),
+        ("action", "an envelope of 4,096 items", codec.encode([busy_envelope(small, 4_096)]), small.world_id),
+        ("action", "an envelope of 4,097 items", codec.encode([busy_envelope(small, 4_097)]), small.world_id),
+        ("action", "8,193 items in all", codec.encode([busy_envelope(small, 2_709)] * 3), small.world_id),
         ("batch", "a batch and its commit", pair(small.batch, small.commit), small.world_id),
         ("batch", "the commit of another batch", pair(other_batch, small.commit), small.world_id),
         ("batch", "by a certifier without authority", pair(small.batch, strange), small.world_id),
@@ -147,6 +151,15 @@ def gossip(small: World) -> list[dict[str, Any]]:
         ("head", "a forged commit", replace(head, commit=forged_commit).to_bytes(), small.world_id),
         ("head", "of another version", newer, small.world_id),
         ("head", "too large", head.to_bytes() + bytes(6_000), small.world_id),
+        ("evidence", "a fork", item.to_bytes(), small.world_id),
+        ("evidence", "of a later kind", replace(item, kind="later_kind").to_bytes(), small.world_id),
+        (
+            "evidence",
+            "a hash of 31 bytes",
+            codec.encode({**item.to_value(), "content_hash": bytes(31)}),
+            small.world_id,
+        ),
+        ("evidence", "too large", codec.encode({**item.to_value(), "more": bytes(512)}), small.world_id),
     ]
     found = []
     for kind, name, data, world_id in cases:
@@ -163,6 +176,15 @@ def nested_envelope(small: World, arrays: int) -> Envelope:
     for _ in range(arrays - 1):
         inner = [inner]
     return small.envelope("alice", 2, ("dance", {"steps": inner}))
+
+
+def busy_envelope(small: World, items: int) -> list[Any]:
+    """A signed envelope with so many items in its one payload, as a value: some are not to be made as a record."""
+    steps = [0] * (items - 2)  # besides the key and the list itself
+    value = small.envelope("alice", 2, ("dance", {})).record.to_value()
+    value["actions"] = [["dance", {"steps": steps}]]
+    digest = codec.content_id(codec.preimage("envelope", codec.encode(value)))
+    return [value, key("alice").sign(digest)]
 
 
 def announce(small: World, attestation: Sealed[BlockAttestation]) -> bytes:

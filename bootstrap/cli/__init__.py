@@ -20,12 +20,13 @@ from bootstrap.cli.failures import Exit, explain, print_failures
 # name -> (module, attribute, what it does); the only list of commands.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "key": ("bootstrap.cli.key", "key", "Identity files: make one, show its peer id."),
-    "world": ("bootstrap.cli.world", "world", "Genesis files: make a world, show what one says."),
+    "world": ("bootstrap.cli.world", "world", "Genesis files: make a world, show one, replace its keys."),
     "node": ("bootstrap.cli.node", "node", "Run a node with its roles until SIGTERM."),
     "submit": ("bootstrap.cli.submit", "submit", "Sign and submit actions; follow them to a verified block."),
     "head": ("bootstrap.cli.query", "head", "The newest head of a world, who says so, and its age."),
-    "status": ("bootstrap.cli.query", "status", "A node's own account of itself."),
+    "status": ("bootstrap.cli.status", "status", "A node's own account of itself."),
     "verify": ("bootstrap.cli.query", "verify", "Verify a world from its id alone, by replaying it here."),
+    "evidence": ("bootstrap.cli.evidence", "evidence", "What was proved against whom: list, show, verify."),
     "blob": ("bootstrap.cli.blob", "blob", "Content by its id: put, get, stat."),
     "demo": ("bootstrap.cli.demo", "demo", "A whole network on this machine, real flights, a verdict."),
     "completion": ("bootstrap.cli.completion", "completion", "Shell completion for bash, zsh or fish."),
@@ -76,12 +77,17 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version."
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks (or AW_DEBUG=1).")
-def program() -> None:
+@click.pass_context
+def program(ctx: click.Context) -> None:
     """Agent World Runtime: peers that run shared, deterministic worlds.
 
     stdout carries data, stderr everything else. Exit codes: 0 yes, 1 no, 2 wrong use, 3 not reached,
     4 own data damaged, 70 a bug of ours.
     """
+    if ctx.invoked_subcommand != "node":  # which tells it together with the rest of its configuration
+        from bootstrap.config import check_variables
+
+        check_variables(os.environ)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,13 +110,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _die_of_interrupt()
         if debug:
             sys.excepthook(type(error), error, error.__traceback__)
-        return print_failures(explain(error))
+        return print_failures(explain(error, _asking_option(arguments)))
 
 
 def _run(arguments: Sequence[str]) -> int:
     outcome: Any = program.main(list(arguments), prog_name="aw", standalone_mode=False)
     sys.stdout.flush()
     return outcome if isinstance(outcome, int) else Exit.YES
+
+
+def _asking_option(arguments: Sequence[str]) -> str:
+    """How the command of this line is told whom to ask: a hint must name an option that it has."""
+    named = next((word for word in arguments if word in COMMANDS), None)
+    command = (
+        None if named is None else getattr(importlib.import_module(COMMANDS[named][0]), COMMANDS[named][1])
+    )
+    options = {name for param in getattr(command, "params", ()) for name in param.opts}
+    return "--bootstrap" if "--bootstrap" in options else "--node"
 
 
 def _is_interrupt(error: BaseException) -> bool:

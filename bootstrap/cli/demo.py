@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from bootstrap.cli.arguments import Command, each
 from bootstrap.cli.options import json_option
 from bootstrap.config import ROLES, nearest
 
 
-def _kills(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    del ctx
-    kills = []
-    for text in texts:
-        role, at, seconds = text.partition("@")
-        if role not in ROLES:
-            raise click.BadParameter(f"{role!r} is no role{nearest(role, ROLES)}", param=param)
-        try:
-            at_s = float(seconds)
-        except ValueError:
-            at_s = -1.0
-        if not at or not 0 <= at_s <= 86_400:
-            raise click.BadParameter(f"{text!r} is not ROLE@SECONDS with 0..86400 seconds", param=param)
-        kills.append((role, at_s))
-    return tuple(kills)
+def _kill(text: str) -> tuple[str, float]:
+    role, _at, seconds = text.partition("@")
+    if role not in ROLES:
+        raise ValueError(f"is not ROLE@SECONDS: {role!r} is no role{nearest(role, ROLES)}")
+    try:
+        at_s = float(seconds)
+    except ValueError:
+        at_s = -1.0
+    if not 0 <= at_s <= 86_400:
+        raise ValueError("is not ROLE@SECONDS with 0..86400 seconds")
+    return role, at_s
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--flights", type=click.IntRange(min=1), metavar="N", help="Fly the first N flights (default: all)."
 )
@@ -44,7 +40,7 @@ def _kills(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> 
     "kills",
     multiple=True,
     metavar="ROLE@SECONDS",
-    callback=_kills,
+    callback=each(_kill),
     help="kill -9 the process of that role after so long; it is started again. Repeatable.",
 )
 @click.option(

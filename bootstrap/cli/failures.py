@@ -39,9 +39,12 @@ class Failure(Exception):
         self.try_this = try_this
 
 
-def explain(error: BaseException) -> list[Failure]:
-    """What to tell about an exception: usually one failure, for a configuration all of its mistakes."""
-    told = [failure for leaf in _leaves(error) for failure in _explain_one(leaf)]
+def explain(error: BaseException, option: str = "--node") -> list[Failure]:
+    """What to tell about an exception: usually one failure, for a configuration all of its mistakes.
+
+    `option` is how the command that failed is told whom to ask.
+    """
+    told = [failure for leaf in _leaves(error) for failure in _explain_one(leaf, option)]
     worst = max(failure.code for failure in told)
     if worst in (Exit.WRONG_USE, Exit.BUG):
         return [failure for failure in told if failure.code == worst]
@@ -70,12 +73,16 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _explain_one(error: BaseException) -> list[Failure]:
+def _explain_one(error: BaseException, option: str) -> list[Failure]:
     if isinstance(error, Failure):
         return [error]
     if isinstance(error, click.ClickException):
         return [_usage(error)]
-    for explained in (_of_the_node(error), _of_the_world(error), _of_the_network(error)):
+    for explained in (
+        _of_the_node(error),
+        _of_the_world(error, option),
+        _of_the_network(error, option),
+    ):
         if explained:
             return explained
     return [_bug(error)]
@@ -101,7 +108,7 @@ def _of_the_node(error: BaseException) -> list[Failure]:
     return []
 
 
-def _of_the_world(error: BaseException) -> list[Failure]:
+def _of_the_world(error: BaseException, option: str) -> list[Failure]:
     from runtime import errors
 
     match error:
@@ -124,7 +131,7 @@ def _of_the_world(error: BaseException) -> list[Failure]:
         case errors.Invalid():
             return [Failure(Exit.NO, "not verified", f"{error.field}: {error.why}")]
         case errors.Missing():
-            hint = "another --node or --bootstrap, or later"
+            hint = f"another {option}, or later"
             return [
                 Failure(Exit.NOT_REACHED, f"{error.what} {error.key}", "nobody who was asked holds it", hint)
             ]
@@ -133,7 +140,7 @@ def _of_the_world(error: BaseException) -> list[Failure]:
     return []
 
 
-def _of_the_network(error: BaseException) -> list[Failure]:
+def _of_the_network(error: BaseException, option: str) -> list[Failure]:
     from p2p import errors
     from p2p.identity import IdentityFileBad
 
@@ -148,13 +155,13 @@ def _of_the_network(error: BaseException) -> list[Failure]:
             "ERR_UNSUPPORTED",
         ):
             why = f"{error.code.name}: {error.message}"
-            return [Failure(Exit.NOT_REACHED, "the peer has no answer", why, "another --node, or later")]
+            return [Failure(Exit.NOT_REACHED, "the peer has no answer", why, f"another {option}, or later")]
         case errors.RequestFailed():
             return [Failure(Exit.NO, "the peer refused", f"{error.code.name}: {error.message}")]
         case errors.AnswerTooLarge() | errors.RecordRefused():
             return [Failure(Exit.NO, "not verified", str(error))]
         case errors.NetworkError():
-            return [Failure(Exit.NOT_REACHED, "not reached", str(error), "another --node, or later")]
+            return [Failure(Exit.NOT_REACHED, "not reached", str(error), f"another {option}, or later")]
     return []
 
 

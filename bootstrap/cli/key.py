@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bootstrap.cli.arguments import Group
 from bootstrap.cli.keys import create_key_file, load_signing_key
 from bootstrap.cli.options import json_option
 from bootstrap.cli.output import note, print_answer, print_json
@@ -13,7 +14,7 @@ from p2p import names
 from runtime.keys import SigningKey, public_key
 
 
-@click.group()
+@click.group(cls=Group)
 def key() -> None:
     """Identity files: make one, show its peer id."""
 

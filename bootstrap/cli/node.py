@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bootstrap.cli.arguments import Command
 from bootstrap.cli.failures import Exit, Failure
 from bootstrap.cli.files import read_text
 from bootstrap.cli.options import json_option
@@ -24,17 +25,18 @@ from bootstrap.config import (
     LOG_FORMATS,
     LOG_LEVELS,
     ROLES,
+    ConfigMistakes,
     Effective,
     NodeConfig,
     read_config,
 )
-from bootstrap.data_dir import DataDir, choose_worlds
+from bootstrap.data_dir import DataDir, choose_worlds, genesis_mistakes
 
 if TYPE_CHECKING:
     import trio
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--config", "config_file", envvar="AW_CONFIG", type=click.Path(path_type=Path), help="node.toml."
 )
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--limit", "limit_texts", multiple=True, metavar="NAME=VALUE", help="A limit. Repeatable.")
 @click.option("--log-level", metavar="|".join(LOG_LEVELS), help="What to log (info).")
 @click.option("--log-format", metavar="|".join(LOG_FORMATS), help="How to log (text).")
+@click.option("--metrics-listen", metavar="HOST:PORT", help="Serve Prometheus metrics there (off).")
 @click.option(
     "--print-config", is_flag=True, help="Print the effective configuration and its sources; run nothing."
 )
@@ -60,11 +63,11 @@ def node(
 ) -> None:
     """Run a node until SIGTERM. Flags win over AW_* variables, those over the file, that over defaults."""
     effective = _read(config_file, flags, limit_texts)
+    config = effective.config
+    _check_worlds(config)
     if print_config:
         print_effective(effective, as_json)
         return
-    config = effective.config
-    _check_worlds(config)
     run(config, as_json)
 
 
@@ -75,7 +78,10 @@ def _read(config_file: Path | None, flags: Mapping[str, object], limit_texts: Se
         name, _equals, value = text.partition("=")
         given[f"limits.{name}"] = value
     document = None if config_file is None else read_text(config_file)
-    return read_config(document, str(config_file or "node.toml"), flags=given, env=os.environ)
+    try:
+        return read_config(document, str(config_file or "node.toml"), flags=given, env=os.environ)
+    except ConfigMistakes as bad:
+        raise ConfigMistakes([*bad.mistakes, *genesis_mistakes(bad.worlds)]) from bad
 
 
 def _check_worlds(config: NodeConfig) -> None:
@@ -96,8 +102,11 @@ def print_effective(effective: Effective, as_json: bool) -> None:
     coordinator: dict[str, object] = plain(config.coordinator)
     in_force = config.limits.in_force()
     if as_json:
-        shown = {key: {"value": value, "from": origins[key]} for key, value in values.items()}
+        shown: dict[str, object] = {
+            key: {"value": value, "from": origins[key]} for key, value in values.items()
+        }
         shown["world"] = {"value": worlds, "from": origins["world"]}
+        shown["metrics"] = {"listen": {"value": config.metrics_listen, "from": origins["metrics_listen"]}}
         for table, inside in (("coordinator", coordinator), ("limits", in_force)):
             shown[table] = {
                 name: {"value": value, "from": origins[f"{table}.{name}"]} for name, value in inside.items()
@@ -110,6 +119,8 @@ def print_effective(effective: Effective, as_json: bool) -> None:
         click.echo(f"\n[[world]]  # {origins['world']}")
         for key, value in world.items():
             click.echo(f"{key} = {_toml(value)}")
+    if config.metrics_listen is not None:
+        click.echo(f"\n[metrics]\nlisten = {_toml(config.metrics_listen)}  # {origins['metrics_listen']}")
     for table, inside in (("coordinator", coordinator), ("limits", in_force)):
         click.echo(f"\n[{table}]")
         for name, value in inside.items():
@@ -172,4 +183,5 @@ def _ready_line(event: Mapping[str, object]) -> str:
         f"ready {event.get('peer_id')}\n"
         f"  roles   {joined('roles')}\n  worlds  {joined('worlds')}\n  addrs   {joined('addrs')}\n"
         f"  data    {event.get('data_dir')}"
+        + (f"\n  metrics {event['metrics']}" if "metrics" in event else "")
     )

@@ -8,9 +8,24 @@ from typing import Any, TypeVar
 
 import click
 
+from bootstrap.cli.arguments import each
+from bootstrap.peers import parse_peer_addr
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 DATA_DIR_DEFAULT = "aw-data"
+
+
+def peer_addr(text: str) -> str:
+    """A multiaddr that names its peer; surrounding blanks go, and "" stays what was not given. Raises ValueError."""
+    for addr in split_addrs(text):
+        parse_peer_addr(addr)
+    return text
+
+
+def split_addrs(text: str) -> list[str]:
+    """Addresses separated by commas."""
+    return [addr.strip() for addr in text.split(",") if addr.strip()]
 
 
 def json_option(command: F) -> F:
@@ -37,6 +52,7 @@ def node_option(command: F) -> F:
         "nodes",
         multiple=True,
         metavar="MULTIADDR",
+        callback=each(peer_addr),
         help="Node to ask, tried in order. Default: AW_NODE, else the node of the data dir.",
     )(command)
 

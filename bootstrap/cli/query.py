@@ -1,4 +1,4 @@
-"""`aw head`, `aw status`, `aw verify`: what is the newest, what does a node say of itself, is it true."""
+"""`aw head`, `aw verify`: what is the newest, and is it true."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
+from bootstrap.cli.arguments import Command, Mistakes, each
 from bootstrap.cli.failures import Exit, Failure
-from bootstrap.cli.options import data_dir_option, json_option, node_option, timeout_option
+from bootstrap.cli.options import data_dir_option, json_option, node_option, peer_addr, timeout_option
 from bootstrap.cli.output import note, plain, print_answer, progress
 from bootstrap.cli.reach import ask_node, find_world, node_addrs, quiet_logs, world_id_of
 from runtime.records import WorldHeadAnnounce
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("world")
 @node_option
 @data_dir_option
@@ -57,30 +58,15 @@ def describe_head(head: WorldHeadAnnounce, now_ms: int) -> dict[str, object]:
     }
 
 
-@click.command()
-@node_option
-@data_dir_option
-@timeout_option(20)
-@json_option
-def status(nodes: Sequence[str], data_dir: Path, timeout_s: float, as_json: bool) -> None:
-    """A node's own account of itself: roles, worlds and heights, peers, counters, limits."""
-    from runtime.messages import StatusAnswer
-    from runtime.services.client import DistributedClient
-
-    async def ask(client: DistributedClient) -> StatusAnswer:
-        return await client.status()
-
-    answer = plain(ask_node(nodes, data_dir, timeout_s, ask))
-    for entry in answer["worlds"]:
-        for key in [key for key, value in entry.items() if value is None]:
-            del entry[key]
-    print_answer(answer, as_json)
-
-
-@click.command()
+@click.command(cls=Command)
 @click.argument("world")
 @click.option(
-    "--bootstrap", "bootstrap", multiple=True, metavar="MULTIADDR", help="A peer to begin with. Repeatable."
+    "--bootstrap",
+    "bootstrap",
+    multiple=True,
+    metavar="MULTIADDR",
+    callback=each(peer_addr),
+    help="A peer to begin with. Repeatable.",
 )
 @click.option(
     "--head-age-max", "head_age_max_ms", type=click.IntRange(min=0), metavar="MS", help="Refuse older heads."
@@ -97,13 +83,22 @@ def verify(
     as_json: bool,
 ) -> int:
     """Verify a WORLD (id or genesis file): find its head by the DHT, fetch all blocks, replay them, compare."""
-    world_id = world_id_of(world)
-    if world_id is None:
-        raise Failure(Exit.WRONG_USE, f"world {world}", "neither a genesis file nor an id of 32 characters")
-    addrs = node_addrs(bootstrap, data_dir)
+    mistakes = Mistakes()
+    world_id = mistakes.tried(lambda: _named_by_itself(world))
+    addrs = mistakes.tried(lambda: node_addrs(bootstrap, data_dir, "--bootstrap"))
+    mistakes.check()
+    assert world_id is not None
+    assert addrs is not None
     report = _verify(world_id, addrs, head_age_max_ms, timeout_s)
     print_answer(report, as_json)
     return Exit.YES
+
+
+def _named_by_itself(world: str) -> str:
+    world_id = world_id_of(world)
+    if world_id is None:
+        raise Failure(Exit.WRONG_USE, f"world {world}", "neither a genesis file nor an id of 32 characters")
+    return world_id
 
 
 def _verify(

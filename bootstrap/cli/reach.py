@@ -15,6 +15,7 @@ import click
 
 from bootstrap.cli.failures import Exit, Failure
 from bootstrap.cli.files import is_there
+from bootstrap.cli.options import split_addrs
 from bootstrap.config import looks_like_world_id
 from bootstrap.data_dir import DataDir, read_genesis_file
 from bootstrap.peers import parse_peer_addr
@@ -25,21 +26,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def node_addrs(nodes: Sequence[str], data_dir: Path) -> list[str]:
-    """Addresses to try: those given, else AW_NODE, else of the node that runs in the data dir; none is exit 3."""
-    given = [addr.strip() for text in nodes or (os.environ.get("AW_NODE", ""),) for addr in text.split(",")]
-    addrs = [addr for addr in given if addr]
-    for addr in addrs:
-        try:
-            parse_peer_addr(addr)
-        except ValueError as error:
-            raise click.BadParameter(
-                f"{addr!r} {error}", param_hint="--node" if nodes else "AW_NODE"
-            ) from error
+def node_addrs(nodes: Sequence[str], data_dir: Path, option: str = "--node") -> list[str]:
+    """Addresses to try: those given by `option`, else AW_NODE, else of the node that runs in the data dir.
+
+    None is exit 3, an AW_NODE that is no address of a peer exit 2.
+    """
+    addrs = [addr for text in nodes for addr in split_addrs(text)]
+    if not nodes:
+        addrs = split_addrs(os.environ.get("AW_NODE", ""))
+        for addr in addrs:
+            try:
+                parse_peer_addr(addr)
+            except ValueError as error:
+                raise click.BadParameter(f"{addr!r} {error}", param_hint="AW_NODE") from error
     addrs = addrs or DataDir(data_dir).running_addrs()
     if not addrs:
-        why = f"no --node, no AW_NODE, and no node runs in {data_dir}"
-        raise Failure(Exit.NOT_REACHED, "no node to ask", why, "--node /ip4/HOST/tcp/PORT/p2p/PEER_ID")
+        why = f"no {option}, no AW_NODE, and no node runs in {data_dir}"
+        raise Failure(Exit.NOT_REACHED, "no node to ask", why, f"{option} /ip4/HOST/tcp/PORT/p2p/PEER_ID")
     return addrs
 
 

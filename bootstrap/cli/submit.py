@@ -22,6 +22,7 @@ from bootstrap.cli.actions_form import (
     parse_action,
     parse_action_lines,
 )
+from bootstrap.cli.arguments import Command, Mistakes
 from bootstrap.cli.failures import Exit, Failure
 from bootstrap.cli.files import read_bytes
 from bootstrap.cli.keys import load_signing_key
@@ -58,7 +59,7 @@ class Submission:
     wait_verified: bool
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("kind", required=False)
 @click.argument("payload", required=False)
 @click.option("--world", required=True, metavar="ID|NAME|FILE", help="World id, name, or genesis file.")
@@ -116,14 +117,17 @@ def submit(
     aw submit --world flights --key me.key register_agent '{"agent_id": "a1", "x_cm": 0, "y_cm": 0, "z_cm": 0}'
     aw submit --world flights --key me.key --file actions.jsonl --batch 16 --wait verified
     """
-    actions = _actions(kind, payload, file)
-    per_envelope = batch or (len(actions) if atomic else 1)
-    if per_envelope > limits.ACTIONS_PER_ENVELOPE_MAX:
-        why = f"{len(actions)} actions do not fit one envelope: {limits.ACTIONS_PER_ENVELOPE_MAX} do"
-        raise click.BadParameter(f"{why} (actions_per_envelope_max)", param_hint="--atomic")
+    mistakes = Mistakes()
+    actions = mistakes.tried(lambda: _actions(kind, payload, file))
+    per_envelope = mistakes.tried(lambda: _per_envelope(actions or [], batch, atomic=atomic))
+    key = mistakes.tried(lambda: load_signing_key(key_file))
+    addrs = mistakes.tried(lambda: node_addrs(nodes, data_dir))
+    mistakes.check()
+    assert actions is not None
+    assert per_envelope is not None
+    assert key is not None
+    assert addrs is not None
     asked = Submission(world, tuple(actions), per_envelope, atomic, nonce, expires_in, wait == "verified")
-    key = load_signing_key(key_file)
-    addrs = node_addrs(nodes, data_dir)
     quiet_logs()
 
     import trio
@@ -141,6 +145,14 @@ def submit(
 
     trio.run(run)
     return Exit.NO if fates.refused else Exit.YES
+
+
+def _per_envelope(actions: list[Action], batch: int | None, *, atomic: bool) -> int:
+    per_envelope = batch or (max(1, len(actions)) if atomic else 1)
+    if per_envelope > limits.ACTIONS_PER_ENVELOPE_MAX:
+        why = f"{len(actions)} actions do not fit one envelope: {limits.ACTIONS_PER_ENVELOPE_MAX} do"
+        raise click.BadParameter(f"{why} (actions_per_envelope_max)", param_hint="--atomic")
+    return per_envelope
 
 
 def _actions(kind: str | None, payload: str | None, file: Path | None) -> list[Action]:

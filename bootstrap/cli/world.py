@@ -1,4 +1,4 @@
-"""`aw world`: make a genesis file, show what one says."""
+"""`aw world`: make a genesis file, show what one says; `aw world epoch` is in epoch.py."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from typing import Any
 
 import click
 
-from bootstrap.cli.failures import Exit, Failure
+from bootstrap.cli.arguments import Group
+from bootstrap.cli.epoch import epoch, find_genesis
 from bootstrap.cli.files import read_text, write_new
 from bootstrap.cli.keys import identity_of
 from bootstrap.cli.options import data_dir_option, json_option
 from bootstrap.cli.output import note, print_answer, print_json
-from bootstrap.cli.world_form import BOUNDS, WORLD_LIMITS, read_world_form
-from bootstrap.config import looks_like_world_id
-from bootstrap.data_dir import DataDir, read_genesis_file
+from bootstrap.cli.world_form import BOUNDS, WORLD_LIMITS, integer_of, read_world_form
+from bootstrap.config import Mistake
+from bootstrap.data_dir import DataDir
 from runtime.records import Genesis
 
 
-@click.group()
+@click.group(cls=Group)
 def world() -> None:
-    """Genesis files: make a world, show what one says."""
+    """Genesis files: make a world, show what one says, replace its keys."""
+
+
+world.add_command(epoch)
 
 
 @world.command()
@@ -34,9 +38,9 @@ def world() -> None:
 @click.option(
     "--root-key", "root_keys", multiple=True, metavar="KEY", help="May replace the others. Repeatable."
 )
-@click.option("--root-threshold", type=int, help="How many root keys it takes (1).")
+@click.option("--root-threshold", metavar="INTEGER", help="How many root keys it takes (1).")
 @click.option("--bounds", "bounds_text", metavar="X0:X1,Y0:Y1,Z0:Z1", help="The box of positions, in cm.")
-@click.option("--max-move-cm", type=int, help="The longest move of one action.")
+@click.option("--max-move-cm", metavar="INTEGER", help="The longest move of one action.")
 @click.option(
     "--resource", "resource_kinds", multiple=True, metavar="KIND", help="A resource kind. Repeatable."
 )
@@ -46,9 +50,9 @@ def world() -> None:
 @click.option(
     "--limit", "limit_texts", multiple=True, metavar="NAME=VALUE", help="A world limit. Repeatable."
 )
-@click.option("--checkpoint-interval", type=int, help="Blocks between checkpoints.")
-@click.option("--max-block-gap-ms", type=int, help="0: no empty blocks for their own sake.")
-@click.option("--created-ms", type=int, help="Unix time in ms (now).")
+@click.option("--checkpoint-interval", metavar="INTEGER", help="Blocks between checkpoints.")
+@click.option("--max-block-gap-ms", metavar="INTEGER", help="0: no empty blocks for their own sake.")
+@click.option("--created-ms", metavar="INTEGER", help="Unix time in ms (now).")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File to write (NAME.genesis); never overwritten."
 )
@@ -65,15 +69,20 @@ def create(
     """Write a genesis file and print its world id. KEY is a peer id or a key file."""
     flags = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     flags = {key: value for key, value in flags.items() if value not in (None, [])}
+    parts = _Parts()
     if bounds_text is not None:
-        flags["bounds"] = _bounds(bounds_text)
+        flags["bounds"] = parts.bounds(bounds_text)
     if balances:
-        flags["balance"] = [_balance(text) for text in balances]
+        flags["balance"] = parts.balances(balances)
     if limit_texts:
-        flags["limits"] = dict(_limit(text) for text in limit_texts)
-    text = None if form is None else read_text(form)
+        flags["limits"] = parts.limits(limit_texts)
     genesis = read_world_form(
-        text, str(form or ""), flags, created_ms=int(time.time() * 1_000), identity_of=identity_of
+        None if form is None else read_text(form),
+        str(form or ""),
+        flags,
+        created_ms=int(time.time() * 1_000),
+        identity_of=identity_of,
+        mistakes=parts.mistakes,
     )
     path = out or Path(f"{genesis.header.name}.genesis")
     write_new(path, genesis.to_bytes())
@@ -90,7 +99,7 @@ def create(
 @json_option
 def show(which: str, data_dir: Path, as_json: bool) -> None:
     """What a genesis says: of a FILE, or of a WORLD id that the data dir holds."""
-    print_answer(describe(_find(which, DataDir(data_dir))), as_json)
+    print_answer(describe(find_genesis(which, DataDir(data_dir))), as_json)
 
 
 def describe(genesis: Genesis) -> dict[str, object]:
@@ -119,40 +128,41 @@ def describe(genesis: Genesis) -> dict[str, object]:
     }
 
 
-def _find(which: str, data_dir: DataDir) -> Genesis:
-    if not looks_like_world_id(which):
-        return read_genesis_file(Path(which))
-    genesis = data_dir.genesis(which)
-    if genesis is None:
-        why = f"no genesis in {data_dir.worlds_path}"
-        raise Failure(Exit.WRONG_USE, f"world {which}", why, "aw world show FILE, or --data-dir DIR")
-    return genesis
+class _Parts:
+    """Flags that are made of parts. A bad one is left out, as a mistake that is told with those of the form."""
 
+    def __init__(self) -> None:
+        self.mistakes: list[Mistake] = []
 
-def _bounds(text: str) -> dict[str, int]:
-    parts = [number for axis in text.split(",") for number in axis.split(":")]
-    if len(parts) != len(BOUNDS):
-        raise click.BadParameter(f"{text!r} is not X0:X1,Y0:Y1,Z0:Z1", param_hint="--bounds")
-    return {name: _integer(part, "--bounds") for name, part in zip(BOUNDS, parts, strict=True)}
+    def bounds(self, text: str) -> dict[str, int]:
+        numbers = [integer_of(number) for axis in text.split(",") for number in axis.split(":")]
+        if len(numbers) != len(BOUNDS) or None in numbers:
+            self._bad("--bounds", text, "X0:X1,Y0:Y1,Z0:Z1 in integers")
+            return {}
+        return {name: number for name, number in zip(BOUNDS, numbers, strict=True) if number is not None}
 
+    def balances(self, texts: Sequence[str]) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = []
+        for text in texts:
+            parts = text.rsplit(":", 2)
+            amount = integer_of(parts[2]) if len(parts) == 3 else None
+            if amount is None:
+                self._bad("--balance", text, "KEY:KIND:AMOUNT with an integer AMOUNT")
+            else:
+                found.append({"actor": parts[0], "kind": parts[1], "amount": amount})
+        return found
 
-def _balance(text: str) -> dict[str, object]:
-    parts = text.rsplit(":", 2)
-    if len(parts) != 3:
-        raise click.BadParameter(f"{text!r} is not KEY:KIND:AMOUNT", param_hint="--balance")
-    return {"actor": parts[0], "kind": parts[1], "amount": _integer(parts[2], "--balance")}
+    def limits(self, texts: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for text in texts:
+            name, _equals, number = text.partition("=")
+            value = integer_of(number)
+            if value is None:
+                known = ", ".join(WORLD_LIMITS)
+                self._bad("--limit", text, f"NAME=VALUE with an integer VALUE; names: {known}")
+            else:
+                found[name] = value
+        return found
 
-
-def _limit(text: str) -> tuple[str, int]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        known = ", ".join(WORLD_LIMITS)
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE; names: {known}", param_hint="--limit")
-    return name, _integer(value, "--limit")
-
-
-def _integer(text: str, option: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not an integer", param_hint=option) from error
+    def _bad(self, flag: str, text: str, form: str) -> None:
+        self.mistakes.append(Mistake(flag, f"{text!r} is not {form}"))

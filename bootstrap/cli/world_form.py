@@ -7,6 +7,7 @@ Documented in docs/operations.md, section "Making a world".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +17,8 @@ from bootstrap.config import ConfigMistakes, Mistake, nearest, parse_toml
 from runtime import genesis as genesis_module
 from runtime import limits
 from runtime.errors import Invalid
-from runtime.records import Bounds, Genesis, GenesisBody, WorldLimits
+from runtime.records import Bounds, Genesis, GenesisBody, GenesisHeader, WorldLimits
+from runtime.schema import Record, wrong_fields
 
 IdentityOf = Callable[[str, Path], bytes]
 """(text, folder of relative files) -> key id of a peer id or a key file; raises ValueError with the reason."""
@@ -41,28 +43,52 @@ _BALANCE_KEYS: Final = ("actor", "kind", "amount")
 
 
 def read_world_form(
-    text: str | None, file_name: str, given: Mapping[str, Any], *, created_ms: int, identity_of: IdentityOf
+    text: str | None,
+    file_name: str,
+    given: Mapping[str, Any],
+    *,
+    created_ms: int,
+    identity_of: IdentityOf,
+    mistakes: Sequence[Mistake] = (),
 ) -> Genesis:
-    """The genesis of a form: keys of `given` (flags) replace those of the TOML `text`. Raises ConfigMistakes."""
+    """The genesis of a form: keys of `given` (flags) replace those of the TOML `text`; numbers may be text there.
+
+    Raises ConfigMistakes: `mistakes` that were found on the way here, and all of the form.
+    """
     document: dict[str, Any] = {}
+    found = list(mistakes)
     if text is not None:
-        document = parse_toml(text, file_name)
-    form = _Form(document, dict(given), Path(file_name).parent, identity_of)
+        try:
+            document = parse_toml(text, file_name)
+        except ConfigMistakes as error:  # then nothing can be said of what the flags leave to it
+            raise ConfigMistakes([*found, *error.mistakes]) from error
+    form = _Form(document, dict(given), Path(file_name).parent, identity_of, found)
     return form.genesis(created_ms)
+
+
+def integer_of(text: str) -> int | None:
+    """The integer that a flag spells; None for what is none."""
+    return int(text) if re.fullmatch(r"-?[0-9]{1,24}", text, re.ASCII) else None
 
 
 class _Form:
     """Reads each part, keeps every mistake; a part that is wrong reads as its default so that reading can go on."""
 
     def __init__(
-        self, document: dict[str, Any], given: dict[str, Any], folder: Path, identity_of: IdentityOf
+        self,
+        document: dict[str, Any],
+        given: dict[str, Any],
+        folder: Path,
+        identity_of: IdentityOf,
+        mistakes: Sequence[Mistake],
     ) -> None:
         self._values = document | given
         self._given = given
         self._folder = folder
         self._identity_of = identity_of
         self._mistakes = [
-            Mistake(key, f"unknown key{nearest(key, KEYS)}") for key in document if key not in KEYS
+            *mistakes,
+            *(Mistake(key, f"unknown key{nearest(key, KEYS)}") for key in document if key not in KEYS),
         ]
 
     def genesis(self, created_ms: int) -> Genesis:
@@ -70,10 +96,13 @@ class _Form:
         name = self._values.get("name")
         if not isinstance(name, str):
             self._mistake("name", "is needed, as text")
+        else:
+            self._check_fields(GenesisHeader, {"name": name})
         keys = {field: self._identities(field) for field in _KEY_LISTS}
         certifier = self._certifier()
         threshold = self._number("root_threshold", 1)
         created_ms = self._number("created_ms", created_ms)
+        self._check_fields(GenesisHeader, {"root_threshold": threshold, "created_ms": created_ms})
         if self._mistakes or body is None:
             raise ConfigMistakes(self._mistakes)
         try:
@@ -88,17 +117,21 @@ class _Form:
                 created_ms=created_ms,
             )
         except Invalid as error:
-            raise ConfigMistakes([Mistake(error.field, error.why)]) from error
+            self._invalid(error)
+            raise ConfigMistakes(self._mistakes) from error
 
     def _body(self) -> GenesisBody | None:
         bounds = self._bounds()
         world_limits = self._world_limits()
         numbers = {key: self._number(key, default) for key, default in _NUMBERS.items()}
         kinds = self._texts("resource_kinds", 0)
+        self._check_fields(GenesisBody, numbers)
+        for index, kind in enumerate(kinds):
+            self._check_fields(GenesisHeader, {"name": kind}, f"resource_kinds[{index}]")
         if len(set(kinds)) != len(kinds):
             self._mistake("resource_kinds", "holds a kind twice")
         balances = self._balances()
-        if bounds is None or world_limits is None:
+        if bounds is None or world_limits is None or self._mistakes:
             return None
         return self._tried(
             lambda: genesis_module.make_body(
@@ -109,11 +142,13 @@ class _Form:
     def _bounds(self) -> Bounds | None:
         table = self._table("bounds", BOUNDS)
         defaults = {key: -BOUND_CM_DEFAULT if "min" in key else BOUND_CM_DEFAULT for key in BOUNDS}
+        self._check_fields(Bounds, table)
         return self._tried(lambda: Bounds(**(defaults | table)))
 
     def _world_limits(self) -> WorldLimits | None:
         defaults = genesis_module.default_limits()
         table = {name: getattr(defaults, name) for name in WORLD_LIMITS} | self._table("limits", WORLD_LIMITS)
+        self._check_fields(WorldLimits, table)
         return self._tried(lambda: WorldLimits(**table))
 
     def _table(self, key: str, known: Sequence[str]) -> dict[str, Any]:
@@ -128,6 +163,8 @@ class _Form:
 
     def _number(self, key: str, default: int) -> int:
         value = self._values.get(key, default)
+        if key in self._given and isinstance(value, str):
+            value = integer_of(value)
         if type(value) is not int:
             self._mistake(key, "must be an integer")
             return default
@@ -192,10 +229,19 @@ class _Form:
         try:
             return make()
         except Invalid as error:
-            # An identity that could not be read stands as b"" here, and is a mistake already.
-            if not self._mistakes or "balances" not in error.field:
-                self._mistake(error.field.removeprefix("genesis_body."), error.why)
+            self._invalid(error)
             return None
+
+    def _check_fields(self, record: type[Record], values: Mapping[str, Any], what: str = "") -> None:
+        for error in wrong_fields(record, values):
+            self._invalid(error, what)
+
+    def _invalid(self, error: Invalid, what: str = "") -> None:
+        """A rule of the records that does not hold, told once and by the form's own words for the field."""
+        field = what or error.field.removeprefix("genesis_body.").removeprefix("genesis.")
+        mistake = Mistake(field, error.why)
+        if mistake not in self._mistakes:
+            self._mistakes.append(mistake)
 
     def _mistake(self, what: str, why: str) -> None:
         self._mistakes.append(Mistake(what, why))

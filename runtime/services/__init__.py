@@ -7,11 +7,14 @@ code here and nowhere else. Implements docs/protocol.md, sections "Error codes" 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from p2p.errors import Code, RecordRefused, RequestFailed
 from p2p.network import Check, Message, Verdict
 from runtime import chain, errors, rules
 from runtime.records import WorldHeadAnnounce
+
+HALTED_RETRY_MS: Final = 10_000  # people have to act first
 
 
 def as_failure(error: errors.WorldError) -> RequestFailed:
@@ -27,6 +30,8 @@ def as_failure(error: errors.WorldError) -> RequestFailed:
             return RequestFailed(Code.ERR_UNSUPPORTED, str(error))
         case errors.Missing():
             return RequestFailed(Code.ERR_NOT_FOUND, str(error))
+        case errors.Halted():
+            return RequestFailed(Code.ERR_NOT_AVAILABLE, str(error), retry_after_ms=HALTED_RETRY_MS)
         case errors.Busy():
             return RequestFailed(Code.ERR_BUSY, str(error), retry_after_ms=error.retry_after_ms)
         case errors.Unavailable():

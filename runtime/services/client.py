@@ -15,11 +15,13 @@ from p2p import names
 from p2p.network import DistributedNetwork, PeerId
 from runtime import chain, codec, genesis, limits, messages, state
 from runtime.errors import Invalid
+from runtime.evidence import EVIDENCE_BLOB_BYTES_MAX, Evidence, read_evidence
 from runtime.messages import Body
-from runtime.records import AuthoritySet, Envelope, Genesis, Receipt, WorldBlock, WorldHeadAnnounce
+from runtime.records import Envelope, Genesis, Receipt, WorldBlock, WorldHeadAnnounce
 
 B = TypeVar("B", bound=Body)
 BLOB_BYTES_MAX = 64 << 20
+EVIDENCE_LIST_BYTES_MAX = limits.EVIDENCE_MAX * 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +121,45 @@ class DistributedClient:
         value = None if verdict.value is None else codec.decode(verdict.value, limits.VALUE_BYTES_MAX, "cell")
         return ProvedValue(value, answer.block, answer.head)
 
-    async def authorities(self, world_id: str) -> AuthoritySet:
-        """The set in force by the peer's newest head or genesis, bound to the world's header."""
+    async def commit(self, world_id: str) -> messages.CommitAnswer:
+        """The set in force by the peer's word and its newest commit, both checked against the world's genesis."""
         answer = await self.call(
             "get_commit", messages.WorldRequest(world_id=world_id), messages.CommitAnswer
         )
         known = await self.genesis(world_id)
-        return genesis.check_authorities(known.header, answer.authorities)
+        authorities = genesis.check_authorities(known.header, answer.authorities)
+        if answer.commit is not None:
+            chain.check_commit(authorities, answer.commit, world_id=world_id)
+        return answer
+
+    async def _parts(self, method: str, request: Body, bytes_max: int) -> list[bytes]:
+        """All parts of a streamed answer, at most `bytes_max` together."""
+        parts: list[bytes] = []
+        async with self.network.request_parts(
+            self.peer, method, request.to_bytes(), bytes_max=bytes_max
+        ) as answer:
+            while (part := await answer.part()) is not None:
+                parts.append(part)
+        return parts
+
+    async def evidence_items(self, world_id: str) -> list[messages.EvidenceItem]:
+        """What the peer holds as evidence, by its own word; each is fetched by its hash."""
+        request = messages.EvidenceRequest(world_id=world_id)
+        items: list[messages.EvidenceItem] = []
+        for part in await self._parts("get_evidence", request, EVIDENCE_LIST_BYTES_MAX):
+            listed = codec.decode(part, EVIDENCE_LIST_BYTES_MAX, "get_evidence")
+            if type(listed) is not list:
+                raise Invalid("get_evidence", "must be lists of items")
+            items += [messages.EvidenceItem.from_value(item, "get_evidence") for item in listed]
+        return items[: limits.EVIDENCE_MAX]
+
+    async def evidence(self, world_id: str, content_hash: bytes) -> Evidence:
+        """One piece of evidence, its hash checked; what it proves, `evidence.check_evidence` says."""
+        request = messages.EvidenceRequest(world_id=world_id, content_hash=content_hash)
+        blob = b"".join(await self._parts("get_evidence", request, EVIDENCE_BLOB_BYTES_MAX))
+        if codec.content_id(blob) != content_hash:
+            raise Invalid("get_evidence", f"{len(blob)} bytes that are not evidence {content_hash.hex()}")
+        return read_evidence(blob)
 
     async def get_blob(self, content_id: bytes, bytes_max: int = BLOB_BYTES_MAX) -> bytes:
         """A whole blob, its hash checked."""

@@ -7,15 +7,16 @@ functions of runtime/sequencing.py. Implements docs/protocol.md, section "Order"
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, NoReturn, TypeVar
 
 import trio
 
-from p2p.network import PeerId
+from p2p.network import Gauge, PeerId
 from runtime import limits
-from runtime.errors import Busy, Corrupt, Denied, Missing
+from runtime.errors import Busy, Corrupt, Denied, Missing, WorldError
 from runtime.messages import (
     BatchAnswer,
     BatchRequest,
@@ -27,16 +28,22 @@ from runtime.messages import (
     LeaseTermRequest,
     WorldRequest,
 )
-from runtime.records import Commit, Genesis, LeaseGrant, Sealed, SignedAuthorities, seal
-from runtime.sequencing import Certified, LeaseManager, certify, check_memory, refreshed
+from runtime.records import ActionBatch, AuthoritySet, Commit, Genesis, LeaseGrant, Resume, Sealed, seal
+from runtime.sequencing import Certified, LeaseManager, certify, check_memory, refreshed, resumed_commit
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
+from runtime.services.fetch import Sources, ask_first, fetch_blob
 from runtime.services.heads import HeadTracker
-from runtime.services.lease_store import Kept, LeaseStore, Overtaken
+from runtime.services.lease_store import Kept, LeaseStore, Overtaken, Resumed
 from runtime.services.methods import Handlers
+from runtime.services.resume import RESUME_RETRY_MS, fetch_batch
 
 REQUESTS_WAITING_MAX: Final = 64
 STORE_TRIES_MAX: Final = 3
+LOST_SEAL: Final = bytes(64)  # a committed batch is believed for its commit, not for its seal
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R", LeaseGrant, Commit)
 
 
 @dataclass(slots=True)
@@ -52,16 +59,26 @@ class _Job(Generic[T]):
 class Coordinator:
     """The coordinator role of one world. One task decides, in the order in which requests come."""
 
-    def __init__(self, context: Context, genesis: Genesis, store: LeaseStore, tracker: HeadTracker) -> None:
-        if context.peer_id != genesis.authorities.certifier:
-            raise Denied("role coordinator", "this node's identity is not the certifier of the world")
+    def __init__(
+        self,
+        context: Context,
+        genesis: Genesis,
+        store: LeaseStore,
+        tracker: HeadTracker,
+        epochs: Authorities,
+        sources: Sources,
+        executed: Callable[[int], BatchAnswer],
+    ) -> None:
+        """`executed` answers a batch that this node has executed, for heights of which the store holds no commit."""
         self._context = context
         self._genesis = genesis
-        self._authorities = genesis.authorities
+        self._epochs = epochs
         self._store = store
         self._tracker = tracker
+        self._sources = sources
+        self._executed = executed
         self.kept = Kept()  # as last read or written; for `status`, not for decisions
-        self._leases = LeaseManager(genesis.header.world_id, genesis.authorities, context.now_ms())
+        self._started_at_ms = context.now_ms()
         self._send, self._jobs = trio.open_memory_channel[_Job[object]](REQUESTS_WAITING_MAX)
 
     def handlers(self) -> Handlers:
@@ -75,9 +92,107 @@ class Coordinator:
             "get_batch": self.get_batch,
         }
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+    def gauges(self) -> list[Gauge]:
+        """Requests that wait to be decided."""
+        waiting = self._send.statistics().current_buffer_used
+        return [
+            Gauge(
+                "coordinator_requests_waiting",
+                waiting,
+                "coordinator_requests_waiting_max",
+                REQUESTS_WAITING_MAX,
+            )
+        ]
+
+    @property
+    def _authorities(self) -> AuthoritySet:
+        return self._epochs.current
+
+    @property
+    def _leases(self) -> LeaseManager:
+        return LeaseManager(self._genesis.header.world_id, self._authorities, self._started_at_ms)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Decide one request after the other. Raises Corrupt when this key has certified more than its store knows."""
-        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._decide_all)
+            nursery.start_soon(self._watch_epoch)
+            task_status.started()
+
+    # --- epochs --------------------------------------------------------------------------------------------
+
+    def _require_office(self, kept: Kept) -> None:
+        """Raise where this node is not to sign: Denied (another certifies), Halted, Busy (order not taken over yet)."""
+        current = self._authorities
+        if self._context.peer_id != current.certifier:
+            raise Denied(
+                "role coordinator", f"this node's identity is not the certifier of epoch {current.epoch}"
+            )
+        self._epochs.require_running()
+        if kept.epoch != current.epoch:
+            raise Busy("epoch", RESUME_RETRY_MS)
+
+    async def _watch_epoch(self) -> NoReturn:
+        """Take over the order of each epoch in which this node certifies, as soon as its last batch can be had."""
+        while True:
+            current = self._authorities
+            if self._context.peer_id != current.certifier:
+                _log.warning("this node's identity is not the certifier of epoch %d: it waits", current.epoch)
+            elif not self._epochs.is_halted:
+                try:
+                    if (await self._read()).epoch < current.epoch:
+                        await self._take_over(current)
+                        continue
+                except Corrupt:
+                    raise
+                except WorldError as error:
+                    self._context.counters["coordinator.not_resumed"] += 1
+                    _log.warning("epoch %d waits for its last batch: %s", current.epoch, error)
+                    await self._epochs.changed.wait_at_most(RESUME_RETRY_MS / 1_000)
+                    continue
+            await self._epochs.changed.wait()
+
+    async def _take_over(self, current: AuthoritySet) -> None:
+        """Begin with what the roots keep: that batch under a commit of this epoch, and nothing above it."""
+        resume = current.resume
+        assert resume is not None  # epoch 0 needs no taking over
+        last: Resumed | None = None
+        if resume.height:
+            batch = await self._resumed_batch(resume)
+            bytes_max = self._genesis.body.limits.batch_bytes_max
+            actions = await fetch_blob(self._sources, batch.record.actions_ref, bytes_max)
+            last = Resumed(batch, actions, resumed_commit(current, batch.record, self._context.now_ms()))
+
+        async def work(kept: Kept) -> None:
+            is_over = self._epochs.current is not current or self._epochs.is_halted
+            if is_over or kept.epoch >= current.epoch:  # another process of this key may have been quicker
+                return
+            self.kept = await self._store.put_resumed(kept, current.epoch, last)
+            _log.warning("epoch %d: certifying from height %d on", current.epoch, resume.height)
+
+        await self._decide(work)
+
+    async def _resumed_batch(self, resume: Resume) -> Sealed[ActionBatch]:
+        """The batch that is kept, from here or from whoever has it; a lost seal is no obstacle: its hash is signed."""
+        own = await self._store.certified(resume.height)
+        if own is not None and own[0].hash() == resume.batch_hash:
+            return own[0]
+
+        def check(answer: BatchAnswer) -> None:
+            if answer.batch.hash() != resume.batch_hash:
+                raise Missing("batch", resume.batch_hash.hex())
+            if answer.batch.signature == LOST_SEAL:
+                raise Missing("seal of batch", resume.batch_hash.hex())
+            answer.batch.verify()
+
+        request = BatchRequest(world_id=self._genesis.header.world_id, height=resume.height)
+        try:
+            return (await ask_first(self._sources, "get_batch", request, BatchAnswer, check)).batch
+        except Missing:
+            batch = await fetch_batch(self._sources, resume.height, resume.batch_hash)
+            return Sealed(batch, LOST_SEAL)
+
+    async def _decide_all(self) -> NoReturn:
         while True:
             job = await self._jobs.receive()
             try:
@@ -114,12 +229,19 @@ class Coordinator:
             raise job.error
         return job.result  # type: ignore[return-value]  # set whenever there is no error
 
+    def _check_proposer(self, caller: PeerId) -> None:
+        """Before anything is queued: strangers must not stand in line with the one that leads."""
+        if caller not in self._authorities.proposers:
+            raise Denied("proposer", "only a proposer of the set may ask this of the coordinator")
+
     # --- lease ---------------------------------------------------------------------------------------------
 
     async def lease_acquire(self, caller: PeerId, request: LeaseAcquireRequest) -> LeaseAnswer:
         """A new term for the caller, and the batch to build on."""
+        self._check_proposer(caller)
 
         async def work(kept: Kept) -> LeaseAnswer:
+            self._require_office(kept)
             self._check_memory(kept, request.commit)
             term_min = 1 if kept.batch is None else kept.batch.record.term + 1
             grant = self._leases.acquire(kept.lease, caller, self._context.now_ms(), term_min)
@@ -128,14 +250,20 @@ class Coordinator:
         return await self._decide(work)
 
     async def lease_renew(self, caller: PeerId, request: LeaseTermRequest) -> LeaseAnswer:
+        self._check_proposer(caller)
+
         async def work(kept: Kept) -> LeaseAnswer:
+            self._require_office(kept)
             grant = self._leases.renew(kept.lease, caller, request.term, self._context.now_ms())
             return await self._granted(kept, grant)
 
         return await self._decide(work)
 
     async def lease_release(self, caller: PeerId, request: LeaseTermRequest) -> LeaseAnswer:
+        self._check_proposer(caller)
+
         async def work(kept: Kept) -> LeaseAnswer:
+            self._require_office(kept)
             grant = self._leases.release(kept.lease, caller, request.term, self._context.now_ms())
             return await self._granted(kept, grant)
 
@@ -151,34 +279,43 @@ class Coordinator:
         return self._lease_answer(self.kept)
 
     def _lease_answer(self, kept: Kept) -> LeaseAnswer:
-        is_bound = self._leases.remaining_ms(kept.lease, self._context.now_ms()) > 0
+        lease, commit = kept.lease, self._last(kept)
+        is_bound = self._leases.remaining_ms(lease, self._context.now_ms()) > 0
         return LeaseAnswer(
-            lease=seal(kept.lease, self._context.key) if is_bound and kept.lease is not None else None,
-            batch=kept.batch,
-            commit=self._sealed(kept.commit),
+            lease=self._sealed(lease) if is_bound else None,
+            batch=None if commit is None else kept.batch,
+            commit=commit,
         )
+
+    def _sealed(self, record: R | None) -> Sealed[R] | None:
+        """Signed, where it is this node's key that signs it: a store that is shared holds what another's has signed."""
+        is_own = record is not None and record.certifier_id == self._context.peer_id
+        return seal(record, self._context.key) if record is not None and is_own else None
+
+    def _last(self, kept: Kept) -> Sealed[Commit] | None:
+        """The last commit, of the epoch in force."""
+        sealed = self._sealed(kept.commit)
+        return sealed if sealed is not None and sealed.record.epoch == self._authorities.epoch else None
 
     # --- order ---------------------------------------------------------------------------------------------
 
     async def commit_batch(self, caller: PeerId, request: CommitBatchRequest) -> CommitBatchAnswer:
         """Certify the batch at the next height, or give the commit that it has already."""
 
+        self._check_proposer(caller)
+
         async def work(kept: Kept) -> CommitBatchAnswer:
+            self._require_office(kept)
             self._check_memory(kept, request.commit)
-            commit = await self._certified(kept, caller, request)
-            return CommitBatchAnswer(commit=seal(commit, self._context.key))
+            return CommitBatchAnswer(commit=await self._certified(kept, caller, request))
 
         return await self._decide(work)
 
-    async def _certified(self, kept: Kept, caller: PeerId, request: CommitBatchRequest) -> Commit:
-        if self._tracker.follower.is_halted:
-            raise Denied(
-                "commit_batch", "the certifier has signed two commits of one height: only a new epoch goes on"
-            )
-        now_ms = self._context.now_ms()
+    async def _certified(self, kept: Kept, caller: PeerId, request: CommitBatchRequest) -> Sealed[Commit]:
+        now_ms, last = self._context.now_ms(), self._sealed(kept.commit)
         so_far = Certified(
             batch=None if kept.batch is None else kept.batch.record,
-            commit=self._sealed(kept.commit),
+            commit=last,
             lease=kept.lease if self._leases.remaining_ms(kept.lease, now_ms) else None,
             attested_height=self._tracker.height,
         )
@@ -188,33 +325,39 @@ class Coordinator:
             )
         )
         if commit is None:
-            assert kept.commit is not None
-            return kept.commit
+            assert last is not None
+            return last
         self.kept = await self._store.put_commit(kept, request.batch, request.actions, commit)
+        sealed = seal(commit, self._context.key)
+        self._tracker.saw_commit(sealed)
         self._context.counters["coordinator.commits"] += 1
-        return commit
+        told = {"event": "certified", "world": commit.world_id, "height": commit.height}
+        _log.debug("certified", extra=told | {"batch": commit.batch_hash})
+        return sealed
 
     async def get_batch(self, caller: PeerId, request: BatchRequest) -> BatchAnswer:
-        """A certified batch; whoever asks fetches its actions as a blob."""
+        """A certified batch, else one that was executed here; whoever asks fetches its actions as a blob."""
         del caller
-        found = await self._store.certified(request.height)
-        if found is None:
-            raise Missing("batch", str(request.height))
-        batch, commit = found
-        return BatchAnswer(batch=batch, commit=seal(commit, self._context.key))
+        batch, commit = await self._store.certified(request.height) or (None, None)
+        sealed = self._sealed(commit)
+        if batch is None or sealed is None:
+            return self._executed(request.height)
+        return BatchAnswer(batch=batch, commit=sealed)
 
     async def get_commit(self, caller: PeerId, request: WorldRequest) -> CommitAnswer:
         """The last commit, signed again when its time is old: it is still the last."""
         del caller, request
         kept = await self._read()
-        if self._refreshed(kept) is not None and not self._tracker.follower.is_halted:
+        if self._refreshed(kept) is not None:
             kept = await self._decide(self._refresh)
-        return CommitAnswer(
-            authorities=SignedAuthorities(self._authorities), commit=self._sealed(kept.commit)
-        )
+        return CommitAnswer(authorities=self._epochs.signed, commit=self._last(kept))
 
     def _refreshed(self, kept: Kept) -> Commit | None:
-        return None if kept.commit is None else refreshed(kept.commit, self._context.now_ms())
+        """The last commit with a newer time, where this node is to sign one."""
+        last = self._last(kept)
+        return (
+            None if last is None or self._epochs.is_halted else refreshed(last.record, self._context.now_ms())
+        )
 
     async def _refresh(self, kept: Kept) -> Kept:
         commit = self._refreshed(kept)
@@ -222,10 +365,10 @@ class Coordinator:
             self.kept = await self._store.put_refreshed(kept, commit)
         return self.kept
 
-    def _sealed(self, commit: Commit | None) -> Sealed[Commit] | None:
-        return None if commit is None else seal(commit, self._context.key)
-
     def _check_memory(self, kept: Kept, seen: Sealed[Commit] | None) -> None:
         head = self._tracker.head
         for commit in (seen, None if head is None else head.commit):
             check_memory(self._authorities, self._genesis.header.world_id, kept.height, commit)
+        if seen is not None and seen.record.epoch == self._authorities.epoch:
+            # Another one of a height certified here is a fork by this very key.
+            self._tracker.saw_commit(seen)

@@ -5,6 +5,7 @@ last commit with what was read, in etcd; every call has a deadline; an etcd that
 guess. What was certified is mirrored into the node's own tables, from which executors are served.
 
 Keys, as `etcdctl get --prefix aw/` shows them: `aw/<world id>/lease`, `/last` (batch and commit of the last height),
+`/epoch` (whose order it is, in decimal; none before the first that was resumed),
 `/commit/<height>` and `/actions/<height>` (the same by height, COMMITS_KEPT_MAX and ACTIONS_KEPT_MAX of them).
 """
 
@@ -14,6 +15,7 @@ import base64
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import httpx
@@ -23,7 +25,8 @@ from runtime import codec, limits
 from runtime.errors import Corrupt, StoreFull, Unavailable, WorldError
 from runtime.records import ActionBatch, Commit, LeaseGrant, Sealed, sealed_from_value
 from runtime.services.context import Context
-from runtime.services.lease_store import Kept, Overtaken, claim
+from runtime.services.lease_store import Kept, Overtaken, Resumed, claim, resumed, resumed_rows
+from runtime.world_db import Row
 from runtime.world_tables import WorldTables
 
 ETCD_TRY_MS: Final = 1_000  # for one endpoint: a commit must not wait a lease long for one that is dead
@@ -100,22 +103,28 @@ class EtcdLeaseStore:
         self._tables = tables
         self._client = client
         self._prefix = f"aw/{tables.world_id}/"
+        self._epoch = 0  # as last read or written: a mirror of earlier epochs may hold what was voided since
 
     async def read(self) -> Kept:
-        """Both rows of one revision, confirmed by a majority (etcd reads linearizably unless asked otherwise)."""
-        asked = [{"requestRange": {"key": self._key("lease")}}, {"requestRange": {"key": self._key("last")}}]
+        """All rows of one revision, confirmed by a majority (etcd reads linearizably unless asked otherwise)."""
+        asked = [{"requestRange": {"key": self._key(name)}} for name in ("lease", "last", "epoch")]
         answer = await self._client.call("txn", {"success": asked})
-        lease, last = (_first(part.get("response_range", {})) for part in answer["responses"])
+        lease, last, epoch = (_first(part.get("response_range", {})) for part in answer["responses"])
         entry = None if last is None else self._entry("last", last)
         try:
             grant = None if lease is None else LeaseGrant.from_bytes(lease)
         except WorldError as error:
             raise self._damaged("lease", error) from error
-        return Kept(grant) if entry is None else Kept(grant, *entry)
+        try:
+            self._epoch = 0 if epoch is None else int(epoch)
+        except ValueError as error:
+            raise self._damaged("epoch", error) from error
+        batch, commit = (None, None) if entry is None else entry
+        return Kept(grant, batch, commit, self._epoch)
 
     async def put_lease(self, kept: Kept, lease: LeaseGrant) -> Kept:
         await self._write(kept, [self._put("lease", lease.to_bytes())])
-        return Kept(lease, kept.batch, kept.commit)
+        return replace(kept, lease=lease)
 
     async def put_commit(
         self, kept: Kept, batch: Sealed[ActionBatch], actions: bytes, commit: Commit
@@ -130,20 +139,40 @@ class EtcdLeaseStore:
             if height > count:
                 writes.append({"requestDeleteRange": {"key": self._key(f"{name}/{height - count:016d}")}})
         await self._write(kept, writes)
-        await self._mirror(batch, commit, actions)
-        return Kept(kept.lease, batch, commit)
+        await self._mirror_certified(batch, commit, actions)
+        return replace(kept, batch=batch, commit=commit)
 
     async def put_refreshed(self, kept: Kept, commit: Commit) -> Kept:
         assert kept.batch is not None
         entry = _entry_bytes(kept.batch, commit)
         writes = [self._put("last", entry), self._put(f"commit/{commit.height:016d}", entry)]
         await self._write(kept, writes)
-        return Kept(kept.lease, kept.batch, commit)
+        return replace(kept, commit=commit)
+
+    async def put_resumed(self, kept: Kept, epoch: int, last: Resumed | None) -> Kept:
+        height = 0 if last is None else last.commit.height
+        writes = [self._put("epoch", str(epoch).encode())]
+        for name in ("commit", "actions"):
+            above, end = self._key(f"{name}/{height + 1:016d}"), self._key(f"{name}0")  # 0 comes after /
+            writes.append({"requestDeleteRange": {"key": above, "range_end": end}})
+        if last is None:
+            writes.append({"requestDeleteRange": {"key": self._key("last")}})
+        else:
+            entry = _entry_bytes(last.batch, last.commit)
+            writes += [
+                self._put("last", entry),
+                self._put(f"commit/{height:016d}", entry),
+                self._put(f"actions/{height:016d}", last.actions),
+            ]
+        await self._write(kept, writes)
+        self._epoch = epoch
+        await self._mirror(height, *resumed_rows(self._tables, epoch, last))
+        return resumed(kept, epoch, last)
 
     async def certified(self, height: int) -> Entry | None:
         """From the mirror, where a process of this node certified it; else from etcd, and mirrored then."""
         batch, commit = self._tables.batch(height), self._tables.commit(height)
-        if batch is not None and commit is not None:
+        if batch is not None and commit is not None and commit.epoch == self._epoch:
             return batch, commit
         found = await self._get(f"commit/{height:016d}")
         if found is None:
@@ -151,17 +180,18 @@ class EtcdLeaseStore:
         batch, commit = self._entry(f"commit/{height:016d}", found)
         actions = await self._get(f"actions/{height:016d}")
         if actions is not None:
-            await self._mirror(batch, commit, actions)
+            await self._mirror_certified(batch, commit, actions)
         return batch, commit
 
     # --- rows ----------------------------------------------------------------------------------------------
 
     async def _write(self, kept: Kept, writes: list[dict[str, Any]]) -> None:
-        """All of `writes`, provided that lease and last commit are those that were read."""
+        """All of `writes`, provided that epoch, lease and last commit are those that were read."""
         last = None if kept.batch is None or kept.commit is None else _entry_bytes(kept.batch, kept.commit)
         compare = [
             self._is("lease", None if kept.lease is None else kept.lease.to_bytes()),
             self._is("last", last),
+            self._is("epoch", str(kept.epoch).encode() if kept.epoch else None),
         ]
         answer = await self._client.call("txn", {"compare": compare, "success": writes})
         if not answer.get("succeeded", False):
@@ -192,13 +222,16 @@ class EtcdLeaseStore:
         repair = "restore etcd from its newest snapshot, or start a new epoch with a new certifier key"
         return Corrupt(f"etcd key {self._prefix}{name}", str(error), repair)
 
-    async def _mirror(self, batch: Sealed[ActionBatch], commit: Commit, actions: bytes) -> None:
-        rows, blobs = self._tables.put_certified(batch, commit), (actions, batch.record.preimage())
+    async def _mirror_certified(self, batch: Sealed[ActionBatch], commit: Commit, actions: bytes) -> None:
+        blobs = (actions, batch.record.preimage())
+        await self._mirror(commit.height, self._tables.put_certified(batch, commit), blobs)
+
+    async def _mirror(self, height: int, rows: Sequence[Row], blobs: Sequence[bytes]) -> None:
         try:
-            await self._context.offload(lambda: self._context.db.commit(rows, blobs))
+            await self._context.offload(lambda: self._context.db.commit(rows, blobs, keep=True))
         except StoreFull as error:  # it is certified all the same, and etcd has it
             self._context.counters["coordinator.not_mirrored"] += 1
-            _log.warning("height %d: not mirrored from etcd: %s", commit.height, error)
+            _log.warning("height %d: not mirrored from etcd: %s", height, error)
 
 
 def _entry_bytes(batch: Sealed[ActionBatch], commit: Commit) -> bytes:

@@ -157,8 +157,9 @@ async def fetch_from(context: Context, peer: PeerId, content_id: bytes, bytes_ma
 async def fetch_blob(sources: Sources, content_id: bytes, bytes_max: int = BLOB_BYTES_MAX) -> bytes:
     """A blob by content id: from the own store, else from any source. Raises Missing."""
     context = sources.context
-    if context.db.blobs.has(content_id):
-        return context.db.blobs.get(content_id)
+    own = context.blobs.find(content_id)
+    if own is not None:
+        return own
 
     async def ask(peer: PeerId) -> bytes:
         return await fetch_from(context, peer, content_id, bytes_max)

@@ -8,15 +8,18 @@ Implements docs/protocol.md, sections "Actions" (acceptance) and "Methods" (subm
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
 
 from p2p.errors import NetworkError
-from p2p.network import PeerId, Subscription
+from p2p.network import Gauge, PeerId, Subscription
 from runtime import codec, limits, rules
-from runtime.errors import Busy, Denied, Ignored, NonceDenied, WorldError
+from runtime.errors import Busy, Denied, Ignored, NonceDenied, StoreFull, WorldError
 from runtime.messages import (
     ActionStatusAnswer,
     ActionStatusRequest,
@@ -27,16 +30,29 @@ from runtime.messages import (
     WorldRequest,
 )
 from runtime.records import Acceptance, Envelope, seal
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context, Signal
+from runtime.services.evidence import EvidenceKeeper
 from runtime.services.fetch import call, sleep_ms
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
+from runtime.services.trail import station
 
-RESEND_ENVELOPES_MAX: Final = 4_096  # looked at in one round, oldest first
+RESEND_ENVELOPES_MAX: Final = 4_096  # of one round
+RESEND_BYTES_MAX: Final = 4 << 20
 RESEND_CHUNK_BYTES_MAX: Final = 512 * 1024
 RESEND_CALL_MS: Final = (
     limits.LEASE_RENEW_MS
 )  # a leader that is dead or paused must not hold up its successor
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """An envelope on its way to disk."""
+
+    envelope_hash: bytes
+    stored: trio.Event = field(default_factory=trio.Event)  # or not: whoever waited looks
 
 
 class Gateway:
@@ -46,7 +62,8 @@ class Gateway:
         self,
         context: Context,
         replica: Replica,
-        certifier: PeerId,
+        epochs: Authorities,
+        evidence: EvidenceKeeper,
         pool: Callable[[Sequence[Envelope]], object] | None,
     ) -> None:
         """`pool` hands fresh envelopes to a sequencer on this node: gossip does not come back to its sender."""
@@ -54,20 +71,40 @@ class Gateway:
         self._replica = replica
         self._world_id = replica.world_id
         self._tables = replica.tables
-        self._certifier = certifier
+        self._epochs = epochs
+        self._evidence = evidence
         self._pool = pool
-        self._promising: dict[tuple[bytes, int], bytes] = {}  # (actor, nonce) -> envelope on its way to disk
+        self._promising: dict[tuple[bytes, int], _Promise] = {}  # by (actor, nonce)
+        self._resent_after = b""  # the actor that the last round ended with
         self._fresh: list[Envelope] = []  # accepted since the last gossip round; bounded by the outbox
         self._arrived = Signal()
 
     def handlers(self) -> Handlers:
         return {"submit_actions": self.submit, "action_status": self.status}
 
+    def gauges(self) -> list[Gauge]:
+        """What is promised, and what of it was not gossiped yet."""
+        return [
+            Gauge(
+                "outbox_envelopes",
+                self._tables.outbox_count(),
+                "outbox_envelopes_max",
+                limits.OUTBOX_ENVELOPES_MAX,
+            ),
+            Gauge(
+                "gateway_unsent_envelopes",
+                len(self._fresh),
+                "outbox_envelopes_max",
+                limits.OUTBOX_ENVELOPES_MAX,
+            ),
+        ]
+
     # --- accepting -----------------------------------------------------------------------------------------
 
     async def submit(self, caller: PeerId, request: SubmitRequest) -> SubmitAnswer:
-        """Judge, store in one transaction, then promise."""
+        """Judge, store in one transaction, then promise; in an epoch that is over nothing is promised."""
         del caller  # keys are free: fairness is a matter of quotas, not of names
+        self._epochs.require_running()
         envelopes = request.envelopes
         verdicts = await self._context.offload(
             lambda: [self._signature_fault(envelope) for envelope in envelopes]
@@ -75,37 +112,63 @@ class Gateway:
         results: list[SubmitResult | None] = []
         accepted: list[Envelope] = []
         mine: list[tuple[bytes, int]] = []
-        for envelope, fault in zip(envelopes, verdicts, strict=True):
+        others: list[tuple[int, _Promise]] = []  # the same envelope twice: one promise, stored once
+        for index, (envelope, fault) in enumerate(zip(envelopes, verdicts, strict=True)):
+            key, digest = (envelope.record.actor_id, envelope.record.nonce), envelope.hash()
+            promise = self._promising.get(key)
             try:
                 if fault is not None:
                     raise fault
-                if self._judge(envelope):
+                if promise is not None and promise.envelope_hash == digest:
+                    others.append((index, promise))
+                elif self._judge(envelope):
                     accepted.append(envelope)
-                    mine.append((envelope.record.actor_id, envelope.record.nonce))
-                    self._promising[mine[-1]] = envelope.hash()
+                    mine.append(key)
+                    self._promising[key] = _Promise(digest)
                 results.append(None)
             except WorldError as error:
                 self._context.counters[f"gateway.refused.{type(error).__name__}"] += 1
                 results.append(refusal(error))
+                station(_log, "refused", self._world_id, (envelope,), reason=str(error))
         now_ms = self._context.now_ms()
+        full: SubmitResult | None = None
         if accepted:
-            rows = self._tables.put_outbox(accepted, now_ms)
-            try:
-                await self._context.offload(lambda: self._context.db.commit(rows))
-            finally:
-                for key in mine:
-                    self._promising.pop(key, None)
-            self._context.counters["gateway.accepted"] += len(accepted)
-            self._fresh += accepted
-            self._arrived.wake()
+            full = await self._keep(accepted, mine, now_ms)
+        for index, promise in others:
+            await promise.stored.wait()
+            if self._tables.outbox_entry(promise.envelope_hash) is None:
+                results[index] = full or refusal(Busy("outbox", limits.OUTBOX_RESEND_MS))
+        unkept = frozenset(envelope.hash() for envelope in accepted) if full else frozenset()
         promises = [
             result
+            or (full if envelope.hash() in unkept else None)
             or SubmitResult(
                 outcome="accepted", acceptance=seal(self._acceptance(envelope, now_ms), self._context.key)
             )
             for envelope, result in zip(envelopes, results, strict=True)
         ]
         return SubmitAnswer(results=tuple(promises))
+
+    async def _keep(
+        self, accepted: list[Envelope], mine: list[tuple[bytes, int]], now_ms: int
+    ) -> SubmitResult | None:
+        """Make the outbox durable, then have it gossiped; the refusal when there is no room for it."""
+        rows = self._tables.put_outbox(accepted, now_ms)
+        try:
+            await self._context.offload(lambda: self._context.db.commit(rows))
+        except StoreFull as error:
+            self._context.counters["store.full"] += 1
+            self._context.counters["gateway.refused.StoreFull"] += len(accepted)
+            return refusal(error)
+        finally:
+            for key in mine:
+                self._promising.pop(key).stored.set()
+        self._tables.outbox_changed(len(accepted))
+        self._context.counters["gateway.accepted"] += len(accepted)
+        station(_log, "accepted", self._world_id, accepted)
+        self._fresh += accepted
+        self._arrived.wake()
+        return None
 
     def _signature_fault(self, envelope: Envelope) -> WorldError | None:
         try:
@@ -143,16 +206,15 @@ class Gateway:
         if record.nonce >= next_nonce + limits.MEMPOOL_NONCES_AHEAD_MAX:
             raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
         key = (record.actor_id, record.nonce)
-        rival = self._promising.get(key) or self._tables.outbox_by_nonce(*key)
+        promise = self._promising.get(key)
+        rival = self._tables.outbox_by_nonce(*key) if promise is None else promise.envelope_hash
         if rival is not None and rival != digest:
             raise NonceDenied(
                 record.nonce, f"promised to envelope {rival.hex()}", self._free_nonce(record.actor_id)
             )
         if self._tables.outbox_count() >= limits.OUTBOX_ENVELOPES_MAX:
             raise Busy("outbox_envelopes_max", limits.OUTBOX_RESEND_MS)
-        return (
-            True  # also while another request is storing the same one: this promise waits for its own commit
-        )
+        return True
 
     def _free_nonce(self, actor_id: bytes) -> int:
         """The first nonce of an actor that no block has taken and no promise here names."""
@@ -185,6 +247,12 @@ class Gateway:
             return ActionStatusAnswer(stage="unknown")
         return ActionStatusAnswer(stage="dead" if self._is_dead(entry.envelope) else "pending")
 
+    def promised(self, actor_id: bytes, nonce: int) -> Envelope | None:
+        """The envelope that was accepted here for an actor's nonce, for whoever missed it."""
+        digest = self._tables.outbox_by_nonce(actor_id, nonce)
+        entry = None if digest is None else self._tables.outbox_entry(digest)
+        return None if entry is None else entry.envelope
+
     # --- sending -------------------------------------------------------------------------------------------
 
     async def run(
@@ -204,21 +272,23 @@ class Gateway:
                     self._pool(chunk)
                 await actions.publish(codec.array_of([envelope.to_bytes() for envelope in chunk]))
                 self._context.counters["gateway.gossiped"] += len(chunk)
+                station(_log, "gossiped", self._world_id, chunk)
             await self._arrived.wait()
 
     async def _resend(self) -> None:
         while True:
             await sleep_ms(limits.OUTBOX_RESEND_MS)
-            await self._context.offload(self._sweep)
-            before_ms = self._context.now_ms() - limits.OUTBOX_RESEND_MS
-            waiting = self._tables.outbox_untaken(accepted_before_ms=before_ms, limit=RESEND_ENVELOPES_MAX)
-            due = [
-                envelope
-                for envelope in waiting
-                if envelope.record.nonce
-                < self._tables.nonce(envelope.record.actor_id) + limits.MEMPOOL_NONCES_AHEAD_MAX
-            ]
-            if due:
+            self._tables.outbox_changed(-await self._context.offload(self._sweep))
+            due, self._resent_after = await self._context.offload(
+                partial(
+                    self._tables.outbox_sendable,
+                    self._resent_after,
+                    self._context.now_ms() - limits.OUTBOX_RESEND_MS,
+                    RESEND_ENVELOPES_MAX,
+                    RESEND_BYTES_MAX,
+                )
+            )
+            if due and not self._epochs.is_halted:
                 await self._hand_over(due)
 
     async def _hand_over(self, envelopes: list[Envelope]) -> None:
@@ -226,13 +296,19 @@ class Gateway:
         try:
             lease = await call(
                 self._context,
-                self._certifier,
+                self._epochs.current.certifier,
                 "lease_get",
                 WorldRequest(world_id=self._world_id),
                 LeaseAnswer,
                 deadline_ms=RESEND_CALL_MS,
             )
             if lease.lease is None:
+                return
+            self._evidence.saw_lease(lease.lease)
+            if lease.lease.record.holder_id == self._context.peer_id and self._pool is not None:
+                self._pool(envelopes)  # by rr it would come back here, where it is promised already
+                self._context.counters["gateway.resent"] += len(envelopes)
+                station(_log, "resent", self._world_id, envelopes)
                 return
             for chunk in _chunks(envelopes):
                 request = SubmitRequest(world_id=self._world_id, envelopes=tuple(chunk))
@@ -245,15 +321,21 @@ class Gateway:
                     deadline_ms=RESEND_CALL_MS,
                 )
                 self._context.counters["gateway.resent"] += len(chunk)
+                station(_log, "resent", self._world_id, chunk)
         except (NetworkError, WorldError):
             self._context.counters["gateway.resend_failed"] += 1
 
-    def _sweep(self) -> None:
-        """Drop outbox entries whose end is verified: taken or dead, and past their expiry."""
+    def _sweep(self) -> int:
+        """Drop outbox entries whose end is verified: taken or dead, and past their expiry; gives how many."""
         height = self._replica.height
         done = [entry.envelope for entry in self._tables.outbox_expiring(height)]
         if done:
-            self._context.db.commit(self._tables.drop_outbox(done))
+            try:
+                self._context.db.commit(self._tables.drop_outbox(done))
+            except StoreFull:  # what is done is cleared when there is room to say so
+                self._context.counters["store.full"] += 1
+                return 0
+        return len(done)
 
     def _is_dead(self, envelope: Envelope) -> bool:
         record = envelope.record
@@ -264,10 +346,11 @@ class Gateway:
 
 def _head_chunk(envelopes: list[Envelope]) -> tuple[list[Envelope], list[Envelope]]:
     """As many envelopes as one gossip message takes, and the rest."""
-    size, count = 3, 0
+    size, items, count = 3, 0, 0
     for envelope in envelopes[: limits.GOSSIP_ACTION_ENVELOPES_MAX]:
         size += len(envelope.to_bytes())
-        if count and size > limits.GOSSIP_ACTION_BYTES_MAX:
+        items += 1 + codec.count_items(envelope.to_value())
+        if count and (size > limits.GOSSIP_ACTION_BYTES_MAX or items > limits.GOSSIP_ACTION_ITEMS_MAX):
             break
         count += 1
     return envelopes[:count], envelopes[count:]
@@ -291,6 +374,8 @@ def _chunks(envelopes: list[Envelope]) -> list[list[Envelope]]:
 def refusal(error: WorldError) -> SubmitResult:
     """A refusal as its result: the class is the reason's word, the text is for people."""
     retry_after_ms = error.retry_after_ms if isinstance(error, Busy) else None
+    if isinstance(error, StoreFull):
+        retry_after_ms = limits.STORE_FULL_RETRY_MS
     next_nonce = error.next_nonce if isinstance(error, NonceDenied) else None
     reason = "Duplicate" if isinstance(error, Ignored) else type(error).__name__
     return SubmitResult(

@@ -7,6 +7,7 @@ Implements docs/protocol.md, section "Head" (following) and "DHT".
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final, NoReturn
 
 import trio
@@ -16,23 +17,37 @@ from p2p.errors import NetworkError
 from p2p.network import Subscription
 from runtime import chain, limits, messages, rules
 from runtime.errors import StoreFull, WorldError
-from runtime.records import Genesis, WorldHeadAnnounce
+from runtime.records import BlockAnnounce, Commit, Genesis, Sealed, WorldHeadAnnounce
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context, Signal
+from runtime.services.evidence import EvidenceKeeper
 from runtime.services.fetch import call
 from runtime.world_tables import WorldTables
 
 HEAD_POLL_MS: Final = 5_000
 PEERS_ASKED_MAX: Final = 3
+CLAIMS_WAITING_MAX: Final = 64
 
 
 class HeadTracker:
-    """One per world and node. `changed` wakes when `head` became better."""
+    """One per world and node. `changed` wakes when `head` became better, and when the epoch ended or another began."""
 
-    def __init__(self, context: Context, genesis: Genesis, tables: WorldTables) -> None:
+    def __init__(
+        self,
+        context: Context,
+        genesis: Genesis,
+        tables: WorldTables,
+        authorities: Authorities,
+        evidence: EvidenceKeeper,
+    ) -> None:
         self._context = context
         self._tables = tables
+        self._authorities = authorities
+        self._evidence = evidence
         self.world_id = genesis.header.world_id
         self.changed = Signal()
+        self.claims: deque[BlockAnnounce] = deque(maxlen=CLAIMS_WAITING_MAX)  # for an executor to compare
+        self.claimed = Signal()
         self.follower = chain.HeadFollower(self.world_id)
         stored = tables.head()
         if stored is not None:
@@ -40,7 +55,8 @@ class HeadTracker:
 
     @property
     def head(self) -> WorldHeadAnnounce | None:
-        """The best head that was not found false."""
+        """The best head of the epoch in force (or a later one) that was not found false."""
+        self.follower.enter(self._authorities.epoch)
         return self.follower.best()
 
     @property
@@ -51,21 +67,56 @@ class HeadTracker:
 
     def offer(self, head: WorldHeadAnnounce) -> None:
         """Take a head that rules.check_head_message has accepted."""
-        before = self.head
+        before, epoch = self.head, head.commit.record.epoch
         try:
+            if epoch >= self._authorities.epoch:
+                self._authorities.offer(head.authorities)
+            if epoch == self._authorities.epoch and not self._is_ours(head):
+                self._context.counters["head.not_believed"] += 1
+                return
             verdict = self.follower.offer(head, self._context.now_ms())
         except WorldError:
             self._context.counters["head.false"] += 1
             return
         self._context.counters[f"head.{verdict.value}"] += 1
-        if self.head is not before or verdict is chain.Offer.FORK:
+        if verdict is chain.Offer.FORK:
+            self._tell_fork()
+        if self.head is not before:
+            self.changed.wake()
+
+    def _is_ours(self, head: WorldHeadAnnounce) -> bool:
+        """Whether the head is by the set in force and somebody vouches for it whom this node still believes."""
+        if head.authorities.authorities.hash() != self._authorities.current.hash():
+            return False
+        believed = [
+            item for item in head.attestations if not self._evidence.distrusts(item.record.executor_id)
+        ]
+        for attestation in believed:
+            self._evidence.saw_attestation(attestation)
+        return bool(believed)
+
+    def saw_commit(self, commit: Sealed[Commit]) -> None:
+        """A commit, by whatever way it came; two of one height are a fork. Raises Invalid when it is not the set's."""
+        if self.follower.saw_commit(self._authorities.current, commit):
+            self._tell_fork()
+
+    def _tell_fork(self) -> None:
+        fork = self.follower.evidence
+        if fork is not None and fork.epoch == self._authorities.epoch:
+            self._evidence.report(fork)
+
+    async def watch_epoch(self) -> NoReturn:
+        """Wake those who wait for a head when a set is taken up, or its epoch is halted."""
+        while True:
+            await self._authorities.changed.wait()
+            self.follower.enter(self._authorities.epoch)
             self.changed.wake()
 
     async def keep(self) -> None:
         """Write the best head to disk, where a restart finds it."""
         head = self.head
         if head is not None:
-            rows = self._tables.put_head(head)
+            rows = self._tables.put_head(head, self.follower.current)
             try:
                 await self._context.offload(lambda: self._context.db.commit(rows))
             except StoreFull:  # it is found again after a restart, by asking
@@ -76,6 +127,32 @@ class HeadTracker:
         while True:
             message = await subscription.receive()
             self.offer(WorldHeadAnnounce.from_bytes(message.data))
+
+    async def hear_blocks(self, blocks: Subscription) -> NoReturn:
+        """A block above the best head says that its head was missed: whoever told of the block is asked for it."""
+        while True:
+            message = await blocks.receive()
+            announce = BlockAnnounce.from_bytes(message.data)
+            self._evidence.saw_attestation(announce.attestation)
+            self.claims.append(announce)
+            self.claimed.wake()
+            height, executors = announce.block.height, self._authorities.current.executors
+            if height <= self.height or announce.attestation.record.executor_id not in executors:
+                continue
+            if await self._reaches(height, self._context.jittered_s(limits.GAP_FIRST_ASK_MS)):
+                continue
+            self._context.counters["head.gaps_found"] += 1
+            for peer in dict.fromkeys((message.forwarder, message.author)):
+                if self.height < height and peer in self._context.network.peers():
+                    await self._ask(peer)
+            self._context.counters["head.gaps_repaired"] += self.height >= height
+
+    async def _reaches(self, height: int, seconds: float) -> bool:
+        """Whether the best head comes to this height within so long: head and block are on their way together."""
+        with trio.move_on_after(seconds):
+            while self.height < height:
+                await self.changed.wait()
+        return self.height >= height
 
     async def poll(self) -> NoReturn:
         """When nothing was heard for a while: the DHT, then a few peers."""
@@ -109,6 +186,7 @@ class HeadTracker:
             answer = await call(
                 self._context, certifier, "get_commit", request, messages.CommitAnswer, deadline_ms=5_000
             )
+            self._authorities.offer(answer.authorities)
             commit = answer.commit
             if commit is None or commit.record.batch_hash != head.commit.record.batch_hash:
                 return head
@@ -131,6 +209,11 @@ class HeadTracker:
             if answer.head is not None:
                 chain.check_head(answer.head, self.world_id)
                 self.offer(answer.head)
+            else:  # before the first height of an epoch only this tells of it
+                known = await call(
+                    self._context, peer, "get_commit", request, messages.CommitAnswer, deadline_ms=2_000
+                )
+                self._authorities.offer(known.authorities)
         except NetworkError:
             return  # a peer without this world, or gone: the next poll asks others
         except WorldError:

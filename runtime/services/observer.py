@@ -12,6 +12,8 @@ import logging
 
 import trio
 
+from runtime.services.authorities import Authorities
+from runtime.services.evidence import EvidenceKeeper
 from runtime.services.fetch import Sources
 from runtime.services.follow import follow
 from runtime.services.heads import HeadTracker
@@ -25,6 +27,8 @@ async def keep_verified(
     tracker: HeadTracker,
     sources: Sources,
     progress: Progress,
+    authorities: Authorities,
+    evidence: EvidenceKeeper,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Replay whatever the best head leads to; ends only by cancellation."""
@@ -32,7 +36,7 @@ async def keep_verified(
     task_status.started()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_report, replica)
-        await follow(replica, tracker, sources, progress)
+        await follow(replica, tracker, sources, progress, authorities, evidence)
 
 
 async def _report(replica: Replica) -> None:
@@ -43,4 +47,5 @@ async def _report(replica: Replica) -> None:
             replica.height,
             replica.world_id,
             replica.block_hash.hex(),
+            extra={"event": "height", "world": replica.world_id, "height": replica.height},
         )

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
-
-import trio
+from typing import Final, TypeVar
 
 from runtime import chain, limits, world
-from runtime.errors import Corrupt, Missing, StoreFull
+from runtime.errors import Corrupt, Missing, MissingBlob
 from runtime.records import (
     ActionBatch,
     Envelope,
@@ -28,13 +26,24 @@ from runtime.records import (
     decode_envelopes,
 )
 from runtime.services.context import Context, Signal
+from runtime.services.trail import station
+from runtime.world_db import Row
 from runtime.world_tables import WorldTables
 
-STORE_FULL_RETRY_S: Final = 5.0
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_REPAIR: Final = (
+    "aw node --bootstrap ADDR of a peer that holds the world; without one, a backup of the data dir"
+)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) heights while something slow goes on."""
+BringBack = Callable[[bytes], Awaitable[None]]
+"""Has a lost blob in the store again when it returns. Raises Missing when nobody gives it."""
+
+
+async def _nobody(content: bytes) -> None:
+    raise Missing("blob", content.hex())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,78 +73,104 @@ class Replica:
         self.executes = cursor != "stored"
         self.applied = Signal()
         self._recent: deque[Applied] = deque(maxlen=limits.SYNC_BLOCKS_AHEAD_MAX)
-        self.tip: chain.Tip | None = chain.genesis_tip(genesis) if self.executes else None
-        header_hash = genesis.header.hash()
-        self.height = 0
-        self.block_hash = header_hash
-        self.batch_hash = header_hash
-        self.timestamp_ms = genesis.header.created_ms
+        self._bring_back: BringBack = _nobody
+        self._begin()
+        self.epoch = 0  # whose chain the applied blocks are of; a later set in force: see resume.py
         self.head: WorldHeadAnnounce | None = None  # the newest head whose block is applied here
 
-    async def restore(self, progress: Progress) -> None:
+    def _begin(self) -> None:
+        """Before height 1: the header stands for block and batch."""
+        header = self.genesis.header
+        self.tip: chain.Tip | None = chain.genesis_tip(self.genesis) if self.executes else None
+        self.height = 0
+        self.block_hash = self.batch_hash = header.hash()
+        self.timestamp_ms = header.created_ms
+        self.block: WorldBlock | None = None  # the newest applied one
+
+    async def restore(self, progress: Progress, bring_back: BringBack = _nobody) -> None:
         """Bring the memory to where the disk is: one row where nothing is executed, else a replay from genesis.
 
-        Raises Corrupt when the own blobs are missing, damaged or do not give the block that was stored.
+        What is damaged is fetched again, what follows from a replay is written again. Raises Corrupt when nobody has
+        what is missing, or the own blobs do not give the block that was stored.
         """
-        target = self.tables.cursor(self.cursor)
-        head = self.tables.head()
-        if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
-            self.head = head
+        self._bring_back = bring_back
+        self.epoch = self.tables.epoch()
+        for head in (self.tables.applied_head(), self.tables.head()):
+            if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
+                self.head = head
+        await self._restore_to(self.tables.cursor(self.cursor), progress)
+
+    async def _restore_to(self, target: int, progress: Progress) -> None:
+        self._begin()
         if not self.executes:
             if target:
-                self._move(self._load(target), None)
+                self._move(await self._brought_back(lambda: self._load(target)), None)
             return
         for height in range(1, target + 1):
-            applied = self._load(height)
-            self._move(applied, await self._context.offload(partial(self._replay, applied)))
+            block, batch, envelopes = await self._brought_back(partial(self._inputs, height))
+            built = await self._context.offload(partial(self._replay, block, batch, envelopes))
+            # Small and shared blobs may have been damaged too: what a replay gives need not be fetched.
+            lost = [
+                data for content, data in built.blobs.items() if self._context.blobs.find(content) is None
+            ]
+            if lost:
+                await self._context.store(f"height {height}", (), lost, keep=True)
+                self._context.counters["store.rebuilt"] += len(lost)
+            self._move(
+                Applied(block, batch, tuple(envelopes), built.outcome.receipts, (), built.tip), built.tip
+            )
             progress(height, target)
 
-    def _replay(self, applied: Applied) -> chain.Tip:
+    async def _brought_back(self, load: Callable[[], T]) -> T:
+        """What `load` gives, after every blob that it misses was brought back."""
+        while True:
+            try:
+                return load()
+            except MissingBlob as missing:
+                try:
+                    await self._bring_back(missing.content)
+                except Missing as error:
+                    raise Corrupt(f"world {self.world_id}", str(error), _REPAIR) from error
+
+    def _replay(self, block: WorldBlock, batch: ActionBatch, envelopes: list[Envelope]) -> chain.Built:
         assert self.tip is not None
-        envelopes = list(applied.envelopes)
-        built = chain.build_block(
-            self.genesis, self.tip, applied.batch, envelopes, world.check_signatures(envelopes)
-        )
-        if built.block != applied.block:
+        built = chain.build_block(self.genesis, self.tip, batch, envelopes, world.check_signatures(envelopes))
+        if built.block != block:
             raise Corrupt(
-                f"block {applied.block.height} of world {self.world_id}",
+                f"block {block.height} of world {self.world_id}",
                 "a replay of the stored batches gives another block",
                 "move the data directory away and start again: the node fetches what it needs",
             )
-        return built.tip
+        return built
+
+    def _inputs(self, height: int) -> tuple[WorldBlock, ActionBatch, list[Envelope]]:
+        """What a block says and what it is made of. Raises MissingBlob, and Corrupt without its row."""
+        block_hash = self.tables.block_hash(height)
+        if block_hash is None:
+            raise Corrupt(f"height {height} of world {self.world_id}", "its row is missing", _REPAIR)
+        blobs = self._context.blobs
+        block = WorldBlock.from_preimage(blobs.get(block_hash))
+        batch = ActionBatch.from_preimage(blobs.get(block.batch_hash))
+        return block, batch, self.decode_actions(blobs.get(batch.actions_ref))
 
     def _load(self, height: int) -> Applied:
-        blobs = self._context.db.blobs
-        try:
-            block_hash = self.tables.block_hash(height)
-            if block_hash is None:
-                raise Missing("block row", str(height))
-            block = WorldBlock.from_preimage(blobs.get(block_hash))
-            batch = ActionBatch.from_preimage(blobs.get(block.batch_hash))
-            actions = blobs.get(batch.actions_ref)
-            receipts = blobs.get(block.receipts_ref)
-        except Missing as error:
-            raise Corrupt(
-                f"height {height} of world {self.world_id}",
-                str(error),
-                "move the data directory away and start again: the node fetches what it needs",
-            ) from error
-        return Applied(
-            block=block,
-            batch=batch,
-            envelopes=tuple(self.decode_actions(actions)),
-            receipts=chain.decode_receipts(receipts),
-            blobs=(),
-            tip=None,
-        )
+        block, batch, envelopes = self._inputs(height)
+        receipts = chain.decode_receipts(self._context.blobs.get(block.receipts_ref))
+        return Applied(block, batch, tuple(envelopes), receipts, (), None)
 
     def decode_actions(self, actions: bytes) -> list[Envelope]:
         """The envelopes of an actions blob, within this world's limits. Raises Invalid."""
         bounds = self.genesis.body.limits
         return decode_envelopes(actions, bounds.batch_bytes_max, bounds.batch_envelopes_max, "actions")
 
-    async def apply(self, applied: Applied) -> None:
-        """Make a block the newest: one transaction, then the memory, then the listeners.
+    def block_at(self, height: int) -> WorldBlock:
+        """The applied block at a height of 1..height."""
+        if self.block is not None and height == self.height:
+            return self.block
+        return self._load(height).block
+
+    async def apply(self, applied: Applied, more: Sequence[Row] = ()) -> None:
+        """Make a block the newest: one transaction (with `more` rows), then the memory, then the listeners.
 
         A full disk is waited out: the node serves on, and goes on from here when space returns.
         """
@@ -143,20 +178,55 @@ class Replica:
         rows = self.tables.applied_rows(
             self.cursor, applied.block, list(applied.envelopes), list(applied.receipts)
         )
-        while True:
-            try:
-                await self._context.offload(lambda: self._context.db.commit(rows, applied.blobs))
-                break
-            except StoreFull as error:
-                self._context.counters["replica.store_full"] += 1
-                _log.error("height %d waits for space: %s", applied.block.height, error)
-                await trio.sleep(STORE_FULL_RETRY_S)
+        what = f"height {applied.block.height}"
+        await self._context.store(what, [*rows, *more], applied.blobs, keep=True)
         self._move(applied, applied.tip)
         self._context.counters["replica.applied"] += 1
+        self._tell(applied)
         self.applied.wake()
+
+    def _tell(self, applied: Applied) -> None:
+        """The cursor's name is the station; `outcome` says whether the kernel took the envelope."""
+        if not _log.isEnabledFor(logging.DEBUG):
+            return
+        taken = {receipt.envelope_hash for receipt in applied.receipts if receipt.index is not None}
+        for envelope in applied.envelopes:
+            outcome = "taken" if envelope.hash() in taken else "refused"
+            height = applied.block.height
+            station(_log, self.cursor, self.world_id, (envelope,), height=height, outcome=outcome)
+
+    async def take_back(self, height: int, epoch: int) -> None:
+        """Go back to `height`, of which on `epoch` keeps nothing: one transaction, then the memory, then the listeners.
+
+        What the blocks above took is untaken, and their batches are noted as voided; their blobs stay.
+        """
+        assert height <= self.height
+        voided = [self._load(at) for at in range(self.height, height, -1)]
+        rows = self.tables.taken_back_rows(
+            height, epoch, [(one.block, one.envelopes, one.receipts) for one in voided]
+        )
+        await self._context.store(f"going back to height {height}", rows, (), keep=True)
+        self.epoch, self.head = epoch, None
+        if voided:
+            _log.warning("world %s: back from height %d to %d", self.world_id, self.height, height)
+            self._context.counters["replica.taken_back"] += len(voided)
+            await self._rewind(height)
+        self.applied.wake()
+
+    async def _rewind(self, height: int) -> None:
+        """The memory after `height`: from what is remembered, else by replay."""
+        remembered = next((one for one in self._recent if one.block.height == height), None)
+        kept = [one for one in self._recent if one.block.height < height]
+        self._recent.clear()
+        if remembered is None or (self.executes and remembered.tip is None):
+            await self._restore_to(height, lambda done, total: None)
+            return
+        self._recent.extend(kept)
+        self._move(remembered, remembered.tip)
 
     def _move(self, applied: Applied, tip: chain.Tip | None) -> None:
         self.tip = tip
+        self.block = applied.block
         self.height = applied.block.height
         self.block_hash = applied.block.hash()
         self.batch_hash = applied.block.batch_hash
@@ -167,14 +237,23 @@ class Replica:
         """Note that this head's block is applied: proofs are given against it."""
         self.head = head
 
+    def execute_again(self, before: chain.Tip, block: WorldBlock) -> WorldBlock:
+        """The block that the stored batch of an applied block gives on the tip before it."""
+        applied = self._load(block.height)
+        envelopes = list(applied.envelopes)
+        signatures = world.check_signatures(envelopes)
+        return chain.build_block(self.genesis, before, applied.batch, envelopes, signatures).block
+
     def tip_at(self, height: int) -> chain.Tip | None:
         """The state after a recent height; None where it is not held."""
         if height == self.height:
             return self.tip
+        if height == 0 and self.executes:
+            return chain.genesis_tip(self.genesis)
         return next((applied.tip for applied in self._recent if applied.block.height == height), None)
 
     def since(self, height: int) -> Sequence[Applied]:
-        """Blocks above `height`, oldest first, at most SYNC_BLOCKS_AHEAD_MAX; from memory or from disk."""
+        """At most SYNC_BLOCKS_AHEAD_MAX blocks above `height`, oldest first, from memory or disk. Raises Missing."""
         last = min(self.height, height + limits.SYNC_BLOCKS_AHEAD_MAX)
         held = {applied.block.height: applied for applied in self._recent}
         return [held.get(at) or self._load(at) for at in range(height + 1, last + 1)]

@@ -18,9 +18,9 @@ from typing import Final, NoReturn
 import trio
 
 from p2p.errors import Code, NetworkError, RequestFailed
-from p2p.network import PeerId, Subscription
+from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules
-from runtime.errors import Corrupt, Denied, Ignored, WorldError
+from runtime.errors import Corrupt, Ignored, WorldError
 from runtime.messages import (
     Body,
     CommitBatchAnswer,
@@ -45,12 +45,16 @@ from runtime.records import (
     encode_envelopes,
     seal,
 )
-from runtime.sequencing import ActionMempool
+from runtime.sequencing import ActionMempool, Gap
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
+from runtime.services.evidence import EvidenceKeeper
 from runtime.services.fetch import call, fetch_from, sleep_ms
 from runtime.services.gateway import refusal
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
+from runtime.services.resume import is_resumed
+from runtime.services.trail import station
 
 HAND_OVER_WAITING_MAX: Final = limits.COMMIT_LEAD_MAX
 HAND_OVER_MS: Final = 5_000
@@ -80,13 +84,21 @@ class _Ordered:
 class Sequencer:
     """The sequencer role of one world. Safety is the coordinator's: this one may be slow, paused or wrong."""
 
-    def __init__(self, context: Context, replica: Replica, authorities: AuthoritySet) -> None:
-        if context.peer_id not in authorities.proposers:
-            raise Denied("role sequencer", "this node's identity is no proposer of the world")
+    def __init__(
+        self,
+        context: Context,
+        replica: Replica,
+        epochs: Authorities,
+        evidence: EvidenceKeeper,
+    ) -> None:
+        if context.peer_id not in epochs.current.proposers:
+            _log.warning("this node's identity is no proposer of epoch %d: it waits", epochs.epoch)
         self._context = context
         self._replica = replica
         self._world_id = replica.world_id
-        self._authorities = authorities
+        self._epochs = epochs
+        self._evidence = evidence
+        self._epoch = replica.epoch  # that mempool, lease and parent are of
         self._mempool = ActionMempool()
         self._lease: LeaseGrant | None = None
         self._renew_at = 0.0  # trio's clock, like `_ask_at`
@@ -97,6 +109,10 @@ class Sequencer:
         self._cut_at_ms = 0
         self._settled_height = replica.height
         self._committed, self._to_tell = trio.open_memory_channel[_Ordered](HAND_OVER_WAITING_MAX)
+
+    @property
+    def _authorities(self) -> AuthoritySet:
+        return self._epochs.current
 
     def handlers(self) -> Handlers:
         return {"submit_actions": self.submit}
@@ -128,6 +144,30 @@ class Sequencer:
         for envelope in envelopes:
             self._hold(envelope, self._context.peer_id)
 
+    def gauges(self) -> list[Gauge]:
+        """What waits for a batch, and batches that wait to be handed over."""
+        pool, handing = self._mempool, self._committed.statistics().current_buffer_used
+        return [
+            Gauge("mempool_envelopes", len(pool), "mempool_envelopes_max", limits.MEMPOOL_ENVELOPES_MAX),
+            Gauge("mempool_bytes", pool.size_bytes, "mempool_bytes_max", limits.MEMPOOL_BYTES_MAX),
+            Gauge("hand_over_batches", handing, "commit_lead_max", HAND_OVER_WAITING_MAX),
+            Gauge("leading", int(self._lease is not None)),
+        ]
+
+    def gaps(self) -> list[Gap]:
+        """Nonces that envelopes held here wait for, and that no applied block has taken."""
+        nonce = self._replica.tables.nonce
+        return [gap for gap in self._mempool.gaps() if gap.nonce >= nonce(gap.actor_id)]
+
+    def held(self, actor_id: bytes, nonce: int) -> Envelope | None:
+        """The envelope that waits here at an actor's nonce."""
+        return self._mempool.held(actor_id, nonce)
+
+    def mend(self, envelope: Envelope, peer: PeerId) -> bool:
+        """Hold a checked envelope that was asked for; whether it was missing."""
+        was_held = envelope.hash() in self._mempool
+        return self._hold(envelope, peer) is None and not was_held and envelope.hash() in self._mempool
+
     def _hold(self, envelope: Envelope, peer: PeerId) -> WorldError | None:
         try:
             evicted = self._mempool.add(envelope, peer, self._replica.tables.nonce(envelope.record.actor_id))
@@ -136,6 +176,8 @@ class Sequencer:
             return None if isinstance(error, Ignored) else error
         self._context.counters["mempool.added"] += 1
         self._context.counters["mempool.evicted"] += len(evicted)
+        station(_log, "pooled", self._world_id, (envelope,))
+        station(_log, "evicted", self._world_id, evicted)
         return None
 
     async def _hear(self, actions: Subscription) -> NoReturn:
@@ -168,9 +210,11 @@ class Sequencer:
 
     async def _tick(self) -> None:
         """One round: learn what was applied, keep the lease, cut, have it certified."""
+        if not self._follows_epoch():
+            return
         self._learn()
         try:
-            if not await self._leads():
+            if not self._may_lead() or not await self._leads():
                 return
             while (envelopes := self._cut()) is not None:
                 await self._certify(envelopes)
@@ -190,6 +234,30 @@ class Sequencer:
         """Another leads, or a batch may or may not be certified: the next lease tells what to build on."""
         self._lease = self._parent = None
         self._ask_at = trio.current_time() + min(wait_ms, limits.LEASE_RENEW_MS) / 1_000
+
+    def _follows_epoch(self) -> bool:
+        """Whether the chain of the epoch in force is applied here; a new epoch is begun anew."""
+        current = self._authorities
+        if current.epoch != self._epoch:
+            if not is_resumed(self._replica, current):
+                return False
+            self._begin_epoch(current.epoch)
+        return True
+
+    def _may_lead(self) -> bool:
+        """Whether the epoch runs, and its set names this node."""
+        return not self._epochs.is_halted and self._context.peer_id in self._authorities.proposers
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Lease and parent ended with the old epoch; what waits is judged again by what is taken now."""
+        self._epoch = epoch
+        self._begin_anew(0)
+        self._newest = None
+        self._is_new_leader = True
+        self._settled_height = self._replica.height
+        waiting, self._mempool = self._mempool.waiting(), ActionMempool()
+        for envelope, peer in waiting:
+            self._hold(envelope, peer)
 
     async def _leads(self) -> bool:
         """Hold the lease, renewing it at a third of its TTL. Raises p2p errors."""
@@ -228,14 +296,16 @@ class Sequencer:
             self._lease = None
             return
         answer.lease.verify()
+        self._evidence.saw_lease(answer.lease)
         self._lease = answer.lease.record
         self._renew_at = asked_at + limits.LEASE_RENEW_MS / 1_000
 
     def _newest_commit(self) -> Sealed[Commit] | None:
-        """The newest commit seen, so that a coordinator that has forgotten learns of it."""
+        """The newest commit of this epoch that was seen, so that a coordinator that has forgotten learns of it."""
         head = self._replica.head
         seen = [commit for commit in (self._newest, None if head is None else head.commit) if commit]
-        return max(seen, key=lambda commit: commit.record.height, default=None)
+        of_epoch = [commit for commit in seen if commit.record.epoch == self._epoch]
+        return max(of_epoch, key=lambda commit: commit.record.height, default=None)
 
     def _take_up(self, answer: LeaseAnswer) -> None:
         """Build on the last commit, whoever led when it was made, and hand it over: its leader may have died before."""
@@ -264,7 +334,9 @@ class Sequencer:
                     self._mempool.correct(actor, tables.nonce(actor))
             self._settled_height = applied.block.height
         ordered = self._replica.height if self._parent is None else self._parent.height
-        self._context.counters["mempool.expired"] += len(self._mempool.expire(ordered + 1))
+        expired = self._mempool.expire(ordered + 1)
+        self._context.counters["mempool.expired"] += len(expired)
+        station(_log, "expired", self._world_id, expired, height=ordered + 1)
 
     def _cut(self) -> list[Envelope] | None:
         """The next batch's envelopes; an empty list when only waiting ones are held for too long; None for no batch."""
@@ -303,6 +375,7 @@ class Sequencer:
             timestamp_ms=max(self._context.now_ms(), self._parent.timestamp_ms),
         )
         await self._context.offload(lambda: self._context.db.commit((), (actions, record.preimage())))
+        station(_log, "cut", self._world_id, envelopes, height=record.height)
         batch = seal(record, self._context.key)
         request = CommitBatchRequest(
             world_id=self._world_id, batch=batch, actions=actions, commit=self._newest_commit()
@@ -319,6 +392,7 @@ class Sequencer:
         self._newest = answer.commit
         self._parent = _Parent(record.height, batch.hash(), record.timestamp_ms)
         self._mempool.settled(envelopes)
+        station(_log, "committed", self._world_id, envelopes, height=record.height)
         self._context.counters["sequencer.batches"] += 1
         self._queue(_Ordered(batch, answer.commit, actions))
 
@@ -333,18 +407,23 @@ class Sequencer:
 
     async def _tell(self, batches: Subscription, nursery: trio.Nursery) -> NoReturn:
         """Tell everybody, and give it to each executor: one that is slow or dead keeps none of the others waiting."""
-        queues: list[trio.MemorySendChannel[ExecuteBatchRequest]] = []
-        for executor in self._authorities.executors:
-            send, receive = trio.open_memory_channel[ExecuteBatchRequest](HAND_OVER_WAITING_MAX)
-            queues.append(send)
-            nursery.start_soon(self._hand_over, executor, receive)
+        queues: dict[PeerId, trio.MemorySendChannel[ExecuteBatchRequest]] = {}
         while True:
             ordered = await self._to_tell.receive()
             await batches.publish(encode_batch_message(ordered.batch, ordered.commit))
             request = await self._request_for(ordered)
             if request is None:
                 continue
-            for queue in queues:
+            executors = self._authorities.executors
+            for gone in queues.keys() - set(executors):
+                queues.pop(gone).close()
+            for executor in executors:
+                if executor not in queues:
+                    queues[executor], receive = trio.open_memory_channel[ExecuteBatchRequest](
+                        HAND_OVER_WAITING_MAX
+                    )
+                    nursery.start_soon(self._hand_over, executor, receive)
+            for queue in queues.values():
                 try:
                     queue.send_nowait(request)
                 except trio.WouldBlock:
@@ -368,9 +447,9 @@ class Sequencer:
 
     async def _hand_over(
         self, executor: PeerId, requests: trio.MemoryReceiveChannel[ExecuteBatchRequest]
-    ) -> NoReturn:
-        while True:
-            request = await requests.receive()
+    ) -> None:
+        """One executor's queue, until a new epoch no longer names it."""
+        async for request in requests:
             try:
                 await call(self._context, executor, "execute_batch", request, Empty, deadline_ms=HAND_OVER_MS)
             except (NetworkError, WorldError) as error:

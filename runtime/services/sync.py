@@ -8,6 +8,7 @@ Implements docs/protocol.md, section "Joining a world".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from p2p import names
 from runtime import genesis as genesis_module
@@ -16,6 +17,7 @@ from runtime.errors import Ignored, Missing
 from runtime.messages import GenesisAnswer, WorldRequest
 from runtime.records import Genesis, WorldHeadAnnounce
 from runtime.services.context import Context
+from runtime.services.custody import bring_back
 from runtime.services.fetch import Sources, ask_first
 from runtime.services.follow import sync_to
 from runtime.services.replica import Progress, Replica
@@ -66,7 +68,7 @@ async def bootstrap_world_from_dht(
         raise Ignored(f"head is {age_ms} ms old, at most {head_age_max_ms} (head_age_max_ms)")
     genesis = await fetch_genesis(sources)
     replica = Replica(context, genesis, WorldTables(context.db, world_id), "verified")
-    await replica.restore(progress)
+    await replica.restore(progress, partial(bring_back, context, sources))
     if replica.height < head.commit.record.height:
         await sync_to(replica, head, sources, progress)
     return VerifiedWorld(genesis, head, replica, age_ms)

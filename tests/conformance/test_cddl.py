@@ -22,7 +22,6 @@ TEXT = re.sub(r'\.regexp "(.*?)"', r'.regexp "^\1$"', (ROOT / "docs" / "protocol
 VECTORS = ROOT / "interop" / "vectors"
 RULES = re.findall(r"^([a-z-]+) =", TEXT, re.MULTILINE)
 EMPTY: dict[str, Any] = {"bucket": []}
-RULE_OF = {"genesis_body": "genesis-body", "genesis_file": "genesis-file", "commit_fork": "commit-fork"}
 SEALED = {"envelope", "acceptance", "batch", "lease", "commit", "attestation"}
 
 
@@ -52,7 +51,7 @@ def test_every_rule_is_well_formed(rule: str) -> None:
 
 @pytest.mark.parametrize("vector", RECORDS, ids=[vector["name"] for vector in RECORDS])
 def test_every_record_fits_its_rule_and_changed_ones_do_not(vector: Any) -> None:
-    rule = RULE_OF.get(vector["record"], vector["record"])
+    rule = vector["record"].replace("_", "-")
     body = bytes.fromhex(vector["body"])
     assert is_valid(rule, body)
     value = cbor2.loads(body)
@@ -110,7 +109,11 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
     promise = seal(Acceptance(world_id, envelope.hash(), gateway.identity, 1, "local"), gateway)
     receipt = messages.ProvedReceipt(built.outcome.receipts[0], 0, 1, path)
     result = messages.SubmitResult("accepted", promise, "why", "in words", 1, 2)
-    status = messages.WorldStatus(world_id, "small", 0, 1, 1, 1, 1, 1, bytes(32), certifier, True)
+    item = messages.EvidenceItem("commit_fork", 1, bytes(32))
+    status = messages.WorldStatus(
+        world_id, "small", 0, 1, 1, 1, 1, 1, bytes(32), certifier, True, 5, "why", (item,)
+    )
+    gauge = messages.GaugeReading("mempool_envelopes", 1, {"world": world_id}, "mempool_envelopes_max", 2)
     proof = built.tip.state.prove("actors", certifier).to_bytes()
     return [
         ("empty", messages.Empty()),
@@ -125,6 +128,8 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("get-blocks-request", messages.BlocksRequest(world_id, 1, 256)),
         ("get-batch-request", messages.BatchRequest(world_id, 1)),
         ("get-batch-answer", messages.BatchAnswer(sealed_batch, commit)),
+        ("get-bundle-request", messages.BundleRequest(world_id, bytes(32), True)),
+        ("get-bundle-answer", messages.BundleAnswer((b"block", b"batch"))),
         ("fetch-blob-request", messages.BlobRequest(bytes(32), 1, 2)),
         ("fetch-blob-last", messages.BlobEnd(0)),
         ("has-blobs-request", messages.HasBlobsRequest((bytes(32),))),
@@ -132,6 +137,7 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("submit-request", messages.SubmitRequest(world_id, (envelope,))),
         ("submit-result", result),
         ("submit-answer", messages.SubmitAnswer((result, messages.SubmitResult("pooled")))),
+        ("get-envelopes-request", messages.EnvelopesRequest(world_id, certifier, 0, 256)),
         ("action-status-request", messages.ActionStatusRequest(world_id, bytes(32))),
         ("action-status-answer", messages.ActionStatusAnswer("taken", 1, 0)),
         ("lease-acquire-request", messages.LeaseAcquireRequest(world_id, commit)),
@@ -140,6 +146,8 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("commit-batch-request", messages.CommitBatchRequest(world_id, sealed_batch, actions, commit)),
         ("commit-batch-answer", messages.CommitBatchAnswer(commit)),
         ("execute-batch-request", messages.ExecuteBatchRequest(world_id, sealed_batch, commit, actions)),
+        ("evidence-item", item),
+        ("get-evidence-request", messages.EvidenceRequest(world_id, bytes(32))),
         ("get-receipt-request", messages.ReceiptRequest(world_id, bytes(32))),
         ("proved-receipt", receipt),
         ("get-receipt-answer", messages.ReceiptAnswer(head, block, block, path, (receipt,))),
@@ -148,8 +156,19 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("world-status", status),
         (
             "status-answer",
-            messages.StatusAnswer(certifier, ("executor",), (status,), (certifier,), {"a": 1}, {"b": 2}),
+            messages.StatusAnswer(
+                certifier,
+                ("executor",),
+                (status,),
+                (certifier,),
+                {"a": 1},
+                {"b": 2},
+                (gauge,),
+                3,
+                {"libp2p": "0.8.1"},
+            ),
         ),
+        ("gauge", gauge),
     ]
 
 
@@ -203,7 +222,7 @@ SHAPE = (
 
 @pytest.mark.parametrize("vector", RECORDS, ids=[vector["name"] for vector in RECORDS])
 def test_what_the_vectors_refuse_for_its_shape_does_not_fit(vector: Any) -> None:
-    rule = RULE_OF.get(vector["record"], vector["record"])
+    rule = vector["record"].replace("_", "-")
     shapes = [
         bad for bad in vector["refuse"] if bad["reason"].startswith(SHAPE) or " is below " in bad["reason"]
     ]

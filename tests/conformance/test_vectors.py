@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2p.errors import FrameError
 from p2p.frames import FrameReader
-from runtime import actions, codec, heads, records, rules, schema, state
+from runtime import actions, codec, evidence, records, rules, schema, state
 from runtime.errors import Ignored, Invalid, UnknownVersion
 
 ROOT = Path(__file__).parent.parent.parent
@@ -55,7 +55,7 @@ def proved(root: bytes, namespace: str, key: bytes, proof: bytes) -> bytes | Non
 
 def record_classes() -> dict[str, type[schema.Record]]:
     found: dict[str, type[schema.Record]] = {}
-    for module in (records, heads, actions, state):
+    for module in (records, evidence, actions, state):
         for item in vars(module).values():
             if isinstance(item, type) and issubclass(item, schema.Record) and hasattr(item, "NAME"):
                 found[item.NAME] = item

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import codec, heads, messages, records, state
+from runtime import codec, evidence, messages, records, state
 from runtime.errors import Invalid, UnknownVersion
 from runtime.schema import Record
 
@@ -29,8 +29,8 @@ def concrete(*modules: Any) -> list[type[Record]]:
     return sorted(found, key=lambda record: record.__name__)
 
 
-RECORDS = concrete(records, messages, heads, state)
-BY_NAME = {record.NAME: record for record in concrete(records, heads)}
+RECORDS = concrete(records, messages, evidence, state)
+BY_NAME = {record.NAME: record for record in concrete(records, evidence)}
 
 
 def read(record: type[Record], data: bytes) -> Record | None:

@@ -187,6 +187,40 @@ def test_all_mistakes_of_a_configuration_are_lines_and_hints_are_told_once(
     assert capsys.readouterr().err == "error: a: b\nerror: c: d\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["head", "w"], ["blob", "stat", "0" * 64], ["verify", "a" * 32]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_hint_names_an_option_that_the_command_has(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(
+        "AW_NODE", "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+    )
+    main([*arguments, "--help"])
+    help_text = capsys.readouterr().out
+    assert main([*arguments, "--timeout", "20"]) == 3
+    told = capsys.readouterr().err
+    monkeypatch.delenv("AW_NODE")
+    if arguments[0] != "blob":  # which reads the store where no node is named
+        assert main(arguments) == 3
+        told += capsys.readouterr().err
+    options = {word.strip(",") for word in told.split() if word.startswith("--")}
+    assert options
+    assert not [option for option in options if option not in help_text]
+
+
+@pytest.mark.parametrize("arguments", [["key", "show", "k"], ["status"], ["demo"], ["node"]])
+def test_an_unknown_variable_is_a_mistake_in_every_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AW_NODES", "x")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == "error: AW_NODES: unknown variable; nearest: AW_NODE\n"
+
+
 def test_the_same_failure_keeps_its_code_and_hint(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,25 @@ def test_a_blob_that_is_put_is_got_again_by_hash_and_by_cid(
     assert json.loads(capsysbinary.readouterr().out) == put | {"held": True}
 
 
+def test_what_is_put_is_pinned_until_it_is_unpinned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    assert main(["blob", "put", "file"]) == 0
+    content_id = capsys.readouterr().out.strip()
+    assert main(["blob", "prune", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"bytes_freed": 0}
+    assert main(["blob", "pins", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"pins": [content_id]}
+    assert main(["blob", "unpin", content_id]) == 0
+    assert main(["blob", "unpin", content_id]) == 1
+    assert main(["blob", "pins"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["blob", "prune"]) == 0
+    assert capsys.readouterr().out == "4 bytes freed\n"
+    assert main(["blob", "stat", content_id]) == 1
+
+
 def test_what_is_not_held_is_exit_1_for_stat_and_3_for_get_and_nothing_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +76,7 @@ def test_a_damaged_blob_is_exit_4_and_never_given_out(
     (tmp_path / "file").write_bytes(data)
     assert main(["blob", "put", "file"]) == 0
     content_id = capsysbinary.readouterr().out.decode().strip()
-    (stored,) = [path for path in (tmp_path / "aw-data" / "blobs").rglob("*") if path.is_file()]
+    (stored,) = (tmp_path / "aw-data" / "blobs").rglob("*.blob")
     stored.write_bytes(data[:-1] + b"x")
     assert main(["blob", "get", content_id]) == 4
     shown = capsysbinary.readouterr()
@@ -107,9 +126,10 @@ def test_without_any_node_to_ask_it_is_exit_3_and_says_what_to_try(
     assert main(arguments) == 3
     shown = capsys.readouterr()
     assert shown.out == ""
+    option = "--bootstrap" if arguments[0] == "verify" else "--node"
     assert shown.err == (
-        "error: no node to ask: no --node, no AW_NODE, and no node runs in aw-data\n"
-        "try: --node /ip4/HOST/tcp/PORT/p2p/PEER_ID\n"
+        f"error: no node to ask: no {option}, no AW_NODE, and no node runs in aw-data\n"
+        f"try: {option} /ip4/HOST/tcp/PORT/p2p/PEER_ID\n"
     )
 
 

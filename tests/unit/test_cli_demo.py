@@ -66,3 +66,21 @@ def test_what_cannot_be_meant_is_wrong_use(
     assert main(["demo", *arguments]) == 2
     assert why in capsys.readouterr().err
     assert given == []
+
+
+def test_all_mistakes_of_the_line_are_told_at_once(
+    given: list[DemoOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--flights", "x", "--kill", "foo@3", "--kill", "executor@-1", "--seed", "-4"]) == 2
+    told = capsys.readouterr().err
+    for words in ("'--flights': 'x'", "'--kill': 'foo@3'", "'--kill': 'executor@-1'", "'--seed': -4"):
+        assert words in told
+    assert len(told.splitlines()) == 5  # one each, and one hint
+    assert given == []
+
+
+def test_an_unknown_option_is_told_as_such(
+    given: list[DemoOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--flihgts", "3", "--seed", "-4"]) == 2
+    assert "No such option '--flihgts'" in capsys.readouterr().err

@@ -98,6 +98,20 @@ def test_a_bad_genesis_is_told_before_the_data_dir_is_made(
     assert not (tmp_path / "d").exists()
 
 
+def test_a_bad_genesis_is_told_together_with_other_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["node", "--role", "gatway", "--world", "none.genesis"]) == 2
+    shown = capsys.readouterr().err
+    assert "error: --role[0]: 'gatway'" in shown
+    assert "error: world genesis none.genesis: No such file" in shown
+
+
+def test_print_config_checks_the_worlds_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["node", "--world", "none.genesis", "--print-config"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "error: world genesis none.genesis: No such file" in shown.err
+
+
 PROGRAM = """
 import sys, types
 import trio

@@ -371,3 +371,14 @@ def test_every_bad_line_is_told_with_its_number_up_to_a_bound() -> None:
 def test_a_file_without_actions_is_told(data: bytes, why: str) -> None:
     (told,) = mistakes_of(lambda: parse_action_lines(data, "f"))
     assert why in told
+
+
+def test_all_mistakes_of_the_line_are_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AW_NODE", "nowhere")
+    assert main(["submit", "--world", "w", "--key", "none.key", "move", "{"]) == 2
+    told = capsys.readouterr().err
+    for words in ("PAYLOAD", "none.key", "'nowhere'"):
+        assert words in told

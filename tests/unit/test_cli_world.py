@@ -148,6 +148,27 @@ def test_a_genesis_file_is_never_overwritten(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "lab.genesis").read_text() == "precious"
 
 
+def test_all_mistakes_of_a_command_line_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {
+        "--name": "Bad Name",
+        "--proposer": "zz",
+        "--bounds": "0:10",
+        "--max-move-cm": "-1",
+        "--root-threshold": "many",
+        "--resource": "GOLD",
+        "--balance": "x:y",
+        "--limit": "block_fuel_max=none",
+    }
+    assert main(["world", "create", *(word for pair in flags.items() for word in pair)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    whats = {line.split(": ")[1] for line in lines}
+    assert whats == {
+        *("name", "proposers[0]", "--bounds", "max_move_cm", "root_threshold", "resource_kinds[0]"),
+        *("--balance", "--limit", "executors", "certifier", "root_keys"),
+    }
+    assert len(lines) == len(whats)
+
+
 def test_all_mistakes_of_a_form_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (
         form(
@@ -181,11 +202,11 @@ def test_all_mistakes_of_a_form_are_told_at_once(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"name": "No Good"}, "error: genesis.name: must match"),
-        ({"root_threshold": 2}, "error: genesis.root_threshold: must be at most the number of root keys, 1"),
+        ({"name": "No Good"}, "error: name: must match"),
+        ({"root_threshold": 2}, "error: root_threshold: must be at most the number of root keys, 1"),
         ({"checkpoint_interval": 0}, "error: checkpoint_interval: must be an integer 1.."),
         ({"bounds": None}, "error: "),
-        ({"created_ms": -1}, "error: genesis.created_ms: must be an integer 0.."),
+        ({"created_ms": -1}, "error: created_ms: must be an integer 0.."),
     ],
 )
 def test_a_value_beyond_its_limit_is_told_with_the_limit(
@@ -204,7 +225,7 @@ def test_a_value_beyond_its_limit_is_told_with_the_limit(
     ("arguments", "why"),
     [
         (["--bounds", "1:2"], "is not X0:X1,Y0:Y1,Z0:Z1"),
-        (["--bounds", "a:1,0:1,0:1"], "'a' is not an integer"),
+        (["--bounds", "a:1,0:1,0:1"], "is not X0:X1,Y0:Y1,Z0:Z1 in integers"),
         (["--balance", "x:1"], "is not KEY:KIND:AMOUNT"),
         (["--limit", "x"], "is not NAME=VALUE"),
         (["--limit", "x=1"], "limits.x: unknown key"),

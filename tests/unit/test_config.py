@@ -150,6 +150,13 @@ def test_an_unknown_variable_of_ours_is_a_mistake_and_one_of_the_command_line_is
         ),
         ("[limits]\nframe_bytes_max = 5", "node.toml: limits.frame_bytes_max", "cannot set"),
         ("limits = 3", "node.toml: limits", "must be a table"),
+        ("metrics = 3", "node.toml: metrics", "must be a table"),
+        ('[metrics]\nlisen = "x"', "node.toml: metrics.lisen", "nearest: listen"),
+        ('[metrics]\nlisten = "localhost:9464"', "node.toml: metrics.listen", "as 127.0.0.1:9464"),
+        ('[metrics]\nlisten = "127.0.0.1:70000"', "node.toml: metrics.listen", "as 127.0.0.1:9464"),
+        ('[metrics]\nlisten = "300.0.0.1:9464"', "node.toml: metrics.listen", "IP address"),
+        ('[metrics]\nlisten = "[127.0.0.1]:9464"', "node.toml: metrics.listen", "as 127.0.0.1:9464"),
+        ('metrics_listen = "127.0.0.1:9464"', "node.toml: metrics_listen", "nearest: metrics"),
         ('world = ["x", 3]', "node.toml: world[1]", "must be a table"),
         (f'[[world]]\nid = "{WORLD[1:]}"', "node.toml: world[0].id", "must be 32 characters"),
         ("a = = 1", "node.toml", "is not TOML"),
@@ -176,7 +183,7 @@ def test_a_number_on_the_command_line_that_is_none_is_a_mistake() -> None:
 def test_every_default_limit_is_within_its_own_range_and_named_by_its_unit() -> None:
     for item in fields(NodeLimits):
         assert item.metadata["low"] <= item.default <= item.metadata["high"]
-        assert item.name.endswith(("_max", "_ms"))
+        assert item.name.endswith(("_max", "_ms", "_per_s"))
         assert item.metadata["about"]
 
 
@@ -223,3 +230,21 @@ def test_mistakes_about_the_coordinators_store_are_told_with_the_others() -> Non
         assert "node.toml: coordinator.etcd[0]" in mistakes_of(f'coordinator = {{etcd = ["{endpoint}"]}}')
     assert "node.toml: coordinator" in mistakes_of("coordinator = 1")
     assert "node.toml: coordinator.etcd" in mistakes_of("[coordinator]\netcd = []")
+
+
+def test_the_metrics_page_is_off_unless_a_file_a_variable_or_a_flag_says_where() -> None:
+    text = '[metrics]\nlisten = "127.0.0.1:9464"'
+    assert read_config().config.metrics_listen is None
+    from_file = read_config(text)
+    assert from_file.config.metrics_listen == "127.0.0.1:9464"
+    assert from_file.origins["metrics_listen"] == "node.toml"
+    from_env = read_config(text, env={"AW_METRICS_LISTEN": "[::1]:1"})
+    assert (from_env.config.metrics_listen, from_env.origins["metrics_listen"]) == (
+        "[::1]:1",
+        "AW_METRICS_LISTEN",
+    )
+    assert config.parse_metrics_addr("[::1]:1") == ("::1", 1)
+    assert (
+        read_config(text, flags={"metrics_listen": "0.0.0.0:9"}).origins["metrics_listen"]
+        == "--metrics-listen"
+    )

@@ -6,10 +6,16 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
+import trio
+
+from runtime.epoch_tables import EpochTables
 from runtime.keys import SigningKey
-from runtime.messages import SubmitRequest, SubmitResult
-from runtime.records import Envelope
+from runtime.messages import LeaseAnswer, SubmitRequest, SubmitResult
+from runtime.records import Envelope, LeaseGrant, seal
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
+from runtime.services.evidence import EvidenceKeeper
+from runtime.services.fetch import Sources
 from runtime.services.gateway import Gateway
 from runtime.services.replica import Replica
 from runtime.world_db import MemoryWorldDb
@@ -20,19 +26,24 @@ SAY = ("say", {"text": "x"})
 
 
 async def direct(work: Callable[[], T]) -> T:
+    await trio.lowlevel.checkpoint()
     return work()
 
 
-def submitter(world: Any) -> Callable[..., Awaitable[list[SubmitResult]]]:
+def submitter(
+    world: Any, made: list[WorldTables] | None = None
+) -> Callable[..., Awaitable[list[SubmitResult]]]:
     """A gateway on an empty disk, as a function from envelopes to results."""
     unused = cast("Any", None)  # submitting asks nobody
     key, db = SigningKey(b"g" * 32), MemoryWorldDb()
     created_ms = world.genesis.header.created_ms
     context = Context(unused, unused, unused, db, key, lambda: created_ms, random.Random(0), direct)
     tables = WorldTables(db, world.world_id)
-    gateway = Gateway(
-        context, Replica(context, world.genesis, tables, "stored"), world.certifier.identity, None
-    )
+    authorities = Authorities(context, world.genesis, EpochTables(db, world.world_id))
+    gateway = Gateway(context, Replica(context, world.genesis, tables, "stored"), authorities, unused, None)
+
+    if made is not None:
+        made.append(tables)
 
     async def submit(*envelopes: Envelope) -> list[SubmitResult]:
         request = SubmitRequest(world_id=world.world_id, envelopes=envelopes)
@@ -85,3 +96,60 @@ async def test_the_same_envelope_again_is_the_same_promise_again(small_world: Ca
         (result,) = await submit(envelope)
         assert result.acceptance is not None
         assert result.acceptance.record.envelope_hash == envelope.hash()
+
+
+async def test_what_is_sent_again_on_the_leaders_own_node_goes_into_its_mempool(
+    small_world: Callable[..., Any],
+) -> None:
+    # By rr it would come back to this very gateway, which has promised it already, and never be ordered.
+    world = small_world()
+    key, db, pooled = world.proposer, MemoryWorldDb(), list[Envelope]()
+
+    class OnlyLease:
+        async def request(self, peer: bytes, method: str, body: bytes, *, deadline_ms: int) -> bytes:
+            assert (peer, method) == (world.certifier.identity, "lease_get")
+            grant = LeaseGrant(world.world_id, 0, 1, key.identity, 1, 5_000, peer)
+            return LeaseAnswer(lease=seal(grant, world.certifier)).to_bytes()
+
+    unused = cast("Any", None)
+    context = Context(cast("Any", OnlyLease()), unused, unused, db, key, lambda: 1, random.Random(0), direct)
+    replica = Replica(context, world.genesis, WorldTables(db, world.world_id), "stored")
+    tables = EpochTables(db, world.world_id)
+    authorities = Authorities(context, world.genesis, tables)
+    evidence = EvidenceKeeper(
+        context, world.genesis, tables, authorities, Sources(context, world.world_id), replica
+    )
+    gateway = Gateway(context, replica, authorities, evidence, pooled.extend)
+    envelope = world.envelope(world.actors[0], SAY)
+    await gateway._hand_over([envelope])
+    assert pooled == [envelope]
+    assert context.counters["gateway.resent"] == 1
+
+
+async def test_copies_in_one_request_are_one_promise_and_count_once(small_world: Callable[..., Any]) -> None:
+    world = small_world()
+    tables: list[WorldTables] = []
+    submit = submitter(world, tables)
+    envelope = world.envelope(world.actors[0], SAY)
+    results = await submit(*[envelope] * 50)
+    assert [result.outcome for result in results] == ["accepted"] * 50
+    assert tables[0].outbox_count() == 1
+
+
+async def test_a_copy_that_comes_while_the_first_is_being_stored_waits_for_its_disk(
+    small_world: Callable[..., Any],
+) -> None:
+    world = small_world()
+    tables: list[WorldTables] = []
+    submit = submitter(world, tables)
+    envelope = world.envelope(world.actors[0], SAY)
+    results: list[SubmitResult] = []
+
+    async def hand_in() -> None:
+        results.extend(await submit(envelope))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(hand_in)
+    assert [result.outcome for result in results] == ["accepted"] * 5
+    assert tables[0].outbox_count() == 1

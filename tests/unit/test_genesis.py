@@ -147,3 +147,20 @@ class TestLaterEpochs:
         value[1].reverse()
         with pytest.raises(Invalid, match="ascend"):
             signed_authorities_from_value(value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda data: data[:-1], "ends too early, at byte"),
+        (lambda data: data + b"\0\0", "2 bytes after the end of the CBOR value"),
+        (lambda data: b"\xff" + data, "not CBOR, or what the profile has not"),
+        (lambda data: data[:1] + b"\x78" + bytes([data[1] - 0x60]) + data[2:], "is not canonical"),
+        (lambda data: data.replace(b"small", b"sm\xffll"), "a text is not UTF-8"),
+    ],
+)
+def test_a_damaged_genesis_says_in_words_what_is_wrong(small_world: Any, damage: Any, why: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        genesis.decode_genesis(damage(small_world().genesis.to_bytes()))
+    assert why in str(caught.value)
+    assert "Error" not in str(caught.value)

@@ -10,6 +10,7 @@ import pytest
 
 from runtime import chain, limits
 from runtime.errors import BadSignature, Invalid
+from runtime.evidence import check_evidence
 from runtime.keys import SigningKey
 from runtime.records import (
     AuthoritySet,
@@ -241,10 +242,10 @@ def test_two_commits_of_one_height_are_evidence_in_one_form(small: World) -> Non
     one, other = small.commit(4, block_hash(1)), small.commit(4, block_hash(2), as_of_ms=9)
     fork = chain.commit_fork(other, one)
     assert fork == chain.commit_fork(one, other) == chain.CommitFork.from_bytes(fork.to_bytes())
-    chain.check_commit_fork(small.world_id, small.genesis.authorities, fork)
+    check_evidence(small.genesis, small.genesis.authorities, fork)
     forged = replace(fork, second=replace(fork.second, signature=bytes(64)))
     with pytest.raises(BadSignature):
-        chain.check_commit_fork(small.world_id, small.genesis.authorities, forged)
+        check_evidence(small.genesis, small.genesis.authorities, forged)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ async def test_a_subscriber_that_does_not_read_loses_the_newest_counted(autojump
         for number in range(15):
             await here.publish(b"%d" % number)
             await trio.sleep(0.01)
-        assert other.counters()["gossip.dropped_full"] == 5
+        assert other.counters()["gossip.dropped_channel_full"] == 5
         assert [(await there.receive()).data for _ in range(10)] == [b"%d" % n for n in range(10)]
 
 

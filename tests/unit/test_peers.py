@@ -14,9 +14,9 @@ from bootstrap.peers import (
     parse_known_peers,
     parse_listen_addr,
     parse_peer_addr,
-    write_atomically,
 )
 from p2p import names
+from runtime.durable import replace_file
 from runtime.keys import SigningKey
 
 
@@ -93,7 +93,7 @@ def test_the_book_outlives_a_run(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         book.saw(peer(number), [addr(number)], number)
     path = tmp_path / "peers.json"
-    write_atomically(path, book.to_bytes())
+    replace_file(path, book.to_bytes())
     read, wrong = load_address_book(path, peers_max=2, addrs_max=16)
     assert wrong == ""
     assert [known.peer_id for known in read.newest_first()] == [peer(3), peer(2)]
@@ -133,13 +133,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "peers.json"
-    write_atomically(path, b"old")
+    replace_file(path, b"old")
 
     def fail(descriptor: int) -> None:
         raise OSError("disk on fire")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk on fire"):
-        write_atomically(path, b"new")
+        replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["peers.json"]

@@ -56,10 +56,11 @@ class TestMempool:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("MEMPOOL_ACTOR_BYTES_MAX", 300),
+            ("MEMPOOL_ACTOR_BYTES_MAX", 1_000),
             ("MEMPOOL_PEER_ENVELOPES_MAX", 1),
+            ("MEMPOOL_PEER_BYTES_MAX", 1_000),
             ("MEMPOOL_ENVELOPES_MAX", 1),
-            ("MEMPOOL_BYTES_MAX", 400),
+            ("MEMPOOL_BYTES_MAX", 1_000),
         ],
     )
     def test_a_limit_that_is_reached_is_named(
@@ -71,6 +72,20 @@ class TestMempool:
             pool.add(self.make(world, 0, 1), PEER, 0)
         assert caught.value.retry_after_ms > 0
         assert len(pool) == 1
+
+    def test_what_is_small_on_the_wire_and_large_in_memory_counts_as_large(
+        self, pool: ActionMempool, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MEMPOOL_PEER_BYTES_MAX", 500_000)
+        busy = [world.envelope(world.actors[0], ("say", {"x": [[]] * 4_000})) for _ in range(2)]
+        assert all(len(envelope.to_bytes()) < 5_000 for envelope in busy)
+        pool.add(busy[0], PEER, 0)
+        assert pool.size_bytes > 250_000
+        with pytest.raises(Busy, match="mempool_peer_bytes_max"):
+            pool.add(busy[1], PEER, 0)
+        pool.add(busy[1], b"another peer", 0)
+        pool.settled(busy)
+        assert (len(pool), pool.size_bytes, pool._per_peer) == (0, 0, {})
 
     def test_the_furthest_nonce_goes_first_and_is_told(
         self, pool: ActionMempool, world: Any, monkeypatch: pytest.MonkeyPatch

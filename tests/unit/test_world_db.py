@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
-from runtime.blob_store import FILE_BYTES_MIN, MemoryBlobStore
+from runtime.blob_store import MemoryBlobStore
 from runtime.codec import content_id
 from runtime.errors import Corrupt, Mismatch, StoreFull
+from runtime.lmdb_blobs import FILE_BYTES_MIN
 from runtime.records import Receipt
 from runtime.world_db import Delete, Expect, LmdbWorldDb, MemoryWorldDb, Put, Table, WorldDb
 from runtime.world_tables import Place, WorldTables
@@ -24,9 +26,7 @@ ROWS = Table.CURSORS
 
 @pytest.fixture(params=["memory", "lmdb"])
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WorldDb]:
-    made: WorldDb = (
-        MemoryWorldDb() if request.param == "memory" else LmdbWorldDb(tmp_path, map_bytes=64 << 20)
-    )
+    made: WorldDb = MemoryWorldDb() if request.param == "memory" else LmdbWorldDb(tmp_path)
     yield made
     made.close()
 
@@ -101,8 +101,8 @@ class TestLmdb:
         assert again.blobs.get(content_id(b"blob")) == b"blob"
         again.close()
 
-    def test_a_full_map_refuses_the_whole_transaction(self, tmp_path: Path) -> None:
-        db = LmdbWorldDb(tmp_path, map_bytes=1 << 20)
+    def test_past_the_budget_the_whole_transaction_is_refused(self, tmp_path: Path) -> None:
+        db = LmdbWorldDb(tmp_path, disk_bytes_max=1 << 20)
         db.commit([Put(ROWS, b"kept", b"1")])
         with pytest.raises(StoreFull, match="disk_bytes_max"):
             db.commit([Put(ROWS, b"a", b"1")], [bytes([n]) * 50_000 for n in range(40)])
@@ -114,7 +114,60 @@ class TestLmdb:
         (tmp_path / "db" / "data.mdb").write_bytes(b"no database at all" * 1_000)
         with pytest.raises(Corrupt, match="cannot be opened") as caught:
             LmdbWorldDb(tmp_path)
-        assert "move" in caught.value.repair
+        assert caught.value.repair == f"mv {tmp_path}/db {tmp_path}/db.damaged"
+
+    def test_a_row_that_was_changed_is_corrupt(self, tmp_path: Path) -> None:
+        db = LmdbWorldDb(tmp_path)
+        db.commit([Put(ROWS, b"height", (7).to_bytes(8, "big"))])
+        db.close()
+        with lmdb.open(str(tmp_path / "db"), max_dbs=32) as env, env.begin(write=True) as txn:
+            table = env.open_db(b"cursors", txn)
+            stored = txn.get(b"height", db=table)
+            assert stored is not None
+            txn.put(b"height", (9).to_bytes(8, "big") + stored[8:], db=table)
+        again = LmdbWorldDb(tmp_path)
+        for read in (lambda: again.get(ROWS, b"height"), lambda: again.scan(ROWS)):
+            with pytest.raises(Corrupt, match="table cursors .* not what was written"):
+                read()
+        again.close()
+
+    def test_blobs_that_are_kept_stay_and_others_give_their_space_back(self, tmp_path: Path) -> None:
+        db = LmdbWorldDb(tmp_path)
+        chain = [b"block", b"B" * FILE_BYTES_MIN]
+        loose = [b"loose", b"l" * FILE_BYTES_MIN]
+        db.commit([], chain, keep=True)
+        db.commit([], loose)
+        assert db.blobs.stat(content_id(b"block")).pinned
+        assert db.blobs.prune_unpinned(0) == sum(map(len, loose))
+        assert sorted(db.blobs.iterate()) == sorted(map(content_id, chain))
+        assert db.blobs.pins() == []
+        assert not db.blobs.delete(content_id(chain[1]))
+        next((tmp_path / "blobs").rglob("*.blob")).unlink()
+        assert list(db.blobs.wanted()) == [content_id(chain[1])]
+        assert list(db.blobs.wanted(after=content_id(chain[1]))) == []
+        db.close()
+
+    def test_the_budget_is_of_database_and_files_together_and_deletes_go_on(self, tmp_path: Path) -> None:
+        db = LmdbWorldDb(tmp_path, disk_bytes_max=4 << 20)
+        db.commit([Put(ROWS, b"a", b"1")], [bytes([n]) * (1 << 20) for n in range(3)])
+        assert 3 << 20 < db.disk_bytes() < 4 << 20
+        with pytest.raises(StoreFull, match="disk_bytes_max is 4,194,304"):
+            db.commit([], [b"x" * (1 << 20)])
+        with pytest.raises(StoreFull, match="disk_bytes_max"):
+            db.commit([Put(ROWS, bytes([n]), bytes(30_000)) for n in range(40)])
+        db.commit([Delete(ROWS, b"a")])
+        assert db.get(ROWS, b"a") is None
+        assert db.blobs.prune_unpinned(1 << 20) == 2 << 20
+        db.commit([Put(ROWS, bytes([n]), bytes(30_000)) for n in range(40)], [b"x" * (1 << 20)])
+        db.close()
+        smaller = LmdbWorldDb(tmp_path, disk_bytes_max=2 << 20)  # a limit that was lowered: reads go on
+        assert smaller.get(ROWS, b"\x01") == bytes(30_000)
+        with pytest.raises(StoreFull):
+            smaller.commit([Put(ROWS, b"a", b"1")])
+        smaller.close()
+        larger = LmdbWorldDb(tmp_path, disk_bytes_max=8 << 20)
+        larger.commit([Put(ROWS, b"a", b"1")], [b"y" * (1 << 20)])
+        larger.close()
 
     def test_a_database_of_another_version_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -188,18 +241,34 @@ class TestTypedRows:
             world.envelope(actor, ("x", {}), nonce=nonce, expires_at_height=5 + nonce) for nonce in range(3)
         ]
         db.commit(tables.put_outbox(envelopes, 50))
+        tables.outbox_changed(3)
         assert tables.outbox_count() == 3
-        assert tables.outbox_untaken(100, 10) == envelopes
-        assert tables.outbox_untaken(100, 2) == envelopes[:2]
-        assert tables.outbox_untaken(49, 10) == []
+        assert tables.outbox_sendable(b"", 100, 10, 1 << 20) == (envelopes, b"")
+        assert tables.outbox_sendable(b"", 100, 2, 1 << 20) == (envelopes[:2], actor.identity)
+        assert tables.outbox_sendable(b"", 100, 10, 1) == (envelopes[:1], actor.identity)
+        assert tables.outbox_sendable(b"", 49, 10, 1 << 20) == ([], b"")
         assert tables.outbox_by_nonce(actor.identity, 1) == envelopes[1].hash()
         db.commit([Put(Table.NONCES, world.world_id.encode() + actor.identity, (2).to_bytes(8, "big"))])
-        assert tables.outbox_untaken(100, 10) == envelopes[2:]
+        assert tables.outbox_sendable(b"", 100, 10, 1 << 20) == (envelopes[2:], b"")
         assert [entry.envelope for entry in tables.outbox_expiring(6)] == envelopes[:2]
         db.commit(tables.drop_outbox(envelopes[:2]))
+        tables.outbox_changed(-2)
         assert tables.outbox_expiring(6) == []
         assert tables.outbox_count() == 1
         assert WorldTables(db, world.world_id).outbox_count() == 1
+
+    def test_promises_that_cannot_be_taken_do_not_stand_before_others(
+        self, db: WorldDb, tables: WorldTables, world: Any
+    ) -> None:
+        """Every actor but the last one waits for a nonce that nobody has; its turn comes all the same."""
+        actors = sorted(world.actors, key=lambda actor: actor.identity)
+        dead = [world.envelope(actor, ("x", {}), nonce=nonce) for actor in actors[:2] for nonce in (1, 2)]
+        good = [world.envelope(actors[2], ("x", {}), nonce=nonce) for nonce in (0, 1, 3)]
+        db.commit(tables.put_outbox([*dead, *good], 50))
+        assert tables.outbox_sendable(b"", 100, 10, 1 << 20) == (good[:2], b"")
+        one, after = tables.outbox_sendable(b"", 100, 1, 1 << 20)
+        assert (one, after) == (good[:1], actors[2].identity)
+        assert tables.outbox_sendable(after, 100, 1, 1 << 20) == ([], b"")
 
     def test_a_damaged_row_is_corrupt_and_names_its_table(
         self, db: WorldDb, tables: WorldTables, world: Any

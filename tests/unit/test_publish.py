@@ -1,0 +1,140 @@
+"""Who puts the head into the DHT: whoever serves the world, where the DHT lacks it, and nobody against anybody."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+from bootstrap.world_node import run_world
+from p2p import names
+from p2p.memory import InMemoryHub
+from p2p.providers import CachedDht, ProviderCache
+from runtime import chain, rules, world
+from runtime.keys import SigningKey
+from runtime.messages import WorldStatus
+from runtime.services import HeadRecords
+from runtime.services.context import Context
+from runtime.services.methods import MethodTable
+from runtime.services.publish import HEAD_BEHIND_MS, HEAD_LOOK_MS, is_behind
+from runtime.services.serve import NodeDesk
+from runtime.world_db import MemoryWorldDb
+from runtime.world_tables import WorldTables
+
+NOW_MS = 2_000_000
+
+
+def key(number: int) -> SigningKey:
+    return SigningKey(bytes([number]) * 32)
+
+
+async def direct(work: Callable[[], Any]) -> Any:
+    await trio.lowlevel.checkpoint()
+    return work()
+
+
+def run_block(small: Any, db: MemoryWorldDb, agent_id: str, *, stored: bool) -> Any:
+    """One more block of the world; in the database as storage would have it, when it is `stored`."""
+    agent = {"agent_id": agent_id, "x_cm": 1, "y_cm": 1, "z_cm": 1}
+    envelope = small.envelope(small.actors[0], ("register_agent", agent))
+    batch, actions = small.batch([envelope])
+    built = chain.build_block(small.genesis, small.tip, batch, [envelope], world.check_signatures([envelope]))
+    small.tip = built.tip
+    if stored:
+        tables = WorldTables(db, small.world_id)
+        rows = tables.applied_rows("stored", built.block, [envelope], list(built.outcome.receipts))
+        db.commit(rows, [*built.blobs.values(), batch.preimage(), actions])
+    return built
+
+
+@asynccontextmanager
+async def storage_node(
+    hub: InMemoryHub, small: Any, db: MemoryWorldDb, number: int, beside: Context | None = None
+) -> AsyncIterator[Context]:
+    signing, methods, rng = key(number), MethodTable(), random.Random(number)
+
+    def now_ms() -> int:
+        return NOW_MS + int(trio.current_time() * 1_000)
+
+    def statuses() -> tuple[WorldStatus, ...]:
+        return ()
+
+    async with hub.open_node(signing.identity, methods.routes(), HeadRecords()) as (network, dht):
+        providers = ProviderCache(signing.identity, rng)
+        cached = CachedDht(dht, providers, HeadRecords(), now_ms)
+        context = Context(network, cached, providers, db, signing, now_ms, rng, direct)
+        methods.mount_node(NodeDesk(context, ("storage",), statuses, {}).handlers())
+        if beside is not None:
+            await network.connect(beside.network.addrs())
+        async with trio.open_nursery() as nursery:
+            run = partial(run_world, progress=lambda done, total: None)
+            await nursery.start(run, context, methods, small.genesis, frozenset({"storage"}))
+            yield context
+            nursery.cancel_scope.cancel()
+
+
+async def height_told(hub: InMemoryHub, small: Any, storage: Context) -> int:
+    """Height of the head that a stranger gets from the DHT; waits until there is one."""
+    async with hub.open_node(key(99).identity, {}, HeadRecords()) as (network, dht):
+        await network.connect(storage.network.addrs())
+        with trio.fail_after(60):
+            while (record := await dht.get_record(names.head_key(small.world_id))) is None:
+                await trio.sleep(0.1)
+    return rules.check_head_message(record, small.world_id).commit.record.height
+
+
+async def test_storage_that_is_left_alone_after_a_restart_puts_its_head(
+    small_world: Any, autojump_clock: Any
+) -> None:
+    hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
+    head = small.head_of(run_block(small, db, "a", stored=True))
+    db.commit(WorldTables(db, small.world_id).put_head(head, head))
+    async with storage_node(hub, small, db, 10) as storage:
+        assert await height_told(hub, small, storage) == 1
+
+
+async def test_it_puts_what_it_serves_and_not_what_it_only_heard_of(
+    small_world: Any, autojump_clock: Any
+) -> None:
+    hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
+    first = small.head_of(run_block(small, db, "a", stored=True))
+    second = small.head_of(run_block(small, db, "b", stored=False))
+    db.commit(WorldTables(db, small.world_id).put_head(second, first))
+    async with storage_node(hub, small, db, 10) as storage:
+        assert await height_told(hub, small, storage) == 1
+
+
+async def test_one_of_two_puts_and_the_other_leaves_it(small_world: Any, autojump_clock: Any) -> None:
+    hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
+    head = small.head_of(run_block(small, db, "a", stored=True))
+    db.commit(WorldTables(db, small.world_id).put_head(head, head))
+    copy = MemoryWorldDb()
+    small_copy = small_world()
+    run_block(small_copy, copy, "a", stored=True)
+    copy.commit(WorldTables(copy, small.world_id).put_head(head, head))
+    async with storage_node(hub, small, db, 10) as one:
+        assert await height_told(hub, small, one) == 1
+        async with storage_node(hub, small, copy, 11, beside=one) as other:
+            await trio.sleep(10 * HEAD_LOOK_MS / 1_000)
+            assert one.counters["publish.put"] == 1
+            assert other.counters["publish.left"] >= 1
+            assert other.counters["publish.put"] == 0
+
+
+def test_a_head_is_behind_by_height_or_by_what_makes_it_look_old(small_world: Any) -> None:
+    small, db = small_world(), MemoryWorldDb()
+    one, two = (run_block(small, db, name, stored=False) for name in "ab")
+    first, second = small.head_of(one), small.head_of(two)
+    at = first.commit.record.as_of_ms
+    little_later = small.head_of(one, as_of_ms=at + HEAD_BEHIND_MS)
+    later = small.head_of(one, as_of_ms=at + HEAD_BEHIND_MS + 1)
+    assert is_behind(first, second)
+    assert is_behind(later, second)
+    assert not is_behind(second, later)
+    assert not is_behind(first, first)
+    assert not is_behind(first, little_later)
+    assert is_behind(first, later)

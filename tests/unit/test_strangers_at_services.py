@@ -1,0 +1,173 @@
+"""What services of a node take from whom: hand-overs of false actions, queues that strangers would fill."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import pytest
+import trio
+
+from runtime.epoch_tables import EpochTables
+from runtime.errors import Denied, Halted, Invalid
+from runtime.evidence import CommitFork, MalformedBatch
+from runtime.keys import SigningKey
+from runtime.messages import CommitBatchRequest, ExecuteBatchRequest, LeaseAcquireRequest, LeaseTermRequest
+from runtime.records import seal
+from runtime.services.authorities import Authorities
+from runtime.services.context import Context
+from runtime.services.coordinator import REQUESTS_WAITING_MAX, Coordinator
+from runtime.services.evidence import EvidenceKeeper
+from runtime.services.executor import Executor
+from runtime.services.fetch import Sources
+from runtime.services.heads import HeadTracker
+from runtime.services.replica import Replica
+from runtime.world_db import MemoryWorldDb
+from runtime.world_tables import WorldTables
+
+T = TypeVar("T")
+
+
+async def direct(work: Callable[[], T]) -> T:
+    return work()
+
+
+def context_of(world: Any, key: SigningKey) -> Context:
+    unused = cast("Any", None)  # nobody is asked anything
+    now_ms = world.genesis.header.created_ms + 10_000
+    return Context(unused, unused, unused, MemoryWorldDb(), key, lambda: now_ms, random.Random(0), direct)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What services of one world share."""
+
+    tables: WorldTables
+    epoch_tables: EpochTables
+    sources: Sources
+    authorities: Authorities
+    evidence: EvidenceKeeper
+    tracker: HeadTracker
+
+
+def parts_of(context: Context, world: Any, replica: Replica | None = None) -> Parts:
+    tables, epoch_tables = WorldTables(context.db, world.world_id), EpochTables(context.db, world.world_id)
+    sources, authorities = Sources(context, world.world_id), Authorities(context, world.genesis, epoch_tables)
+    evidence = EvidenceKeeper(context, world.genesis, epoch_tables, authorities, sources, replica)
+    tracker = HeadTracker(context, world.genesis, tables, authorities, evidence)
+    return Parts(tables, epoch_tables, sources, authorities, evidence, tracker)
+
+
+def executor_of(world: Any) -> tuple[Executor, Replica, Parts]:
+    context = context_of(world, world.executor)
+    replica = Replica(context, world.genesis, WorldTables(context.db, world.world_id), "executed")
+    parts = parts_of(context, world, replica)
+    executor = Executor(
+        context, replica, parts.tracker, parts.sources, parts.authorities, parts.evidence, parts.epoch_tables
+    )
+    return executor, replica, parts
+
+
+def hand_over_of(world: Any, **changes: Any) -> ExecuteBatchRequest:
+    batch, actions = world.batch([world.envelope(world.actors[0], ("move_agent", {}))])
+    request = ExecuteBatchRequest(
+        world_id=world.world_id,
+        batch=seal(batch, world.proposer),
+        commit=world.commit(1, batch.hash()),
+        actions=actions,
+    )
+    return replace(request, **changes)
+
+
+async def test_actions_that_are_not_the_committed_ones_cost_the_hand_over_and_nothing_more(
+    small_world: Callable[..., Any],
+) -> None:
+    world = small_world()
+    executor, replica, parts = executor_of(world)
+    genuine = hand_over_of(world)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(executor._execute)
+        with pytest.raises(Invalid, match="actions_ref"):
+            await executor.hand_over(world.proposer.identity, replace(genuine, actions=b"\x80"))
+        await executor.hand_over(world.proposer.identity, genuine)
+        while replica.height == 0:
+            await replica.applied.wait()
+        nursery.cancel_scope.cancel()
+    assert replica.batch_hash == genuine.batch.hash()
+    assert not parts.evidence.items()
+
+
+async def test_a_malformed_batch_that_was_committed_halts_the_executor_with_evidence_against_its_certifier(
+    small_world: Callable[..., Any],
+) -> None:
+    world = small_world()
+    executor, replica, parts = executor_of(world)
+    batch, actions = world.batch([], envelope_count=3)
+    request = hand_over_of(
+        world, batch=seal(batch, world.proposer), commit=world.commit(1, batch.hash()), actions=actions
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(executor._execute)
+        await executor.hand_over(world.proposer.identity, request)
+        while not parts.authorities.is_halted:
+            await parts.authorities.changed.wait()
+        nursery.cancel_scope.cancel()
+    assert replica.height == 0
+    assert isinstance(parts.authorities.halted_by, MalformedBatch)
+    assert parts.authorities.halted_by.accused == world.certifier.identity
+
+
+async def test_two_commits_of_one_height_handed_over_halt_the_executor(
+    small_world: Callable[..., Any],
+) -> None:
+    world = small_world()
+    executor, _replica, parts = executor_of(world)
+    await executor.hand_over(world.proposer.identity, hand_over_of(world))
+    other, actions = world.batch([])
+    request = hand_over_of(
+        world, batch=seal(other, world.proposer), commit=world.commit(1, other.hash()), actions=actions
+    )
+    await executor.hand_over(world.proposer.identity, request)
+    assert isinstance(parts.authorities.halted_by, CommitFork)
+    with pytest.raises(Halted, match="aw evidence show"):
+        parts.authorities.require_running()
+
+
+async def test_a_committed_batch_of_another_world_of_the_same_authorities_is_refused(
+    small_world: Callable[..., Any],
+) -> None:
+    world, other = small_world(), small_world(batch_envelopes_max=7)
+    assert world.world_id != other.world_id
+    executor, _replica, _parts = executor_of(world)
+    with pytest.raises(Invalid, match="world_id"):
+        await executor.hand_over(world.proposer.identity, hand_over_of(other))
+
+
+async def test_strangers_do_not_stand_in_the_coordinators_queue(small_world: Callable[..., Any]) -> None:
+    world = small_world()
+    context = context_of(world, world.certifier)
+    parts = parts_of(context, world)
+    coordinator = Coordinator(
+        context, world.genesis, parts.tables, parts.tracker, parts.authorities, parts.sources
+    )
+    stranger, world_id = world.actors[0].identity, world.world_id
+    batch, actions = world.batch([])
+    commit = CommitBatchRequest(world_id=world_id, batch=seal(batch, world.proposer), actions=actions)
+    acquire, term = LeaseAcquireRequest(world_id=world_id), LeaseTermRequest(world_id=world_id, term=1)
+    # Nobody decides yet: whatever is queued stays queued.
+    for _ in range(REQUESTS_WAITING_MAX + 1):
+        for ask in (
+            coordinator.commit_batch(stranger, commit),
+            coordinator.lease_acquire(stranger, acquire),
+            coordinator.lease_renew(stranger, term),
+            coordinator.lease_release(stranger, term),
+        ):
+            with pytest.raises(Denied, match="proposer"):
+                await ask
+    async with trio.open_nursery() as nursery:
+        await nursery.start(coordinator.run)
+        answer = await coordinator.lease_acquire(world.proposer.identity, acquire)
+        nursery.cancel_scope.cancel()
+    assert answer.lease is not None
