@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet
 export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check clean lock wheel vectors simulate
+.PHONY: help setup demo test check clean lock wheel vectors simulate bench fuzz
 
 help:
 	@echo "make demo [ARGS=...]      a whole network on this machine replays real flights and verifies them"
@@ -17,6 +17,8 @@ help:
 	@echo "make check                format, lint, types, architecture"
 	@echo "make setup                .venv from the lock; the others do it when it is missing or old"
 	@echo "make simulate SEEDS=200 FIRST=0   the whole loop in memory, with faults"
+	@echo "make bench [ARGS=...]     what it costs beside stock py-libp2p: --json, --quick (docs/performance.md)"
+	@echo "make fuzz INPUTS=1000000 SEED=0   mutated bytes at every decoder of the wire"
 	@echo "make vectors              write interop/vectors again; review the diff"
 	@echo "make lock | wheel | clean"
 
@@ -59,6 +61,12 @@ test: $(STAMP)
 
 simulate: $(STAMP)
 	@$(BIN)/python .ci/simulate.py --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0)
+
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(STAMP)
+	@$(BIN)/python .ci/fuzz.py --inputs $(or $(INPUTS),1000000) --seed $(or $(SEED),0)
 
 vectors: $(STAMP)
 	@$(BIN)/python .ci/vectors

@@ -139,14 +139,12 @@ class AddressBook:
         return len(self._peers)
 
     def saw(self, peer_id: bytes, addrs: Sequence[str], now_ms: int) -> None:
-        """The peer was reached by these addresses. Raises ValueError for an address that is not that peer's."""
-        for addr in addrs:
-            if parse_peer_addr(addr).peer_id != peer_id:
-                raise ValueError(f"{addr!r} is not an address of {names.peer_text(peer_id)}")
+        """The peer was reached by these addresses; one that this network cannot dial, or of another, is left out."""
+        addrs = [addr for addr in addrs if _is_addr_of(peer_id, addr)]
         earlier = self._peers.pop(peer_id, None)
         merged = dict.fromkeys((*addrs, *(() if earlier is None else earlier.addrs)))
         if not merged:
-            return
+            return  # nothing to dial it by
         last_seen_ms = now_ms if earlier is None else max(now_ms, earlier.last_seen_ms)
         self._peers[peer_id] = KnownPeer(peer_id, tuple(merged)[: self._addrs_max], last_seen_ms)
         while len(self._peers) > self._peers_max:
@@ -167,6 +165,13 @@ class AddressBook:
             for peer in self.newest_first()
         ]
         return (json.dumps({"v": 1, "peers": peers}, indent=1) + "\n").encode()
+
+
+def _is_addr_of(peer_id: bytes, addr: str) -> bool:
+    try:
+        return parse_peer_addr(addr).peer_id == peer_id
+    except ValueError:
+        return False
 
 
 class PeersFileBad(ValueError):

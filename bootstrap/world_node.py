@@ -102,6 +102,7 @@ async def run_world(
             await parts.authorities.install(installed)
         except Invalid as error:
             _log.error("world %s: the installed authority set is not taken up: %s", world_id, error)
+    _hold_places(parts)
     if parts.replica is not None:
         await parts.replica.restore(progress, partial(_bring_back, parts))
     subscriptions = await _join(context, genesis, roles)
@@ -109,6 +110,7 @@ async def run_world(
         await nursery.start(parts.authorities.run)
         await nursery.start(parts.evidence.run, subscriptions["evidence"])
         nursery.start_soon(parts.tracker.watch_epoch)
+        nursery.start_soon(_follow_places, parts)
         nursery.start_soon(parts.tracker.listen, subscriptions["head"])
         nursery.start_soon(parts.tracker.poll)
         if "block" in subscriptions:
@@ -174,6 +176,18 @@ def _compose(context: Context, genesis: Genesis, roles: frozenset[str]) -> _Part
     return _Parts(
         context, genesis, authorities, evidence, tables, epoch_tables, tracker, sources, replica, desk
     )
+
+
+def _hold_places(parts: _Parts) -> None:
+    """The network keeps places for those whom the set in force names."""
+    current = parts.authorities.current
+    parts.context.network.keep((*current.proposers, *current.executors, *current.certifiers))
+
+
+async def _follow_places(parts: _Parts) -> NoReturn:
+    while True:
+        await parts.authorities.changed.wait()
+        _hold_places(parts)
 
 
 async def _bring_back(parts: _Parts, content: bytes) -> None:

@@ -20,6 +20,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2p import names
+from p2p.addresses import dialable_ones
 from p2p.errors import Unreachable
 from p2p.network import PeerId
 
@@ -61,6 +62,7 @@ class Connections:
         rng: random.Random,
         introduce: Callable[[PeerId, bool], Awaitable[bool]],
         forget: Callable[[PeerId], None],
+        is_refused: Callable[[PeerId], bool],
     ) -> None:
         self._host = host
         self._swarm = host.get_network()
@@ -68,6 +70,7 @@ class Connections:
         self._rng = rng
         self._introduce = introduce
         self._forget = forget
+        self._is_refused = is_refused
         self._addrs: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: dict[PeerId, _Dial] = {}
         self._known: dict[PeerId, frozenset[Any]] = {}
@@ -93,13 +96,15 @@ class Connections:
         """Where a peer can be dialled: the address that worked, else what it says of itself."""
         if peer in self._addrs:
             return self._addrs[peer]
-        text = names.peer_text(peer)
         try:
             told = self._host.get_peerstore().addrs(ID(peer))
         except Exception:  # noqa: BLE001  # the peerstore raises for a peer that it does not know
             return ()
-        plain = [str(addr) for addr in told][: names.ADDRS_PER_PEER_MAX]
-        return tuple(addr if "/p2p/" in addr else f"{addr}/p2p/{text}" for addr in plain)
+        return dialable_ones(told, peer)
+
+    def proved_addrs_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Where a dial of ours has met this very peer; what it only claims may be anybody's."""
+        return self._addrs.get(peer, ())
 
     # --- dialling ------------------------------------------------------------------------------------------
 
@@ -118,6 +123,8 @@ class Connections:
     async def reach(self, peer: PeerId, addrs: Sequence[str] = ()) -> None:
         """Connected to this peer, by these addresses or by known ones. Raises Unreachable."""
         while not self.is_connected(peer):
+            if self._is_refused(peer):
+                raise Unreachable(names.peer_text(peer), "is refused for a while, for what it has sent")
             if peer in self._dialling:
                 dial = self._dialling[peer]
                 await dial.ended.wait()

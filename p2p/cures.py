@@ -1,7 +1,8 @@
 """py-libp2p 0.8.1's faults, one function each: what it does wrong, and what is done about it here.
 
-Hides: every patch of library internals in the project. Guarantees: nothing else reaches into libp2p's private parts;
-each cure names the test that fails without it, so that a newer release shows which of them can go.
+Hides: every patch of library internals in the project (stream_cures.py has those below a stream). Guarantees: nothing
+else reaches into libp2p's private parts; each cure names the test that fails without it, so that a newer release shows
+which of them can go.
 
 ALL is the table of what is in force: a test takes a cure out of it and sees the fault. Cures of the process patch
 classes and modules, once; cures of a host, of gossip and of the DHT patch one object when it is made.
@@ -27,14 +28,14 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
-from libp2p.stream_muxer.yamux import yamux
 from multiaddr import Multiaddr
 
 from p2p import names
+from p2p.standing import make_room_in_key
+from p2p.stream_cures import OF_STREAMS
 
 CURED_VERSION: Final = "0.8.1"
 RESET_S_MAX: Final = 1.0
-WINDOW_POLL_S: Final = 0.01  # the library polls its own window as often
 DELIVERIES_CLEARED_S: Final = 60.0
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 _log = logging.getLogger(__name__)
@@ -48,35 +49,6 @@ class IgnoredMessage(Exception):
 
 
 # --- cures of the process ----------------------------------------------------------------------------------
-
-
-def shield_yamux_writes() -> None:
-    """A cancelled write leaves half a noise frame or a burnt nonce, and the whole connection dies with it.
-
-    yamux.py:874 `_write_frame`, and the window update that `read` sends. Both are shielded: a frame goes out whole.
-    Test: test_cancelled_writes_do_not_kill_the_connection.
-    """
-    for owner, name in (
-        (yamux.Yamux, "_write_frame"),
-        (yamux.YamuxStream, "_auto_tune_and_send_window_update"),
-    ):
-        setattr(owner, name, _shielded(getattr(owner, name)))
-
-
-def _shielded(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def whole(*args: Any, **kwargs: Any) -> Any:
-        with trio.CancelScope(shield=True):
-            return await original(*args, **kwargs)
-
-    return whole
-
-
-def cap_receive_windows() -> None:
-    """Each read doubles a stream's window, up to 16 MiB: ten streams that nobody reads on accepted 76 MiB.
-
-    yamux.py:149. Test: test_what_a_slow_reader_is_sent_is_bounded.
-    """
-    yamux.MAX_WINDOW_SIZE = names.STREAM_WINDOW_BYTES_MAX
 
 
 def size_gossip_queues() -> None:
@@ -430,8 +402,8 @@ def widen_dht_limits(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one sha
 def bound_dht_stores(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all
     """A server keeps every record and every provider key that strangers send it, for a day or two.
 
-    value_store.py and provider_store.py have no limit of keys. Past RECORDS_HELD_MAX and PROVIDER_KEYS_HELD_MAX the
-    oldest go: whoever still means them tells them again. Test: test_what_strangers_store_is_bounded.
+    value_store.py and provider_store.py limit no keys, and a key with twenty records takes no other for 48 h. Here the
+    oldest go. Tests: test_what_strangers_store_is_bounded, test_a_full_key_takes_a_newcomer.
     """
 
     def bounded(owner: Any, name: str, held: dict[bytes, Any], keys_max: int) -> None:
@@ -440,6 +412,8 @@ def bound_dht_stores(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one sha
         def keep_and_drop(key: bytes, *args: Any, **kwargs: Any) -> Any:
             if key in held:
                 held[key] = held.pop(key)  # told again, so the youngest
+                if held is providers.providers:
+                    dropped["dht.dropped_key_full"] += make_room_in_key(held[key], str(args[0].peer_id))
             kept = keep(key, *args, **kwargs)
             while len(held) > keys_max:
                 dropped["dht.dropped_store_full"] += 1
@@ -494,8 +468,7 @@ class _NoEcho:
 # --- the table ---------------------------------------------------------------------------------------------
 
 OF_THE_PROCESS: Final = (
-    shield_yamux_writes,
-    cap_receive_windows,
+    *OF_STREAMS,
     size_gossip_queues,
     cap_messages_per_rpc,
     name_kad_protocol,
@@ -580,18 +553,3 @@ def ask_identify(host: Any, peer: ID) -> None:
     Test: test_connected_peers_find_each_other_in_the_dht.
     """
     host._schedule_identify(peer, reason="introduce")  # noqa: SLF001
-
-
-async def write_patiently(stream: Any, data: bytes) -> None:
-    """A writer is given up after 5 s without window, whatever the reader's own deadline is (yamux.py:280).
-
-    Here the window is waited for before each piece, and a piece never asks for more. Whoever owns the stream bounds the
-    wait by resetting it. Test: test_a_slow_reader_makes_the_sender_wait.
-    """
-    muxed, sent = stream.muxed_stream, 0
-    while sent < len(data):
-        while muxed.send_window <= 0 and not (muxed.closed or muxed.send_closed):  # noqa: ASYNC110  # no event to wait for
-            await trio.sleep(WINDOW_POLL_S)
-        size = min(max(muxed.send_window, 1), names.SESSION_WRITE_BATCH_BYTES_MAX)
-        await stream.write(data[sent : sent + size])
-        sent += size

@@ -17,9 +17,9 @@ from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo as LibPeerInfo
 from libp2p.records.validator import Validator
-from multiaddr import Multiaddr
 
-from p2p import names
+from p2p import cures, names
+from p2p.addresses import dialable_ones, is_peer_id
 from p2p.errors import NetworkError, RecordRefused, Unreachable
 from p2p.network import Gauge, PeerId, PeerInfo, RecordRule
 
@@ -62,7 +62,8 @@ class KadDht:
         self._grown = 0
 
     def counters(self) -> dict[str, int]:
-        return {name: count for name, count in sorted(self._counters.items()) if name.startswith("dht.")}
+        counted = self._counters + cures.dropped
+        return {name: count for name, count in sorted(counted.items()) if name.startswith("dht.")}
 
     def gauges(self) -> list[Gauge]:
         """Peers in the routing table, and what is held for others and oneself."""
@@ -157,10 +158,8 @@ class KadDht:
         distinct: dict[PeerId, PeerInfo] = {}
         for info in [*self._served(own), *found]:
             peer_id = info.peer_id.to_bytes()
-            if peer_id != self._peer_id:
-                addrs = tuple(
-                    _dialable(addr, info.peer_id) for addr in info.addrs[: names.ADDRS_PER_PEER_MAX]
-                )
+            if peer_id != self._peer_id and is_peer_id(peer_id):
+                addrs = dialable_ones(info.addrs, peer_id)
                 if addrs or peer_id not in distinct:
                     distinct[peer_id] = PeerInfo(peer_id, addrs)
         return list(distinct.values())[:count_max]
@@ -231,8 +230,3 @@ class KadDht:
         except Exception as error:
             self._counters["dht.failed"] += 1
             raise Unreachable("the DHT", f"{what} failed ({type(error).__name__})") from error
-
-
-def _dialable(addr: Multiaddr, peer_id: ID) -> str:
-    text = str(addr)
-    return text if "/p2p/" in text else f"{text}/p2p/{peer_id.to_base58()}"

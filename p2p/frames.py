@@ -276,7 +276,8 @@ def _head_cut_off(field: str, whole: bool, request_id: int | None) -> _Head | No
 def _read_rest(data: bytearray, head: _Head, end: int) -> Frame:
     if head.kind == _ERROR:
         return _read_error(data, head, end)
-    body = bytes(data[head.body_at : end])
+    with memoryview(data) as view:
+        body = bytes(view[head.body_at : end])  # copied once
     if head.kind == _REQUEST:
         return Request(head.request_id, head.method, body)
     if head.kind == _ANSWER:

@@ -70,8 +70,15 @@ class Libp2pSubscription:
 class Gossip:
     """All topics of one node."""
 
-    def __init__(self, pubsub: Pubsub, peer_id: PeerId, counters: Counter[str]) -> None:
+    def __init__(
+        self,
+        pubsub: Pubsub,
+        peer_id: PeerId,
+        counters: Counter[str],
+        judged: Callable[[PeerId, Verdict], None],
+    ) -> None:
         self._pubsub = pubsub
+        self._judged = judged
         self.peer_id: Final = peer_id
         self._counters = counters
         self._joined: dict[str, Libp2pSubscription] = {}
@@ -97,6 +104,7 @@ class Gossip:
             received = Message(topic, message.data, message.from_id, sender)
             verdict = check(received)
             self._counters[f"gossip.{_COUNTED[verdict]}"] += 1
+            self._judged(sender, verdict)
             match verdict:
                 case Verdict.IGNORE:
                     raise cures.IgnoredMessage

@@ -2,7 +2,7 @@
 
 Hides: py-libp2p. Guarantees: noise and yamux over TCP only, never plaintext or secio; the routes stand before the
 first listener; started means that real addresses are bound; leaving closes every connection within a bounded time.
-Every fault of the library is cured in cures.py. Implements docs/protocol.md, section "Connections".
+Every fault of the library is cured in cures.py and stream_cures.py. Implements docs/protocol.md, section "Connections".
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -34,8 +34,9 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 from multiaddr.utils import get_network_addrs
 
-from p2p import cures, names
-from p2p.connections import Connections
+from p2p import cures, names, stream_cures
+from p2p.admission import Admission
+from p2p.connections import Connections, split_addr
 from p2p.dht import KadDht, RuleValidator
 from p2p.errors import ListenFailed, StreamBroken, Unreachable
 from p2p.gossip import Gossip, make_gossip_router
@@ -43,6 +44,7 @@ from p2p.identity import Identity
 from p2p.network import Answer, Check, Gauge, PeerId, RecordRule, Routes, Subscription
 from p2p.request_response import RequestClient, Router
 from p2p.router import RouterLimits
+from p2p.standing import Standing
 
 CLOSE_S_MAX: Final = 5.0
 RETELL_S: Final = 0.5
@@ -59,18 +61,22 @@ class HostConfig:
     now_ms: Callable[[], int]
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()  # addresses of those for whom a place is held: configured, not only met
     router_limits: RouterLimits = field(default_factory=RouterLimits)
 
 
 class Libp2pStream:
     """A negotiated libp2p stream as a RawStream. Foreign errors are translated here, once."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, on_data: Callable[[], None]) -> None:
         self._stream = stream
+        self._on_data = on_data
 
     async def read(self, bytes_max: int) -> bytes:
         try:
-            return bytes(await self._stream.read(bytes_max))
+            data = await stream_cures.read_promptly(self._stream, bytes_max)
+            self._on_data()
+            return data
         except (StreamEOF, MuxedStreamEOF):
             return b""
         except Exception as error:
@@ -78,7 +84,7 @@ class Libp2pStream:
 
     async def write(self, data: bytes) -> None:
         try:
-            await cures.write_patiently(self._stream, data)
+            await stream_cures.write_patiently(self._stream, data)
         except Exception as error:
             raise StreamBroken(type(error).__name__) from error
 
@@ -105,6 +111,8 @@ class Libp2pNetwork:
         self._router = parts.router
         self._connections = parts.connections
         self._gossip = parts.gossip
+        self._admission = parts.admission
+        self._standing = parts.standing
         self._counters = parts.counters
         self.dht = parts.dht
 
@@ -119,12 +127,17 @@ class Libp2pNetwork:
         """Where a peer can be dialled, as far as is known."""
         return self._connections.addrs_of(peer)
 
+    def proved_addrs_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Where a dial has met this peer: these may be kept and dialled again later."""
+        return self._connections.proved_addrs_of(peer)
+
     def peers(self) -> list[PeerId]:
         return self._connections.peers()
 
     def counters(self) -> dict[str, int]:
         counted = Counter(self._counters)
         counted.update(cures.dropped)
+        counted["connections.kept_places"] = len(self._standing.kept)
         counted["connections.open"] = len(self.peers())
         return {name: count for name, count in sorted(counted.items()) if not name.startswith("dht.")}
 
@@ -135,6 +148,18 @@ class Libp2pNetwork:
             *self._gossip.gauges(),
             *self.dht.gauges(),
         ]
+
+    def keep(self, peers: Iterable[PeerId]) -> None:
+        self._standing.keep(peers)
+
+    def kept(self) -> frozenset[PeerId]:
+        return self._standing.kept
+
+    def praise(self, peer: PeerId) -> None:
+        self._standing.praise(peer)
+
+    def mark(self, peer: PeerId, reason: str) -> None:
+        self._admission.marked(peer, reason)
 
     async def connect(self, addrs: Sequence[str]) -> PeerId:
         return await self._connections.connect(addrs)
@@ -166,6 +191,8 @@ class _Parts:
     counters: Counter[str]
     router: Router
     client: RequestClient
+    standing: Standing
+    admission: Admission
     connections: Connections
     gossip: Gossip
     pubsub: Pubsub
@@ -215,6 +242,7 @@ async def _keep_up(parts: _Parts, bootstrap: Sequence[str], scope: trio.CancelSc
     """All that goes on by itself."""
     with scope:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.admission.run)
             nursery.start_soon(parts.connections.watch)
             nursery.start_soon(parts.connections.introduce_newcomers)
             nursery.start_soon(parts.connections.keep_dialled, bootstrap)
@@ -280,8 +308,10 @@ def _make_host(config: HostConfig, listen: list[Multiaddr]) -> Any:
         addrs_factory=_announced(config),
         enable_metrics=False,
         connection_config=ConnectionConfig(
-            max_connections=names.CONNECTIONS_MAX,
-            high_watermark=names.CONNECTIONS_MAX,
+            # Who connects is known after the handshake only: admission.py then decides who stays.
+            max_connections=names.CONNECTIONS_MAX + names.HANDSHAKES_MAX,
+            high_watermark=names.CONNECTIONS_MAX + names.HANDSHAKES_MAX,
+            inbound_upgrade_timeout=names.HANDSHAKE_MS_MAX / 1_000,
             min_connections=0,
             low_watermark=0,
             outbound_stream_protocol_negotiation_timeout=float(names.NEGOTIATION_S),
@@ -293,18 +323,21 @@ def _make_host(config: HostConfig, listen: list[Multiaddr]) -> Any:
 def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordRule) -> _Parts:
     counters: Counter[str] = Counter()
     peer_id = config.identity.peer_id
-    router = Router(routes, counters, limits=config.router_limits)
+    standing = Standing(_peers_of(config.kept))
+    admission = Admission(host, standing, counters)
+    router = Router(routes, counters, limits=config.router_limits, on_mark=admission.marked_on_the_wire)
     connections: Connections
 
     async def open_stream(peer: PeerId) -> Libp2pStream:
         await connections.reach(peer)
-        return await _open_stream(host, peer)
+        return await _open_stream(host, peer, lambda: admission.active(peer))
 
-    client = RequestClient(open_stream, peer_id, router, counters)
+    client = RequestClient(open_stream, peer_id, router, counters, on_mark=admission.marked_on_the_wire)
     cures.harden(host, counters)
 
     async def serve(stream: Any) -> None:
-        await router.serve(Libp2pStream(stream), stream.muxed_conn.peer_id.to_bytes())
+        peer = stream.muxed_conn.peer_id.to_bytes()
+        await router.serve(Libp2pStream(stream, lambda: admission.active(peer)), peer)
 
     host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
     mesh = make_gossip_router()
@@ -319,18 +352,27 @@ def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordR
         config.rng,
         lambda peer, is_new: _introduce(host, dht, pubsub, peer, is_new),
         dht.forget,
+        admission.is_refused,
     )
-    gossip = Gossip(pubsub, peer_id, counters)
-    return _Parts(counters, router, client, connections, gossip, pubsub, mesh, kad, dht)
+    gossip = Gossip(pubsub, peer_id, counters, admission.judged)
+    return _Parts(counters, router, client, standing, admission, connections, gossip, pubsub, mesh, kad, dht)
 
 
-async def _open_stream(host: Any, peer: PeerId) -> Libp2pStream:
+def _peers_of(addrs: Iterable[str]) -> set[PeerId]:
+    peers = set()
+    for addr in addrs:
+        with suppress(Exception):  # connections.py tells of an address that is none
+            peers.add(split_addr(addr)[1])
+    return peers
+
+
+async def _open_stream(host: Any, peer: PeerId, on_data: Callable[[], None]) -> Libp2pStream:
     lib_id, protocols = ID(peer), [TProtocol(names.RR_PROTOCOL)]
     why = ""
     for _ in range(2):  # a connection that has just died is listed for a moment: try once more
         try:
             with trio.fail_after(names.NEGOTIATION_S * 2):
-                return Libp2pStream(await host.new_stream(lib_id, protocols))
+                return Libp2pStream(await host.new_stream(lib_id, protocols), on_data)
         except trio.TooSlowError:
             why = "no stream within the deadline"
         except Exception as error:  # noqa: BLE001  # the library raises many kinds: all mean no stream

@@ -241,6 +241,8 @@ class InMemoryNetwork:
     ) -> None:
         self._hub = hub
         self._peer_id = peer_id
+        self._on_mark = on_mark
+        self._kept: frozenset[PeerId] = frozenset()
         self.counts: Counter[str] = Counter()
         self._router = Router(routes, self.counts, limits=limits, on_mark=on_mark)
         self.client = RequestClient(
@@ -282,6 +284,18 @@ class InMemoryNetwork:
             *waiting,
             *self.dht.gauges(),
         ]
+
+    def keep(self, peers: Iterable[PeerId]) -> None:
+        self._kept |= frozenset(peers)
+
+    def kept(self) -> frozenset[PeerId]:
+        return self._kept
+
+    def praise(self, peer: PeerId) -> None:
+        """A hub has room for everybody."""
+
+    def mark(self, peer: PeerId, reason: str) -> None:
+        self._on_mark(peer, reason)
 
     async def connect(self, addrs: Sequence[str]) -> PeerId:
         for addr in addrs[: names.ADDRS_PER_PEER_MAX]:

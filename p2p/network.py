@@ -8,7 +8,7 @@ Implements docs/protocol.md, sections "Request / response", "Gossip" and "DHT", 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -124,6 +124,18 @@ class DistributedNetwork(Protocol):
 
     def gauges(self) -> list[Gauge]:
         """Connections, requests and streams being served, messages waiting by topic, what the DHT holds."""
+
+    def keep(self, peers: Iterable[PeerId]) -> None:
+        """A world depends on these: places are held for them from now on, and they are never refused."""
+
+    def kept(self) -> frozenset[PeerId]:
+        """The peers that places are held for."""
+
+    def praise(self, peer: PeerId) -> None:
+        """It gave what was asked of it, and that was checked."""
+
+    def mark(self, peer: PeerId, reason: str) -> None:
+        """It said what is proved false ("false answer"): past a limit of fading marks it is refused for minutes."""
 
     async def connect(self, addrs: Sequence[str]) -> PeerId:
         """Dial multiaddrs of one peer, each ending in /p2p/<peer id>, until one works. Raises Unreachable."""

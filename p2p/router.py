@@ -337,7 +337,7 @@ class _Serving:
                 await self._take_frames(handlers, send)
                 self._rearm()
             if self._reader.mid_frame and not self._no_more.is_set():
-                self._router.mark(self._peer, "the stream ended inside a frame")
+                self._router.mark(self._peer, "unfinished")
         except StreamBroken:
             self._break()
         self._no_more.set()

@@ -179,7 +179,8 @@ def _move_agent(draft: Draft, parameters: Parameters, actor_id: bytes, asked: Mo
         return Code.MOVE_TOO_FAR
     draft.set_agent(asked.agent_id, Agent(actor_id, asked.x_cm, asked.y_cm, asked.z_cm))
     before, after = [moved.x_cm, moved.y_cm, moved.z_cm], [asked.x_cm, asked.y_cm, asked.z_cm]
-    return Happened("AgentMoved", {"agent_id": asked.agent_id, "from_cm": before, "to_cm": after})
+    # Keys in canonical order, as codec.encode takes them without sorting.
+    return Happened("AgentMoved", {"to_cm": after, "from_cm": before, "agent_id": asked.agent_id})
 
 
 def _transfer_resource(

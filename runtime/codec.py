@@ -68,8 +68,22 @@ def _check_text(text: str, field: str) -> None:
 
 
 def encode(value: Value, field: str = "value") -> bytes:
-    """The one encoding of `value`. Raises Invalid for anything outside the profile."""
-    return cbor2.dumps(_ordered(value, 0, field))
+    """The one encoding of `value`. Raises Invalid for anything outside the profile.
+
+    Records give their maps in canonical order: what is in order already is not made anew.
+    """
+    try:
+        return cbor2.dumps(
+            value if _in_order(value, 0, field, _Budget(COUNT_MAX)) else _ordered(value, 0, field)
+        )
+    except UnicodeEncodeError:
+        raise Invalid(field, "text that is no UTF-8") from None
+
+
+def encode_checked(value: Value, field: str = "value") -> bytes:
+    """As `encode`, of a map in canonical order whose values are known to be scalars of the profile."""
+    del field
+    return cbor2.dumps(value)
 
 
 def _refuse_tag(_content: Value, _immutable: bool) -> Value:
@@ -108,11 +122,13 @@ def decode(data: bytes, bytes_max: int, field: str = "value", *, items_max: int 
         RecursionError,
     ) as error:
         raise Invalid(field, f"no canonical CBOR: {_why_unread(error, len(data))}") from None
-    _check_read(value, 0, field, _Budget(items_max))
+    in_order = _in_order(value, 0, field, _Budget(items_max))
     encoded = cbor2.dumps(value)
     if encoded != data:
         if data.startswith(encoded):
             raise Invalid(field, f"{len(data) - len(encoded)} bytes after the end of the CBOR value")
+        raise Invalid(field, _NOT_CANONICAL)
+    if not in_order:
         raise Invalid(field, _NOT_CANONICAL)
     return value
 
@@ -142,45 +158,53 @@ class _Budget:
             raise Invalid(field, "more items than allowed (cbor_items_max, or the record's own limit)")
 
 
-def _check_read(value: Value, depth: int, field: str, budget: _Budget) -> None:
-    """Refuse what the profile has not, and maps out of order, in what the library has read.
+def _in_order(value: Value, depth: int, field: str, budget: _Budget) -> bool:
+    """Whether every map is in canonical order. Raises Invalid for what the profile has not; text may be no UTF-8.
 
     The same walk as `_ordered` without making the value anew: a stranger's megabyte of empty arrays is paid for here.
     """
     kind = type(value)
     if kind in _PLAIN:
-        return
+        return True
     if kind is int:
         if not INT_MIN <= value <= INT_MAX:
             raise Invalid(field, "integer outside -2^63..2^63-1")
-        return
-    if kind is not list and kind is not dict:
+        return True
+    if kind is not list and kind is not dict and kind is not tuple:
         raise Invalid(field, f"{kind.__name__} is not in the profile")
     if depth >= DEPTH_MAX:
         raise Invalid(field, f"nested deeper than {DEPTH_MAX}")
     if kind is dict:
-        _check_map(value, depth, field, budget)
-        return
+        return _map_in_order(value, depth, field, budget)
     budget.spend(len(value), field)
+    in_order = True
     for item in value:
-        if type(item) not in _PLAIN:
-            _check_read(item, depth + 1, field, budget)
+        kind = type(item)
+        if kind in _PLAIN or (kind is int and INT_MIN <= item <= INT_MAX):
+            continue
+        if not _in_order(item, depth + 1, field, budget):
+            in_order = False
+    return in_order
 
 
-def _check_map(value: dict[Any, Value], depth: int, field: str, budget: _Budget) -> None:
+def _map_in_order(value: dict[Any, Value], depth: int, field: str, budget: _Budget) -> bool:
     """Text keys, ascending by length and then by bytes: RFC 8949 section 4.2.1 for text."""
     budget.spend(2 * len(value), field)
-    before: tuple[int, bytes] = (-1, b"")
+    in_order, before, size_before = True, "", -1
     for key, item in value.items():
         if type(key) is not str:
             raise Invalid(field, "map key that is no text")
-        encoded = key.encode()
-        place = (len(encoded), encoded)
-        if place <= before:
-            raise Invalid(field, _NOT_CANONICAL)
-        before = place
-        if type(item) not in _PLAIN:
-            _check_read(item, depth + 1, f"{field}.{shortened(key)}", budget)
+        size = len(key) if key.isascii() else len(key.encode())
+        # Of equal lengths, text compares by code points as UTF-8 does by bytes.
+        if size < size_before or (size == size_before and key <= before):
+            in_order = False
+        before, size_before = key, size
+        kind = type(item)
+        if kind in _PLAIN or (kind is int and INT_MIN <= item <= INT_MAX):
+            continue
+        if not _in_order(item, depth + 1, f"{field}.{shortened(key)}", budget):
+            in_order = False
+    return in_order
 
 
 def count_items(value: Value) -> int:

@@ -6,6 +6,8 @@ A and R canonical, neither of small order, cofactorless [S]B = R + [k]A (libsodi
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import nacl.bindings as sodium
 from nacl.exceptions import BadSignatureError
 from nacl.exceptions import ValueError as SodiumValueError
@@ -15,6 +17,7 @@ from runtime.errors import Invalid
 KEY_ID_PREFIX = bytes.fromhex("002408011220")
 KEY_ID_BYTES = 38
 SIGNATURE_BYTES = 64
+VERDICTS_CACHED_MAX = 16_384  # as many as a mempool holds; about 6 MB
 _SIGN_DOMAIN = b"aw/sig/1\x00"
 
 
@@ -49,8 +52,12 @@ class SigningKey:
         return sodium.crypto_sign(message, self._secret)[:SIGNATURE_BYTES]
 
 
+@lru_cache(VERDICTS_CACHED_MAX)
 def verify(identity: bytes, record_hash: bytes, signature: bytes) -> bool:
-    """True when `signature` is `identity`'s over that record hash. Never raises for bad bytes."""
+    """True when `signature` is `identity`'s over that record hash. Never raises for bad bytes.
+
+    A node meets an envelope several times: as gateway, in gossip, in a batch. The last verdicts are kept.
+    """
     if len(signature) != SIGNATURE_BYTES or len(identity) != KEY_ID_BYTES or identity[:6] != KEY_ID_PREFIX:
         return False
     try:

@@ -8,6 +8,7 @@ Bytes: `record.to_bytes()`; hash and blob: `record.hash()`, `record.preimage()`;
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, TypeAlias
 
@@ -471,7 +472,7 @@ class Receipt(Record):
     VERSIONED: ClassVar[bool] = False
 
     envelope_hash: Hash
-    code: Annotated[str, Kind(_check_code)]
+    code: Annotated[str, Kind(_check_code, plain=True)]
     index: Annotated[int, int_between(0, limits.ACTIONS_PER_ENVELOPE_MAX - 1)] | None = None
 
 
@@ -488,7 +489,7 @@ class Event(Record):
     BYTES_MAX: ClassVar[int] = limits.EVENT_BYTES_MAX
     VERSIONED: ClassVar[bool] = False
 
-    kind: Annotated[str, Kind(_check_code)]
+    kind: Annotated[str, Kind(_check_code, plain=True)]
     envelope_hash: Hash
     index: Annotated[int, int_between(0, limits.ACTIONS_PER_ENVELOPE_MAX - 1)]
     data: Annotated[dict[str, Any], Kind(_check_map)]
@@ -516,6 +517,7 @@ class BlockAnnounce:
 # --- lists of envelopes ------------------------------------------------------------------------------------
 
 Envelope: TypeAlias = Sealed[ActionEnvelope]
+LISTS_CACHED_MAX = 4  # of at most BATCH_BYTES_CEILING each
 
 
 def encode_envelopes(envelopes: list[Envelope]) -> bytes:
@@ -524,11 +526,21 @@ def encode_envelopes(envelopes: list[Envelope]) -> bytes:
 
 
 def decode_envelopes(data: bytes, bytes_max: int, count_max: int, field: str = "envelopes") -> list[Envelope]:
-    """Well-formed envelopes of a canonical list; signatures are not verified here. Raises Invalid."""
+    """Well-formed envelopes of a canonical list; signatures are not verified here. Raises Invalid.
+
+    The last few lists are kept: a node that certifies, executes and serves meets each of its batches several times.
+    """
+    return list(_decoded_envelopes(data, bytes_max, count_max, field))
+
+
+@lru_cache(LISTS_CACHED_MAX)
+def _decoded_envelopes(data: bytes, bytes_max: int, count_max: int, field: str) -> tuple[Envelope, ...]:
     value = codec.decode(data, bytes_max, field, items_max=len(data))  # each envelope has a limit of its own
     if type(value) is not list or len(value) > count_max:
         raise Invalid(field, f"must be a list of at most {count_max} envelopes")
-    return [sealed_from_value(ActionEnvelope, item, f"{field}[{index}]") for index, item in enumerate(value)]
+    return tuple(
+        sealed_from_value(ActionEnvelope, item, f"{field}[{index}]") for index, item in enumerate(value)
+    )
 
 
 __all__ = [

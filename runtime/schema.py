@@ -37,6 +37,7 @@ class Kind:
     check: Callable[[Any, str], None]
     pack: Callable[[Any], codec.Value] = _same
     unpack: Callable[[codec.Value, str], Any] = _as_read
+    plain: bool = False  # what passes the check is a scalar that the encoding has as it is
 
 
 # --- scalars -----------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def bytes_of(count: int) -> Kind:
         if type(value) is not bytes or len(value) != count:
             raise Invalid(field, f"must be {count} bytes")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def int_between(low: int, high: int) -> Kind:
@@ -59,7 +60,7 @@ def int_between(low: int, high: int) -> Kind:
         if type(value) is not int or not low <= value <= high:
             raise Invalid(field, f"must be an integer {low}..{high}")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def text_matching(pattern: re.Pattern[str]) -> Kind:
@@ -69,7 +70,7 @@ def text_matching(pattern: re.Pattern[str]) -> Kind:
         if type(value) is not str or pattern.fullmatch(value) is None:
             raise Invalid(field, f"must match {pattern.pattern}")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def bytes_between(low: int, high: int) -> Kind:
@@ -79,7 +80,7 @@ def bytes_between(low: int, high: int) -> Kind:
         if type(value) is not bytes or not low <= len(value) <= high:
             raise Invalid(field, f"must be {low}..{high} bytes")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def text_upto(high: int) -> Kind:
@@ -99,7 +100,7 @@ def one_of(*words: str) -> Kind:
         if type(value) is not str or value not in words:
             raise Invalid(field, f"must be one of {', '.join(words)}")
 
-    return Kind(check)
+    return Kind(check, plain=True)
 
 
 def _check_bool(value: Any, field: str) -> None:
@@ -114,14 +115,14 @@ def _check_key_id(value: Any, field: str) -> None:
 
 Hash: TypeAlias = Annotated[bytes, bytes_of(codec.HASH_BYTES)]
 Signature: TypeAlias = Annotated[bytes, bytes_of(SIGNATURE_BYTES)]
-KeyId: TypeAlias = Annotated[bytes, Kind(_check_key_id)]
+KeyId: TypeAlias = Annotated[bytes, Kind(_check_key_id, plain=True)]
 WorldId: TypeAlias = Annotated[str, text_matching(_WORLD_ID)]
 Name: TypeAlias = Annotated[str, text_matching(_NAME)]
 Count: TypeAlias = Annotated[int, int_between(0, limits.COUNT_MAX)]
 Height: TypeAlias = Annotated[int, int_between(1, limits.COUNT_MAX)]
 Amount: TypeAlias = Annotated[int, int_between(0, limits.AMOUNT_MAX)]
 Coordinate: TypeAlias = Annotated[int, int_between(-limits.COORDINATE_CM_MAX, limits.COORDINATE_CM_MAX)]
-Flag: TypeAlias = Annotated[bool, Kind(_check_bool)]
+Flag: TypeAlias = Annotated[bool, Kind(_check_bool, plain=True)]
 
 HASH: Kind = get_args(Hash)[1]
 SIGNATURE: Kind = get_args(Signature)[1]
@@ -191,33 +192,52 @@ def nested(record: type[Record]) -> Kind:
 # --- records -----------------------------------------------------------------------------------------------
 
 
-_KINDS: dict[type, tuple[tuple[str, Kind, bool], ...]] = {}
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What is asked of a record's fields again and again, worked out once for each class."""
+
+    checks: tuple[tuple[str, Callable[[Any, str], None], bool, str], ...]  # name, check, optional, path
+    packs: tuple[tuple[str, Callable[[Any], codec.Value] | None], ...]  # in canonical order; None: as it is
+    reads: tuple[tuple[str, Callable[[codec.Value, str], Any] | None, bool], ...]  # None: as it is
+    plain: bool  # all fields are
 
 
-def _kinds(record: type[Record]) -> tuple[tuple[str, Kind, bool], ...]:
-    """(name, kind, optional) of every field, in the order of declaration."""
-    if record in _KINDS:
-        return _KINDS[record]
+_LAYOUTS: dict[type, _Layout] = {}
+
+
+def _layout(record: type[Record]) -> _Layout:
+    """The layout of a class, from its annotations."""
+    if record in _LAYOUTS:
+        return _LAYOUTS[record]
     hints = get_type_hints(record, include_extras=True)
-    found = []
+    kinds: dict[str, tuple[Kind, bool]] = {}
     for item in fields(record):  # type: ignore[arg-type]  # every Record subclass is a dataclass
         hint, optional = hints[item.name], False
         if get_origin(hint) is not Annotated:  # `Kind | None`
             inner = [arg for arg in get_args(hint) if arg is not type(None)]
             hint, optional = inner[0], True
-        found.append(
-            (item.name, next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional)
-        )
-    _KINDS[record] = tuple(found)
-    return _KINDS[record]
+        kinds[item.name] = next(meta for meta in get_args(hint)[1:] if isinstance(meta, Kind)), optional
+    in_order = sorted(kinds, key=lambda name: (len(name), name))
+    found = _LAYOUTS[record] = _Layout(
+        tuple(
+            (name, kind.check, optional, f"{record.NAME}.{name}") for name, (kind, optional) in kinds.items()
+        ),
+        tuple((name, None if kinds[name][0].pack is _same else kinds[name][0].pack) for name in in_order),
+        tuple(
+            (name, None if kind.unpack is _as_read else kind.unpack, optional)
+            for name, (kind, optional) in kinds.items()
+        ),
+        all(kind.plain for kind, _optional in kinds.values()),
+    )
+    return found
 
 
 def wrong_fields(record: type[Record], values: Mapping[str, Any]) -> Iterator[Invalid]:
     """What is wrong with each of these fields by itself; making the record raises for the first one only."""
-    for name, kind, _optional in _kinds(record):
+    for name, check, _optional, path in _layout(record).checks:
         if name in values:
             try:
-                kind.check(values[name], f"{record.NAME}.{name}")
+                check(values[name], path)
             except Invalid as error:
                 yield error
 
@@ -238,22 +258,22 @@ class Record:
     CLOSED: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, kind, optional in _kinds(type(self)):
+        for name, check, optional, path in _layout(type(self)).checks:
             value = getattr(self, name)
             if not (optional and value is None):
-                kind.check(value, f"{self.NAME}.{name}")
+                check(value, path)
         self.check()
 
     def check(self) -> None:
         """Rules between fields; raises Invalid. The default has none."""
 
     def to_value(self) -> dict[str, codec.Value]:
-        """The record as a CBOR map."""
+        """The record as a CBOR map, its keys in canonical order."""
         packed: dict[str, codec.Value] = {"v": VERSION} if self.VERSIONED else {}
-        for name, kind, _optional in _kinds(type(self)):
+        for name, pack in _layout(type(self)).packs:
             item = getattr(self, name)
             if item is not None:
-                packed[name] = kind.pack(item)
+                packed[name] = item if pack is None else pack(item)
         return packed
 
     def to_bytes(self) -> bytes:
@@ -261,7 +281,8 @@ class Record:
         try:
             return self._bytes
         except AttributeError:
-            body = codec.encode(self.to_value(), self.NAME)
+            encode = codec.encode_checked if _layout(type(self)).plain else codec.encode
+            body = encode(self.to_value(), self.NAME)
             if len(body) > self.BYTES_MAX:
                 raise Invalid(self.NAME, f"{len(body)} bytes, at most {self.BYTES_MAX}") from None
             object.__setattr__(self, "_bytes", body)
@@ -292,18 +313,17 @@ class Record:
                 raise Invalid(f"{field}.v", "must be an integer")
             if version != VERSION:
                 raise UnknownVersion(field, version)
-        known = {"v"} if cls.VERSIONED else set()
         read: dict[str, Any] = {}
-        for name, kind, optional in _kinds(cls):
-            known.add(name)
+        for name, unpack, optional in _layout(cls).reads:
             if name in value:
-                read[name] = kind.unpack(value[name], f"{field}.{name}")
-                if read[name] is None:
+                item = value[name]
+                read[name] = item if unpack is None else unpack(item, f"{field}.{name}")
+                if item is None:
                     raise Invalid(f"{field}.{name}", "null: an optional field is absent instead")
             elif not optional:
                 raise Invalid(f"{field}.{name}", "is missing")
-        if cls.CLOSED and len(value) != sum(1 for name in value if name in known):
-            extra = min(name for name in value if name not in known)
+        if cls.CLOSED and len(value) != len(read) + cls.VERSIONED:
+            extra = min(name for name in value if name not in read and not (cls.VERSIONED and name == "v"))
             raise Invalid(f"{field}.{codec.shortened(extra)}", "is no field of this record")
         return cls(**read)
 

@@ -20,14 +20,25 @@ TOP_LEVEL = {
     "pyproject.toml", "p2p", "runtime", "bootstrap", "tests", "interop", "README.md",
     "docs", "examples", "benchmarks", "deploy", "Makefile", ".ci", ".gitignore", "LICENSE", "CHANGELOG.md",
 }  # fmt: skip
-LIBP2P_FILES = {f"p2p/{name}.py" for name in ("host", "cures", "connections", "gossip", "dht", "identity")}
+LIBP2P_FILES = {
+    f"p2p/{name}.py" for name in ("host", "cures", "stream_cures", "connections", "gossip", "dht", "identity")
+}
 TRIO_FILES = LIBP2P_FILES | {
     f"p2p/{name}.py"
-    for name in ("request_response", "router", "sessions", "streamed", "streams", "memory", "memory_streams")
+    for name in (
+        "admission",
+        "request_response",
+        "router",
+        "sessions",
+        "streamed",
+        "streams",
+        "memory",
+        "memory_streams",
+    )
 }
 IO_FILES = {f"runtime/{name}.py" for name in ("durable", "local_cas", "lmdb_blobs", "world_db", "db_check")}
 PORTS = {"p2p/network.py"}  # names what is awaited, and awaits nothing
-PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames")}
+PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames", "addresses", "standing")}
 IMPURE_MODULES = {
     "time",
     "random",

@@ -27,9 +27,16 @@ from runtime.schema import Record
 OVERSIZE_SHOWN_BYTES_MAX = 1024  # a larger refusal would say no more, and fill the file
 
 
+def as_declared(record: Record) -> dict[str, Any]:
+    """The record's map with its keys in the order of declaration, in which the vectors go through them."""
+    value = record.to_value()
+    names = ("v", *(item.name for item in fields(record)))  # type: ignore[arg-type]  # every Record is a dataclass
+    return {name: value[name] for name in names if name in value}
+
+
 def bad_bytes(record: Record) -> dict[str, Any]:
     """What must be refused in the place of a good record, and what must be ignored."""
-    value, decode = record.to_value(), type(record).from_bytes
+    value, decode = as_declared(record), type(record).from_bytes
     good = codec.encode(value)
     candidates = [*broken_encodings(value), *broken_fields(record)]
     if record.BYTES_MAX <= OVERSIZE_SHOWN_BYTES_MAX:
@@ -74,7 +81,7 @@ def broken_encodings(value: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 
 def broken_fields(record: Record) -> Iterator[tuple[str, bytes]]:
     """(reason, bytes): canonical bytes of maps that break a rule of the record."""
-    value = record.to_value()
+    value = as_declared(record)
     optional = [item.name for item in fields(record) if item.default is None]  # type: ignore[arg-type]
 
     def change(name: str, item: Any) -> bytes:

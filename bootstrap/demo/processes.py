@@ -92,7 +92,7 @@ class NodeProcess:
 
 
 class Network:
-    """All nodes of the demo, or of another layout (name to roles)."""
+    """All nodes of the demo, or of another layout: name -> roles."""
 
     def __init__(
         self,

@@ -31,8 +31,9 @@ from runtime.messages import (
 from runtime.records import ActionBatch, AuthoritySet, Commit, Genesis, LeaseGrant, Resume, Sealed, seal
 from runtime.sequencing import Certified, LeaseManager, certify, check_memory, refreshed, resumed_commit
 from runtime.services.authorities import Authorities
+from runtime.services.blobs import fetch_blob
 from runtime.services.context import Context
-from runtime.services.fetch import Sources, ask_first, fetch_blob
+from runtime.services.fetch import Sources, ask_first
 from runtime.services.heads import HeadTracker
 from runtime.services.lease_store import Kept, LeaseStore, Overtaken, Resumed
 from runtime.services.methods import Handlers
@@ -140,7 +141,7 @@ class Coordinator:
                 _log.warning("this node's identity is not the certifier of epoch %d: it waits", current.epoch)
             elif not self._epochs.is_halted:
                 try:
-                    if (await self._read()).epoch < current.epoch:
+                    if current.epoch and (await self._read()).epoch < current.epoch:
                         await self._take_over(current)
                         continue
                 except Corrupt:

@@ -15,8 +15,9 @@ from typing import Final, NoReturn
 import trio
 
 from runtime.errors import Missing, StoreFull
+from runtime.services.blobs import fetch_blob
 from runtime.services.context import Context
-from runtime.services.fetch import Sources, fetch_blob
+from runtime.services.fetch import Sources
 
 HEAL_POLL_S: Final = 1.0
 HEAL_RETRY_S: Final = 5.0

@@ -41,9 +41,10 @@ from runtime.records import (
     seal,
 )
 from runtime.services.authorities import Authorities
+from runtime.services.blobs import fetch_blob, fetch_from
 from runtime.services.context import Context, Signal
 from runtime.services.evidence import EvidenceKeeper, tell_roots
-from runtime.services.fetch import TRY_MS, Sources, ask_first, call, fetch_blob, fetch_from
+from runtime.services.fetch import TRY_MS, Sources, ask_first, call
 from runtime.services.follow import look_for_fork
 from runtime.services.heads import HeadTracker
 from runtime.services.methods import Handlers

@@ -2,7 +2,9 @@
 
 Hides: which peers serve a world, in what order to try them, and who is resting after a failure.
 Guarantees: nothing returned was not checked; a peer whose bytes were false is marked and tried last; every try has a
-deadline and every answer a byte limit. When nobody helped, Missing says what was tried.
+deadline and every answer a byte limit. Provider records are free for anybody to make: half of the places belong to
+peers that are connected or have helped before, and who fails rests longer each time, so that however many strangers
+say that they provide a world, an honest provider's turn comes. When nobody helped, Missing says what was tried.
 Implements docs/protocol.md, sections "Methods" (client side) and "DHT" (providers).
 """
 
@@ -10,26 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
 from p2p import names
-from p2p.errors import AnswerTooLarge, NetworkError, RequestFailed
+from p2p.errors import NetworkError, RequestFailed, Unreachable
 from p2p.network import PeerId, PeerInfo
-from runtime import codec, genesis, limits
-from runtime.errors import Invalid, Missing, WorldError
-from runtime.messages import BlobEnd, BlobRequest, Body
+from runtime import genesis, limits
+from runtime.errors import HashMismatch, Missing, WorldError
+from runtime.messages import Body
 from runtime.services.context import Context
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Body)
 
 TRY_MS: Final = 10_000
+REACH_MS: Final = 5_000  # to connect to a provider, all its addresses together
+REST_MS_MAX: Final = 600_000
 FALSE_ANSWER_REST_MS: Final = 60_000
 PROVIDERS_FRESH_MS: Final = 15_000
 PROVIDERS_RETRY_MS: Final = 2_000  # a false head asks for what nobody has: that must not cost a look-up each
-BLOB_BYTES_MAX: Final = 64 << 20
 PEERS_REMEMBERED_MAX: Final = 1_024
 
 
@@ -40,27 +43,43 @@ class Sources:
     context: Context
     world_id: str
     known: dict[PeerId, PeerInfo] = field(default_factory=dict)
+    helped: dict[PeerId, None] = field(default_factory=dict)  # the last to help stands last
     rests_until_ms: dict[PeerId, int] = field(default_factory=dict)
+    failures: dict[PeerId, int] = field(default_factory=dict)  # in a row
     asked_at_ms: int = -PROVIDERS_FRESH_MS
     fresh_ms: int = PROVIDERS_FRESH_MS  # for so long a look-up is good
 
     async def candidates(self) -> list[PeerId]:
-        """Peers to ask, best first: rested before resting, providers before others, then by a seeded shuffle."""
+        """Peers to ask, best first: rested before resting, near before far, then by a seeded shuffle.
+
+        Near is who is connected or has helped; the far ones have a provider record and no more. Each kind has half
+        of the places, and what the other leaves.
+        """
         now_ms = self.context.now_ms()
         if not 0 <= now_ms - self.asked_at_ms < self.fresh_ms:
             await self._look_up()
-        connected = self.context.network.peers()
+        connected = set(self.context.network.peers())
         peers = sorted({*self.known, *connected} - {self.context.peer_id})
         self.context.rng.shuffle(peers)
-        online = set(connected)
-        peers.sort(
-            key=lambda peer: (
-                self.rests_until_ms.get(peer, 0) > now_ms,
-                peer not in self.known,
-                peer not in online,
-            )
+        peers.sort(key=lambda peer: self._rank(peer, connected, now_ms))
+        near = [peer for peer in peers if peer in connected or peer in self.helped]
+        far = [peer for peer in peers if peer not in connected and peer not in self.helped]
+        places = limits.FETCH_PROVIDERS_MAX
+        of_far = min(len(far), max(places // 2, places - len(near)))
+        chosen = [*near[: places - of_far], *far[:of_far]]
+        return sorted(chosen, key=lambda peer: self._is_resting(peer, now_ms))
+
+    def _rank(self, peer: PeerId, connected: set[PeerId], now_ms: int) -> tuple[bool, ...]:
+        return (
+            self._is_resting(peer, now_ms),
+            peer not in self.helped,
+            peer not in connected,
+            peer not in self.known,
+            peer not in self.context.network.kept(),
         )
-        return peers[: limits.FETCH_PROVIDERS_MAX]
+
+    def _is_resting(self, peer: PeerId, now_ms: int) -> bool:
+        return self.rests_until_ms.get(peer, 0) > now_ms
 
     async def _look_up(self) -> None:
         # Noted before the answer: tasks that come meanwhile go by what is known, one look-up serves them all.
@@ -83,14 +102,39 @@ class Sources:
     async def reach(self, peer: PeerId) -> None:
         """Connect to a provider that only its record told us of. Raises Unreachable."""
         info = self.known.get(peer)
-        if info is not None and info.addrs and peer not in self.context.network.peers():
+        if info is None or not info.addrs or peer in self.context.network.peers():
+            return
+        with trio.move_on_after(REACH_MS / 1_000):
             await self.context.network.connect(info.addrs)
+            return
+        raise Unreachable(names.peer_text(peer), f"no connection within {REACH_MS} ms")
 
     def rest(self, peer: PeerId, rest_ms: int) -> None:
         """Try this peer last for a while."""
-        if len(self.rests_until_ms) >= PEERS_REMEMBERED_MAX:
-            del self.rests_until_ms[min(self.rests_until_ms, key=lambda p: (self.rests_until_ms[p], p))]
+        self.rests_until_ms.pop(peer, None)
         self.rests_until_ms[peer] = self.context.now_ms() + rest_ms
+        _forget_first(self.rests_until_ms)
+
+    def failed(self, peer: PeerId, took_ms: int) -> None:
+        """It did not help: it rests longer than its try took, twice as long each time in a row."""
+        self.failures[peer] = self.failures.pop(peer, 0) + 1
+        _forget_first(self.failures)
+        first_ms = max(limits.FETCH_COOLDOWN_MS, 2 * took_ms)
+        self.rest(peer, min(first_ms << min(self.failures[peer] - 1, 16), REST_MS_MAX))
+
+    def praise(self, peer: PeerId) -> None:
+        """It helped: the next request may begin with it."""
+        self.context.network.praise(peer)
+        self.failures.pop(peer, None)
+        self.helped.pop(peer, None)
+        self.helped[peer] = None
+        _forget_first(self.helped)
+
+
+def _forget_first(remembered: dict[PeerId, Any]) -> None:
+    """At most PEERS_REMEMBERED_MAX: strangers can have any number of names."""
+    while len(remembered) > PEERS_REMEMBERED_MAX:
+        del remembered[next(iter(remembered))]
 
 
 async def call(
@@ -115,56 +159,32 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
     """
     tried = []
     for peer in await sources.candidates():
+        began_s = trio.current_time()
         try:
             await sources.reach(peer)
-            return await ask(peer)
+            found = await ask(peer)
         except RequestFailed as failure:
             tried.append(failure.code.name)
             if failure.retryable:
                 sources.rest(peer, max(limits.FETCH_COOLDOWN_MS, failure.retry_after_ms))
         except NetworkError as error:
             tried.append(type(error).__name__)
-            sources.rest(peer, limits.FETCH_COOLDOWN_MS)
+            sources.failed(peer, int((trio.current_time() - began_s) * 1_000))
         except Missing:  # it has something else, or less: no fault of its
             tried.append("not held")
         except WorldError as error:
             tried.append(f"false answer ({error})")
             sources.context.counters["fetch.false_answer"] += 1
+            if isinstance(
+                error, HashMismatch
+            ):  # else it may be the head, the epoch or the version that differs
+                sources.context.network.mark(peer, "false answer")
             sources.rest(peer, FALSE_ANSWER_REST_MS)
+        else:
+            sources.praise(peer)
+            return found
     sources.forget_lookup()
     raise Missing(what, f"{key} ({len(tried)} peers tried: {', '.join(tried) or 'none known'})")
-
-
-async def fetch_from(context: Context, peer: PeerId, content_id: bytes, bytes_max: int) -> bytes:
-    """A whole blob from one peer, its hash checked. Raises p2p errors, or Invalid when the bytes are false."""
-    data = bytearray()
-    request = BlobRequest(content_hash=content_id)
-    async with context.network.request_parts(
-        peer, "fetch_blob", request.to_bytes(), deadline_ms=TRY_MS, bytes_max=bytes_max
-    ) as answer:
-        while (part := await answer.part()) is not None:
-            data += part
-            if len(data) > bytes_max:
-                raise AnswerTooLarge(peer.hex(), "fetch_blob", bytes_max)
-        end = BlobEnd.from_bytes(answer.last)
-    if end.size != len(data) or codec.content_id(bytes(data)) != content_id:
-        raise Invalid("fetch_blob", f"{len(data)} bytes that are not blob {content_id.hex()}")
-    context.counters["fetch.blobs"] += 1
-    context.counters["fetch.bytes"] += len(data)
-    return bytes(data)
-
-
-async def fetch_blob(sources: Sources, content_id: bytes, bytes_max: int = BLOB_BYTES_MAX) -> bytes:
-    """A blob by content id: from the own store, else from any source. Raises Missing."""
-    context = sources.context
-    own = context.blobs.find(content_id)
-    if own is not None:
-        return own
-
-    async def ask(peer: PeerId) -> bytes:
-        return await fetch_from(context, peer, content_id, bytes_max)
-
-    return await ask_any(sources, "blob", content_id.hex(), ask)
 
 
 async def ask_first(

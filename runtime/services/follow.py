@@ -20,13 +20,14 @@ import trio
 from p2p.errors import Code, RequestFailed
 from p2p.names import peer_text
 from runtime import chain, codec, limits, world
-from runtime.errors import Diverged, Invalid, Missing, UnknownVersion, WorldError
+from runtime.errors import Diverged, HashMismatch, Invalid, Missing, UnknownVersion, WorldError
 from runtime.evidence import WrongRootProof, is_fork
 from runtime.messages import BatchAnswer, BatchRequest, BlocksRequest, BundleAnswer, BundleRequest
 from runtime.records import ActionBatch, Commit, Envelope, Resume, Sealed, WorldBlock, WorldHeadAnnounce
 from runtime.services.authorities import Authorities
+from runtime.services.blobs import fetch_blob, fetch_from
 from runtime.services.evidence import EvidenceKeeper
-from runtime.services.fetch import TRY_MS, Sources, ask_any, ask_first, call, fetch_blob, fetch_from
+from runtime.services.fetch import TRY_MS, Sources, ask_any, ask_first, call
 from runtime.services.heads import HeadTracker
 from runtime.services.replica import Applied, Progress, Replica
 from runtime.services.resume import is_resumed, resume, shared_height
@@ -346,7 +347,7 @@ def _checked_bundle(block_hash: bytes, answer: BundleAnswer) -> dict[bytes, byte
     for index, blob in enumerate(answer.blobs):
         content_id = codec.content_id(blob)
         if content_id != expected[index]:
-            raise Invalid(f"get_bundle.blobs[{index}]", f"is not blob {expected[index].hex()}")
+            raise HashMismatch(expected[index], content_id)
         held[content_id] = blob
         if index == 0:
             block = WorldBlock.from_preimage(blob)

@@ -21,8 +21,9 @@ from runtime.errors import Corrupt, Invalid, Missing, WorldError
 from runtime.messages import SubmitAnswer, SubmitRequest
 from runtime.records import ActionBatch, AuthoritySet, Envelope, Resume
 from runtime.services.authorities import Authorities
+from runtime.services.blobs import fetch_blob
 from runtime.services.context import Context
-from runtime.services.fetch import Sources, call, fetch_blob
+from runtime.services.fetch import Sources, call
 from runtime.services.replica import Replica
 
 BATCH_BLOB_BYTES_MAX: Final = limits.BATCH_BYTES_MAX + 64

@@ -47,9 +47,10 @@ from runtime.records import (
 )
 from runtime.sequencing import ActionMempool, Gap
 from runtime.services.authorities import Authorities
+from runtime.services.blobs import fetch_from
 from runtime.services.context import Context
 from runtime.services.evidence import EvidenceKeeper
-from runtime.services.fetch import call, fetch_from, sleep_ms
+from runtime.services.fetch import call, sleep_ms
 from runtime.services.gateway import refusal
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica

@@ -197,9 +197,13 @@ class Stranger:
 
 @asynccontextmanager
 async def _open_stranger(
-    number: int = 200, *, listen: Sequence[str] = LOOPBACK, handlers: Mapping[str, Any] | None = None
+    number: int = 200,
+    *,
+    listen: Sequence[str] = LOOPBACK,
+    handlers: Mapping[str, Any] | None = None,
+    pair: Any = None,
 ) -> AsyncIterator[Stranger]:
-    pair = create_new_key_pair(bytes([number]) * 32)
+    pair = pair or create_new_key_pair(bytes([number]) * 32)
     listen_addrs = [Multiaddr(addr) for addr in listen]
     host = libp2p.new_host(
         key_pair=pair,

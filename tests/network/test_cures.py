@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p import cures
+from p2p import cures, stream_cures
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -42,9 +42,10 @@ def test_a_cure_says_where_the_fault_is_and_names_tests_that_exist(name):
 def test_every_cure_stands_in_the_table():
     takes_part = {
         name
-        for name, function in vars(cures).items()
+        for module in (cures, stream_cures)
+        for name, function in vars(module).items()
         if inspect.isfunction(function)
-        and function.__module__ == cures.__name__
+        and function.__module__ == module.__name__
         and not name.startswith("_")
         and re.search(r"Tests?: ", inspect.getdoc(function) or "")
     }
@@ -52,6 +53,7 @@ def test_every_cure_stands_in_the_table():
         "ask_identify",
         "clear_recent_deliveries",
         "deliver_to",
+        "read_promptly",
         "write_patiently",
     }
     assert takes_part - called_by_name == set(cures.ALL)

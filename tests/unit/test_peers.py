@@ -80,12 +80,14 @@ def test_the_book_forgets_whom_it_saw_longest_ago_and_the_oldest_addresses() -> 
     assert book.newest_first()[1].addrs == (addr(1, 3), addr(1, 2))
 
 
-def test_an_address_of_another_peer_is_not_remembered() -> None:
+def test_an_address_of_another_peer_or_that_nobody_can_dial_is_not_remembered() -> None:
     book = AddressBook()
-    with pytest.raises(ValueError, match="is not an address of"):
-        book.saw(peer(1), [addr(2)], 1)
+    quic = addr(1).replace("/tcp/", "/udp/") + "/quic-v1"
+    book.saw(peer(1), [addr(2), quic, "", "\udcff"], 1)
     book.saw(peer(1), [], 1)
     assert len(book) == 0
+    book.saw(peer(1), [addr(2), addr(1)], 1)
+    assert book.newest_first()[0].addrs == (addr(1),)
 
 
 def test_the_book_outlives_a_run(tmp_path: Path) -> None:
