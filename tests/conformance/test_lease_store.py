@@ -9,7 +9,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,22 +19,27 @@ import trio
 from bootstrap.demo.etcd_process import MISSING, EtcdProcess, open_etcd
 from p2p.errors import Code
 from runtime import codec, limits
+from runtime.epoch_tables import EpochTables
 from runtime.errors import Busy, Corrupt, Denied, Mismatch, Missing, Unavailable
 from runtime.messages import (
+    BatchAnswer,
     BatchRequest,
     CommitBatchRequest,
     LeaseAcquireRequest,
     LeaseTermRequest,
     WorldRequest,
 )
-from runtime.records import ActionBatch, Commit, LeaseGrant, Sealed, seal
+from runtime.records import ActionBatch, Commit, LeaseGrant, Resume, Sealed, SignedAuthorities, seal
 from runtime.services import as_failure
 from runtime.services import etcd as etcd_module
+from runtime.services.authorities import Authorities
 from runtime.services.context import Context
 from runtime.services.coordinator import Coordinator
 from runtime.services.etcd import ACTIONS_KEPT_MAX, EtcdClient, EtcdLeaseStore, open_http
+from runtime.services.evidence import EvidenceKeeper
+from runtime.services.fetch import Sources
 from runtime.services.heads import HeadTracker
-from runtime.services.lease_store import EmbeddedLeaseStore, Kept, LeaseStore, Overtaken, claim
+from runtime.services.lease_store import EmbeddedLeaseStore, Kept, LeaseStore, Overtaken, Resumed, claim
 from runtime.world_db import LmdbWorldDb
 from runtime.world_tables import WorldTables
 
@@ -53,11 +58,15 @@ class Place:
     stack: AsyncExitStack
     etcd: EtcdProcess | None
     now_ms: int = 1_000_500
+    databases: dict[str, LmdbWorldDb] = field(default_factory=dict)
 
     async def open(self, process: str = "one") -> tuple[Context, LeaseStore]:
         """A store as one process sees it. On etcd each process has a database of its own."""
         name = "shared" if self.etcd is None else process
-        db = self.stack.enter_context(closing(LmdbWorldDb(self.directory / name, map_bytes=1 << 28)))
+        if name not in self.databases:  # LMDB: opened once in a process
+            (self.directory / name).mkdir()
+            self.databases[name] = self.stack.enter_context(closing(LmdbWorldDb(self.directory / name)))
+        db = self.databases[name]
         unused = cast("Any", None)
         key = self.world.certifier
         context = Context(unused, unused, unused, db, key, lambda: self.now_ms, random.Random(0), _in_thread)
@@ -85,6 +94,12 @@ class Place:
             certifier_id=self.world.certifier.identity,
         )
 
+    def resumed(self, kept: Kept, epoch: int) -> Resumed:
+        """The last batch that is kept, for an epoch that resumes from it."""
+        assert kept.batch is not None
+        assert kept.commit is not None
+        return Resumed(kept.batch, b"\x80", replace(kept.commit, epoch=epoch, as_of_ms=self.now_ms + 1))
+
     def batch(
         self, kept: Kept, actions: bytes = b"\x80", term: int = 1, stamp_ms: int = 1_000_100
     ) -> tuple[Sealed[ActionBatch], bytes, Commit]:
@@ -92,7 +107,7 @@ class Place:
         header = self.world.genesis.header
         record = ActionBatch(
             world_id=self.world.world_id,
-            epoch=0,
+            epoch=kept.epoch,
             term=term,
             height=kept.height + 1,
             prev_batch_hash=header.hash() if kept.batch is None else kept.batch.hash(),
@@ -105,7 +120,7 @@ class Place:
         batch = seal(record, self.world.proposer)
         commit = Commit(
             world_id=record.world_id,
-            epoch=0,
+            epoch=kept.epoch,
             term=term,
             height=record.height,
             batch_hash=batch.hash(),
@@ -213,6 +228,60 @@ class TestStore:
         with pytest.raises(Overtaken):
             await two.put_commit(kept, *place.batch(kept))
 
+    async def test_an_epoch_begins_with_what_it_keeps_and_nothing_above(self, place: Place) -> None:
+        one, two = await place.pair()
+        kept = at_two = await one.put_lease(Kept(), place.lease())
+        for height in range(1, 5):
+            kept = await one.put_commit(kept, *place.batch(kept, stamp_ms=1_000_100 + height))
+            at_two = kept if height == 2 else at_two
+        first = await two.certified(1)
+        last = place.resumed(at_two, epoch=3)
+        begun = await one.put_resumed(kept, 3, last)
+        assert begun == Kept(place.lease(), last.batch, last.commit, 3)
+        for store in (one, two):
+            assert await store.read() == begun
+            assert await store.certified(2) == (last.batch, last.commit)
+            assert await store.certified(1) == first, "what the epoch keeps stays"
+            assert await store.certified(3) is None
+            assert await store.certified(4) is None
+        with pytest.raises(Overtaken):  # who judged by the old epoch writes nothing
+            await two.put_commit(kept, *place.batch(kept))
+        with pytest.raises(Overtaken):
+            await two.put_commit(at_two, *place.batch(at_two))
+        with pytest.raises(Overtaken):
+            await two.put_resumed(kept, 3, last)
+        batch, actions, commit = place.batch(begun, stamp_ms=1_000_900)
+        assert await two.put_commit(begun, batch, actions, commit) == await one.read()
+        assert await one.certified(3) == await two.certified(3) == (batch, commit)
+
+    async def test_an_epoch_that_keeps_nothing_begins_with_the_genesis(self, place: Place) -> None:
+        one, two = await place.pair()
+        kept = await one.put_lease(Kept(), place.lease())
+        kept = await one.put_commit(kept, *place.batch(kept))
+        assert await one.put_resumed(kept, 1, None) == Kept(place.lease(), epoch=1)
+        assert await two.read() == Kept(place.lease(), epoch=1)
+        assert await two.certified(1) is None
+        with pytest.raises(Overtaken):
+            await two.put_lease(kept, place.lease(term=2))
+
+    async def test_only_the_epoch_may_be_what_moved_on(self, place: Place) -> None:
+        one, two = await place.pair()
+        await one.put_resumed(Kept(), 1, None)
+        with pytest.raises(Overtaken):
+            await two.put_lease(Kept(), place.lease())
+        with pytest.raises(Overtaken):
+            await two.put_commit(Kept(), *place.batch(Kept()))
+        assert await two.read() == Kept(epoch=1)
+
+    async def test_a_resumed_batch_is_held_with_its_actions(self, place: Place) -> None:
+        """A coordinator that never saw the epochs before begins with what it fetched."""
+        context, store = await place.open()
+        seen = Kept(None, *place.batch(Kept())[::2])
+        last = place.resumed(seen, epoch=2)
+        assert await store.put_resumed(Kept(), 2, last) == await store.read()
+        assert context.db.blobs.get(last.batch.record.actions_ref) == last.actions
+        assert context.db.blobs.get(last.batch.hash()) == last.batch.record.preimage()
+
     async def test_the_largest_batch_fits(self, place: Place) -> None:
         """960 KiB of actions in one transaction: base64 in JSON is 1.3 MiB, but etcd's limit counts raw bytes."""
         context, store = await place.open()
@@ -231,13 +300,39 @@ class TestStore:
             claim(context, other, EtcdLeaseStore.NAME if is_embedded else EmbeddedLeaseStore.NAME)
 
 
-async def coordinator_of(place: Place, process: str, nursery: trio.Nursery) -> Coordinator:
+def executed_nothing(height: int) -> BatchAnswer:
+    raise Missing("batch", str(height))
+
+
+async def coordinator_of(
+    place: Place, process: str, nursery: trio.Nursery, installed: SignedAuthorities | None = None
+) -> Coordinator:
     """A running coordinator on a process's own database, and on etcd where there is one."""
     context, store = await place.open(process)
-    tracker = HeadTracker(context, place.world.genesis, WorldTables(context.db, place.world.world_id))
-    coordinator = Coordinator(context, place.world.genesis, store, tracker)
+    genesis, world_id = place.world.genesis, place.world.world_id
+    tables, sources = EpochTables(context.db, world_id), Sources(context, world_id)
+    authorities = Authorities(context, genesis, tables)
+    if installed is not None:
+        await authorities.install(installed)
+    evidence = EvidenceKeeper(context, genesis, tables, authorities, sources, None)
+    tracker = HeadTracker(context, genesis, WorldTables(context.db, world_id), authorities, evidence)
+    coordinator = Coordinator(context, genesis, store, tracker, authorities, sources, executed_nothing)
     await nursery.start(coordinator.run)
     return coordinator
+
+
+def next_epoch(place: Place, kept: Kept) -> SignedAuthorities:
+    """A set of the next epoch, with the same keys, that resumes from the last batch of `kept`."""
+    world = place.world
+    assert kept.batch is not None
+    made = replace(
+        world.genesis.authorities,
+        epoch=kept.epoch + 1,
+        world_id=world.world_id,
+        resume=Resume(kept.height, kept.batch.hash()),
+    )
+    index = world.genesis.header.root_keys.index(world.root.identity)
+    return SignedAuthorities(made, ((index, world.root.sign(made.hash())),))
 
 
 class TestCoordinator:
@@ -273,6 +368,44 @@ class TestCoordinator:
             assert fresh is not None
             fresh.verify()
             assert fresh.record.as_of_ms == place.now_ms
+            nursery.cancel_scope.cancel()
+
+    async def test_a_new_epoch_is_taken_over_once_and_certified_in(self, place: Place) -> None:
+        caller, world_id = place.world.proposer.identity, place.world.world_id
+        _context, store = await place.open("before")
+        kept = at_one = await store.put_commit(Kept(), *place.batch(Kept()))
+        kept = await store.put_commit(kept, *place.batch(kept))
+        signed = next_epoch(place, at_one)
+        async with trio.open_nursery() as nursery:
+            one = await coordinator_of(place, "one", nursery, signed)
+            with trio.fail_after(30):
+                while (await store.read()).epoch == 0:
+                    await trio.sleep(0.01)
+            answer = await one.get_commit(caller, WorldRequest(world_id=world_id))
+            assert answer.commit is not None
+            answer.commit.verify()
+            assert (answer.commit.record.epoch, answer.commit.record.height) == (1, 1)
+            with pytest.raises(Missing):
+                await one.get_batch(caller, BatchRequest(world_id=world_id, height=2))
+            lease = (await one.lease_acquire(caller, LeaseAcquireRequest(world_id=world_id))).lease
+            assert lease is not None
+            assert lease.record.epoch == 1
+            request = self.request(place, one.kept, lease.record.term, 1_000_200)
+            commit = (await one.commit_batch(caller, request)).commit
+            assert (commit.record.epoch, commit.record.height) == (1, 2)
+            nursery.cancel_scope.cancel()
+
+    @NEEDS_ETCD
+    async def test_a_process_that_knows_only_the_old_epoch_signs_nothing_in_it(self, on_etcd: Place) -> None:
+        caller, world_id = on_etcd.world.proposer.identity, on_etcd.world.world_id
+        _context, store = await on_etcd.open("before")
+        kept = await store.put_commit(Kept(), *on_etcd.batch(Kept()))
+        async with trio.open_nursery() as nursery:
+            late = await coordinator_of(on_etcd, "late", nursery)
+            await store.put_resumed(kept, 1, on_etcd.resumed(kept, 1))
+            with pytest.raises(Busy, match="epoch"):
+                await late.lease_acquire(caller, LeaseAcquireRequest(world_id=world_id))
+            assert (await late.get_commit(caller, WorldRequest(world_id=world_id))).commit is None
             nursery.cancel_scope.cancel()
 
     @NEEDS_ETCD
@@ -405,7 +538,7 @@ class TestEtcd:
         _context, store = await on_etcd.open()
         http = await on_etcd.stack.enter_async_context(open_http())
         client = EtcdClient(http, [on_etcd.etcd.endpoint])
-        for name in ("lease", "last"):
+        for name in ("lease", "last", "epoch"):
             key = _base64(f"aw/{on_etcd.world.world_id}/{name}")
             await client.call("put", {"key": key, "value": _base64("rubbish")})
             with pytest.raises(Corrupt, match=f"{on_etcd.world.world_id}/{name}"):
