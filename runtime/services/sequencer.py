@@ -319,7 +319,8 @@ class Sequencer:
         record = answer.batch.record
         self._newest = answer.commit
         self._parent = _Parent(record.height, answer.batch.hash(), record.timestamp_ms)
-        if record.height > self._replica.height:
+        # What an epoch keeps of an earlier one is known to whoever has taken it up; its seal may even be lost.
+        if record.height > self._replica.height and record.epoch == self._epoch:
             self._queue(_Ordered(answer.batch, answer.commit, None))
 
     def _learn(self) -> None:
