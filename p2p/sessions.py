@@ -28,7 +28,9 @@ OpenStream: TypeAlias = Callable[[PeerId], Awaitable[RawStream]]
 Raises Unreachable; has its own deadline; is never cancelled by a caller.
 """
 
-ABANDONED_PER_SESSION_MAX: Final = 16  # requests given up, not answered or not even sent; then a new session takes over
+ABANDONED_PER_SESSION_MAX: Final = (
+    16  # requests given up, not answered or not even sent; then a new session takes over
+)
 
 
 @dataclass(frozen=True, slots=True)
