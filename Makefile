@@ -16,7 +16,7 @@ help:
 	@echo "make test [ARGS=...]      format, lint, types, every test"
 	@echo "make check                format, lint, types, architecture"
 	@echo "make setup                .venv from the lock; the others do it when it is missing or old"
-	@echo "make simulate SEEDS=200 FIRST=0   the whole loop in memory, with faults"
+	@echo "make simulate SEEDS=200 FIRST=0 JOBS=2   the whole network in memory, with faults; see docs/testing.md"
 	@echo "make bench [ARGS=...]     what it costs beside stock py-libp2p: --json, --quick (docs/performance.md)"
 	@echo "make fuzz INPUTS=1000000 SEED=0   mutated bytes at every decoder of the wire"
 	@echo "make vectors              write interop/vectors again; review the diff"
@@ -60,7 +60,7 @@ test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
 
 simulate: $(STAMP)
-	@$(BIN)/python .ci/simulate.py --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0)
+	@$(BIN)/python .ci/simulate.py --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0) $(if $(JOBS),--jobs $(JOBS))
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -75,6 +75,8 @@ class InMemoryHub:
         self._links: set[_Pair] = set()
         self._cuts: set[_Pair] = set()
         self._down: set[PeerId] = set()
+        self._paused: set[PeerId] = set()
+        self._slow_ms: dict[PeerId, int] = {}
         self._streams: dict[int, tuple[_Pair, MemoryStream]] = {}
         self._serial = 0
 
@@ -129,6 +131,28 @@ class InMemoryHub:
         """Undo `crash`."""
         self._down.discard(peer_id)
 
+    def pause(self, peer_id: PeerId) -> None:
+        """The node's links stay, but it judges and passes on no gossip and its DHT is silent, until `resume`."""
+        self._paused.add(peer_id)
+
+    def resume(self, peer_id: PeerId) -> None:
+        """Undo `pause`: what came meanwhile is judged now."""
+        self._paused.discard(peer_id)
+        if peer_id in self._nodes:
+            self._nodes[peer_id].wake()
+
+    def is_paused(self, peer_id: PeerId) -> bool:
+        return peer_id in self._paused
+
+    def slow(self, peer_id: PeerId, extra_ms: int) -> None:
+        """Everything to and from this node takes so much longer; 0 ends it."""
+        self._slow_ms[peer_id] = extra_ms
+
+    def open_streams(self) -> int:
+        """Streams that have not ended on both sides."""
+        self._forget_ended_streams()
+        return len(self._streams)
+
     # --- what nodes ask of the hub
 
     def _reaches(self, one: PeerId, other: PeerId) -> bool:
@@ -147,7 +171,7 @@ class InMemoryHub:
         found = [peer_id]
         for one in found:
             found.extend(other for other in self.neighbours(one) if other not in found)
-        return [self._nodes[other] for other in found[1:]]
+        return [self._nodes[other] for other in found[1:] if other not in self._paused]
 
     def addr(self, peer_id: PeerId) -> str:
         return f"/memory/{self._numbers[peer_id]}/p2p/{names.peer_text(peer_id)}"
@@ -167,7 +191,9 @@ class InMemoryHub:
         await self.wait()
         if not self.connected(one, other):
             raise Unreachable(names.peer_text(other), "not connected")
-        near, far = stream_pair(self._delay_s, lambda: self._happens(self.faults.stream_break))
+        near, far = stream_pair(
+            lambda: self._delay_s(one, other), lambda: self._happens(self.faults.stream_break)
+        )
         try:
             self._nodes[other].incoming.send_nowait((far, one))
         except trio.WouldBlock:
@@ -186,15 +212,16 @@ class InMemoryHub:
         for _ in range(2 if self._happens(self.faults.gossip_duplication) else 1):
             late_s = self.faults.gossip_late_ms / 1000 if self._happens(self.faults.gossip_late) else 0.0
             self._serial += 1
-            at_s = trio.current_time() + self._delay_s() + late_s
+            at_s = trio.current_time() + self._delay_s(one, other) + late_s
             self._nodes[other].take_gossip(at_s, self._serial, one, gossip)
 
     async def wait(self) -> None:
         await trio.sleep(self._delay_s())
 
-    def _delay_s(self) -> float:
+    def _delay_s(self, *ends: PeerId) -> float:
         least, most = self.faults.delay_ms
-        return (self._rng.randint(least, most) if most > least else least) / 1000
+        extra_ms = sum(self._slow_ms.get(end, 0) for end in ends)
+        return ((self._rng.randint(least, most) if most > least else least) + extra_ms) / 1000
 
     def _happens(self, probability: float) -> bool:
         return probability > 0 and self._rng.random() < probability
@@ -359,11 +386,15 @@ class InMemoryNetwork:
             self.counts["gossip.dropped_arriving"] += 1
             return
         heapq.heappush(self._gossip, (at_s, serial, forwarder, gossip))
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at the gossip that waits again."""
         self._gossip_came.unpark_all()
 
     async def judge_gossip(self) -> None:
         while True:
-            if not self._gossip:
+            if not self._gossip or self._hub.is_paused(self._peer_id):
                 await self._gossip_came.park()
             elif self._gossip[0][0] > trio.current_time():
                 with trio.move_on_at(self._gossip[0][0]):

@@ -26,7 +26,9 @@ from runtime.world_db import Delete, Put, Row, Table, WorldDb
 
 T = TypeVar("T")
 _HEIGHT_BYTES: Final = 8
-_ORDER_BYTES_MAX: Final = limits.BATCH_BYTES_MAX + limits.COMMIT_BYTES_MAX + 2 * SEAL_OVERHEAD_BYTES + 8
+_ORDER_BYTES_MAX: Final = (
+    limits.BATCH_RECORD_BYTES_MAX + limits.COMMIT_BYTES_MAX + 2 * SEAL_OVERHEAD_BYTES + 8
+)
 _REPAIR: Final = (
     "move db/ in the data directory away and start again: the node fetches what it needs from its peers"
 )

@@ -185,7 +185,7 @@ class MalformedBatch(Evidence):
     BYTES_MAX: ClassVar[int] = (
         limits.COMMIT_BYTES_MAX
         + SEAL_OVERHEAD_BYTES
-        + 2 * limits.BATCH_BYTES_MAX
+        + 2 * limits.BATCH_RECORD_BYTES_MAX
         + limits.BATCH_BYTES_CEILING
         + _MAP_BYTES
     )

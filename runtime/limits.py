@@ -27,7 +27,9 @@ ENVELOPE_BYTES_MAX: Final = 32 * 1024
 ACTIONS_PER_ENVELOPE_MAX: Final = 64
 ENVELOPE_ITEMS_MAX: Final = 4_096  # keys, values and elements in all payloads of an envelope
 ACTION_PAYLOAD_BYTES_MAX: Final = 16 * 1024
-BATCH_BYTES_MAX: Final = 1_024  # the sealed batch record; its list of envelopes is batch_bytes_ceiling
+BATCH_RECORD_BYTES_MAX: Final = (
+    1_024  # the sealed batch record; the limit of its list of envelopes is the genesis' batch_bytes_max
+)
 LEASE_BYTES_MAX: Final = 512
 COMMIT_BYTES_MAX: Final = 512
 BLOCK_BYTES_MAX: Final = 1_024

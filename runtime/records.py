@@ -326,7 +326,7 @@ class ActionBatch(Signed):
     """The proposer's order for one height. `actions_ref` is the blob with the canonical list of sealed envelopes."""
 
     NAME: ClassVar[str] = "batch"
-    BYTES_MAX: ClassVar[int] = limits.BATCH_BYTES_MAX
+    BYTES_MAX: ClassVar[int] = limits.BATCH_RECORD_BYTES_MAX
     SIGNER: ClassVar[str] = "proposer_id"
 
     world_id: WorldId

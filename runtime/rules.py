@@ -28,7 +28,9 @@ from runtime.records import (
 )
 
 BatchMessage: TypeAlias = tuple[Sealed[ActionBatch], Sealed[Commit]]
-_BATCH_MESSAGE_BYTES_MAX = limits.BATCH_BYTES_MAX + limits.COMMIT_BYTES_MAX + 2 * SEAL_OVERHEAD_BYTES + 1
+_BATCH_MESSAGE_BYTES_MAX = (
+    limits.BATCH_RECORD_BYTES_MAX + limits.COMMIT_BYTES_MAX + 2 * SEAL_OVERHEAD_BYTES + 1
+)
 
 
 def check_envelope(envelope: Envelope, world_id: str, envelope_bytes_max: int) -> None:

@@ -7,7 +7,7 @@ hold those of several; readers read at once. Owned by nobody: the tasks of a wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -307,10 +307,12 @@ class WorldTables:
     def outbox_sendable(
         self, after: bytes, accepted_before_ms: int, envelopes_max: int, bytes_max: int
     ) -> tuple[list[Envelope], bytes]:
-        """Promised envelopes that can be taken next: of each actor those from its next nonce on, up to a gap.
+        """Promised envelopes that are worth sending: of each actor those that can be taken next, up to a gap.
 
-        Actors come in turn, from the first after `after` (b"": from the first); the second part says after whom to go
-        on, b"" when all were seen. Whoever promises himself a thousand dead envelopes does not stand before others.
+        Beyond a gap only the first: whoever leads must know that something waits, so that it asks for the missing
+        ones, and cuts batches until it expires. Actors come in turn, from the first after `after` (b"": from the
+        first); the second part says after whom to go on, b"" when all were seen. Whoever promises himself a thousand
+        dead envelopes does not stand before others.
         """
         found: list[Envelope] = []
         size = 0
@@ -319,17 +321,28 @@ class WorldTables:
             if not rows:
                 return found, b""
             after = rows[0][0][len(self._world) : -_HEIGHT_BYTES]
-            first = self.nonce(after)
-            for nonce in range(first, first + limits.MEMPOOL_NONCES_AHEAD_MAX):
-                digest = self.outbox_by_nonce(after, nonce)
-                entry = None if digest is None else self.outbox_entry(digest)
-                if entry is None or entry.accepted_at_ms > accepted_before_ms:
+            for entry in self._outbox_of(after):
+                if entry.accepted_at_ms > accepted_before_ms:
                     break
                 found.append(entry.envelope)
                 size += len(entry.envelope.to_bytes())
                 if len(found) >= envelopes_max or size >= bytes_max:
                     return found, after
         return found, after
+
+    def _outbox_of(self, actor_id: bytes) -> Iterator[OutboxEntry]:
+        """One actor's promised envelopes from its next nonce on, up to the first that stands behind a gap."""
+        nonce = self.nonce(actor_id)
+        for _ in range(limits.MEMPOOL_NONCES_AHEAD_MAX):
+            low, high = self._key(actor_id + _number(nonce)), self._key(_past_actor(actor_id))
+            rows = self._db.scan(Table.OUTBOX_ORDER, low, high, limit=1)
+            entry = self.outbox_entry(rows[0][1]) if rows else None
+            if entry is None:
+                return
+            yield entry
+            if entry.envelope.record.nonce != nonce:
+                return
+            nonce += 1
 
     def outbox_expiring(self, height: int, limit: int = 4_096) -> list[OutboxEntry]:
         """Promised envelopes whose expiry height is applied: taken or dead, their end is known."""

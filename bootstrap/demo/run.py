@@ -112,7 +112,8 @@ def _read(options: DemoOptions) -> tuple[FlightData, Callable[[Authorities, int]
         raise Failure(Exit.WRONG_USE, f"data file {bad.path}", f"{bad.field}: {bad.why}") from bad
     flights = data.flights[: options.flights]
     if not flights:
-        raise Failure(Exit.WRONG_USE, "data file", "holds no flight that can be flown")
+        which = f"data file {options.data or PACKAGED_FLIGHTS}"
+        raise Failure(Exit.WRONG_USE, which, "holds no flight that can be flown")
     return data, lambda nodes, created_ms: make_plan(flights, airports, nodes, options.seed, created_ms)
 
 

@@ -309,7 +309,7 @@ async def _material(replica: Replica, sources: Sources, block_hash: bytes) -> _M
         return held.get(content_id) or await fetch_blob(sources, content_id, bytes_max)
 
     block = WorldBlock.from_preimage(await piece(block_hash, limits.BLOCK_BYTES_MAX + 64))
-    batch = ActionBatch.from_preimage(await piece(block.batch_hash, limits.BATCH_BYTES_MAX + 64))
+    batch = ActionBatch.from_preimage(await piece(block.batch_hash, limits.BATCH_RECORD_BYTES_MAX + 64))
     actions = await piece(batch.actions_ref, bounds.batch_bytes_max)
     if replica.executes:
         return _Material(block, batch, actions, b"", b"")

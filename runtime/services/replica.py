@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -31,6 +31,7 @@ from runtime.world_db import Row
 from runtime.world_tables import WorldTables
 
 T = TypeVar("T")
+CONTENTS_REMEMBERED_MAX: Final = 4  # whoever reads what blocks took follows at once; older ones are on disk
 _log = logging.getLogger(__name__)
 _REPAIR: Final = (
     "aw node --bootstrap ADDR of a peer that holds the world; without one, a backup of the data dir"
@@ -57,6 +58,10 @@ class Applied:
     blobs: tuple[bytes, ...]
     tip: chain.Tip | None
 
+    def without_contents(self) -> Applied:
+        """Block and state only: the envelopes of a block of strangers' may take a hundred times their bytes."""
+        return replace(self, envelopes=(), receipts=(), blobs=())
+
 
 class Replica:
     """The node's copy of one world. `cursor` names what applying means here: stored, executed or verified.
@@ -72,7 +77,8 @@ class Replica:
         self.cursor = cursor
         self.executes = cursor != "stored"
         self.applied = Signal()
-        self._recent: deque[Applied] = deque(maxlen=limits.SYNC_BLOCKS_AHEAD_MAX)
+        self._recent: deque[Applied] = deque(maxlen=limits.SYNC_BLOCKS_AHEAD_MAX)  # without contents
+        self._newest: deque[Applied] = deque(maxlen=CONTENTS_REMEMBERED_MAX)
         self._bring_back: BringBack = _nobody
         self._begin()
         self.epoch = 0  # whose chain the applied blocks are of; a later set in force: see resume.py
@@ -218,11 +224,13 @@ class Replica:
         remembered = next((one for one in self._recent if one.block.height == height), None)
         kept = [one for one in self._recent if one.block.height < height]
         self._recent.clear()
+        self._newest.clear()
         if remembered is None or (self.executes and remembered.tip is None):
             await self._restore_to(height, lambda done, total: None)
             return
         self._recent.extend(kept)
         self._move(remembered, remembered.tip)
+        self._newest.clear()  # what is remembered of it has no contents
 
     def _move(self, applied: Applied, tip: chain.Tip | None) -> None:
         self.tip = tip
@@ -231,7 +239,8 @@ class Replica:
         self.block_hash = applied.block.hash()
         self.batch_hash = applied.block.batch_hash
         self.timestamp_ms = applied.block.timestamp_ms
-        self._recent.append(applied)
+        self._recent.append(applied.without_contents())
+        self._newest.append(replace(applied, blobs=()))
 
     def reached(self, head: WorldHeadAnnounce) -> None:
         """Note that this head's block is applied: proofs are given against it."""
@@ -255,5 +264,5 @@ class Replica:
     def since(self, height: int) -> Sequence[Applied]:
         """At most SYNC_BLOCKS_AHEAD_MAX blocks above `height`, oldest first, from memory or disk. Raises Missing."""
         last = min(self.height, height + limits.SYNC_BLOCKS_AHEAD_MAX)
-        held = {applied.block.height: applied for applied in self._recent}
+        held = {applied.block.height: applied for applied in self._newest}
         return [held.get(at) or self._load(at) for at in range(height + 1, last + 1)]

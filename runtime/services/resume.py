@@ -26,7 +26,7 @@ from runtime.services.context import Context
 from runtime.services.fetch import Sources, call
 from runtime.services.replica import Replica
 
-BATCH_BLOB_BYTES_MAX: Final = limits.BATCH_BYTES_MAX + 64
+BATCH_BLOB_BYTES_MAX: Final = limits.BATCH_RECORD_BYTES_MAX + 64
 RESUME_RETRY_MS: Final = 1_000
 RESUBMIT_MS: Final = 2_000
 VOIDED_BATCHES_A_ROUND: Final = 16

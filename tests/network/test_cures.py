@@ -24,19 +24,18 @@ def named_tests(cure: str) -> list[str]:
     return re.findall(r"test_\w+", text)
 
 
-def text_of_all_tests() -> str:
-    """The names of all tests that run on real hosts."""
-    folders = (HERE, HERE.parent / "conformance")
-    return "\n".join(file.read_text() for folder in folders for file in folder.glob("test_*.py"))
+def files_with(test: str) -> list[str]:
+    """Where a test is, of those that run on real hosts."""
+    files = [file for folder in (HERE, HERE.parent / "conformance") for file in folder.glob("test_*.py")]
+    return sorted(str(file) for file in files if f"def {test}(" in file.read_text())
 
 
 @pytest.mark.parametrize("name", sorted(cures.ALL))
 def test_a_cure_says_where_the_fault_is_and_names_tests_that_exist(name):
     assert (inspect.getdoc(cures.ALL[name]) or "").strip()
     assert named_tests(name)
-    text = text_of_all_tests()
     for test in named_tests(name):
-        assert f"def {test}(" in text
+        assert files_with(test), f"there is no {test}"
 
 
 def test_every_cure_stands_in_the_table():
@@ -73,8 +72,7 @@ def test_without_a_cure_the_test_that_it_names_fails(name):
             "60",
             "-k",
             test,
-            str(HERE),
-            f"{HERE}/../conformance",
+            *files_with(test),
         ],
         env=os.environ | {"AW_WITHOUT_CURE": name},
         cwd=ROOT,
