@@ -33,7 +33,7 @@ ETCD_TRY_MS: Final = 1_000  # for one endpoint: a commit must not wait a lease l
 ETCD_RETRY_MS: Final = 500
 # Beyond the last commits that may be without attestation (COMMIT_LEAD_MAX): executors and storage hold those below.
 ACTIONS_KEPT_MAX: Final = 2 * limits.COMMIT_LEAD_MAX
-_ENTRY_BYTES_MAX: Final = limits.BATCH_BYTES_MAX + limits.COMMIT_BYTES_MAX + 128
+_ENTRY_BYTES_MAX: Final = limits.BATCH_RECORD_BYTES_MAX + limits.COMMIT_BYTES_MAX + 128
 _RESOURCE_EXHAUSTED: Final = 8  # gRPC: etcd's space quota is used up, or it has too much to do
 _log = logging.getLogger(__name__)
 
