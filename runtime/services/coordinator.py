@@ -148,7 +148,7 @@ class Coordinator:
                     raise
                 except WorldError as error:
                     self._context.counters["coordinator.not_resumed"] += 1
-                    _log.warning("epoch %d waits for its last batch: %s", current.epoch, error)
+                    _log.warning("epoch %d is not taken over yet: %s", current.epoch, error)
                     await self._epochs.changed.wait_at_most(RESUME_RETRY_MS / 1_000)
                     continue
             await self._epochs.changed.wait()
