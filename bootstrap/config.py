@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from bootstrap.peers import parse_listen_addr, parse_peer_addr
 from p2p import names
@@ -23,10 +24,12 @@ from runtime import limits as world_limits
 ROLES: Final = ("gateway", "sequencer", "coordinator", "executor", "storage", "index", "observer")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
+LEASE_STORES: Final = ("embedded", "etcd")
 CONFIG_BYTES_MAX: Final = 256 * 1024
 TEXT_CHARS_MAX: Final = 1_024
 WORLDS_MAX: Final = 64
 ADDRS_MAX: Final = 64
+ETCD_ENDPOINTS_MAX: Final = 16
 ENV_PREFIX: Final = "AW_"
 ENV_LIMIT_PREFIX: Final = "AW_LIMIT_"
 ENV_ELSEWHERE: Final = ("AW_CONFIG", "AW_DEBUG", "AW_KEY", "AW_NODE")  # read by the command line itself
@@ -96,6 +99,14 @@ class WorldSource:
 
 
 @dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    """Where the coordinator role keeps what it has certified. `etcd`: the endpoints of one cluster."""
+
+    store: str = "embedded"
+    etcd: tuple[str, ...] = ("http://127.0.0.1:2379",)
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """All that a node is told. Paths of a file are relative to that file, others to the working directory."""
 
@@ -105,6 +116,7 @@ class NodeConfig:
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     worlds: tuple[WorldSource, ...] = ()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
     limits: NodeLimits = NodeLimits()
     log_level: str = "info"
     log_format: str = "text"
@@ -297,6 +309,20 @@ def _world(value: object, base: Path) -> WorldSource:
     return WorldSource(id=world_id)
 
 
+def _etcd_endpoint(value: object, base: Path) -> str:
+    text = _text(value, base)
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise _Bad(f"{text!r} {error}") from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port:
+        raise _Bad(f"{text!r} is not http://HOST:PORT or https://HOST:PORT")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc:
+        raise _Bad(f"{text!r} must be HOST and PORT alone")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def _limit_reader(name: str) -> Callable[[object, Path], int]:
     metadata = next(item.metadata for item in fields(NodeLimits) if item.name == name)
     low, high = metadata["low"], metadata["high"]
@@ -326,21 +352,26 @@ _READERS: Final[dict[str, Callable[[object, Path], Any]]] = {
     "world": _list_of(_world, 0, WORLDS_MAX),
     "log_level": _word_of(LOG_LEVELS, "log level"),
     "log_format": _word_of(LOG_FORMATS, "log format"),
+    "coordinator.store": _word_of(LEASE_STORES, "store"),
+    "coordinator.etcd": _list_of(_etcd_endpoint, 1, ETCD_ENDPOINTS_MAX),
     "metrics_listen": _addr(parse_metrics_addr),
     **{f"limits.{name}": _limit_reader(name) for name in _LIMIT_NAMES},
 }
 # Tables of the file, and what their keys are called elsewhere.
-_TABLES: Final = {"metrics": {"listen": "metrics_listen"}}
+_TABLES: Final = {
+    "metrics": {"listen": "metrics_listen"},
+    "coordinator": {"store": "coordinator.store", "etcd": "coordinator.etcd"},
+}
 _IN_TABLES: Final = {key for table in _TABLES.values() for key in table.values()}
 _TOP_KEYS: Final = (
     *(key for key in _READERS if "." not in key and key not in _IN_TABLES),
     *_TABLES,
     "limits",
 )
-_LISTS: Final = ("roles", "listen", "announce", "bootstrap", "world")
-_ENV_KEYS: Final = {f"{ENV_PREFIX}{key.upper()}": key for key in _READERS if "." not in key} | {
-    f"{ENV_LIMIT_PREFIX}{name.upper()}": f"limits.{name}" for name in _LIMIT_NAMES
-}
+_LISTS: Final = ("roles", "listen", "announce", "bootstrap", "world", "coordinator.etcd")
+_ENV_KEYS: Final = {
+    f"{ENV_PREFIX}{key.upper().replace('.', '_')}": key for key in _READERS if not key.startswith("limits.")
+} | {f"{ENV_LIMIT_PREFIX}{name.upper()}": f"limits.{name}" for name in _LIMIT_NAMES}
 FLAG_NAMES: Final = {
     "data_dir": "--data-dir",
     "roles": "--role",
@@ -350,6 +381,8 @@ FLAG_NAMES: Final = {
     "world": "--world",
     "log_level": "--log-level",
     "log_format": "--log-format",
+    "coordinator.store": "--coordinator-store",
+    "coordinator.etcd": "--coordinator-etcd",
     "metrics_listen": "--metrics-listen",
 }
 
@@ -441,9 +474,13 @@ class _Reading:
             raise ConfigMistakes(self._mistakes, self._values.get("world", ()))
         values = dict(self._values)
         chosen = {name: values.pop(f"limits.{name}") for name in _LIMIT_NAMES if f"limits.{name}" in values}
+        of_coordinator = {
+            name: values.pop(key) for name, key in _TABLES["coordinator"].items() if key in values
+        }
         if "world" in values:
             values["worlds"] = values.pop("world")
-        return Effective(NodeConfig(**values, limits=NodeLimits(**chosen)), self._origins)
+        coordinator, limits = CoordinatorConfig(**of_coordinator), NodeLimits(**chosen)
+        return Effective(NodeConfig(**values, coordinator=coordinator, limits=limits), self._origins)
 
 
 def _split(text: str) -> list[str]:

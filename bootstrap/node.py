@@ -22,7 +22,7 @@ from typing import Final, NoReturn, TypeVar
 
 import trio
 
-from bootstrap.config import NodeConfig
+from bootstrap.config import CoordinatorConfig, NodeConfig
 from bootstrap.data_dir import (
     ChosenWorld,
     DataDir,
@@ -51,7 +51,9 @@ from runtime.services import HeadRecords
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
 from runtime.services.custody import keep_room, scrub
+from runtime.services.etcd import EtcdClient, EtcdLeaseStore, open_http
 from runtime.services.fetch import Sources, sleep_ms
+from runtime.services.lease_store import EmbeddedLeaseStore, LeaseStoreOf
 from runtime.services.methods import MethodTable
 from runtime.services.replica import Progress
 from runtime.services.serve import NodeDesk
@@ -160,6 +162,7 @@ async def _run_with(
         now_ms=now_ms,
     )
     async with (
+        _open_lease_store(config.coordinator) as lease_store,
         open_metrics(config.metrics_listen) as metrics,
         open_network(host, methods.routes(), HeadRecords()) as network,
     ):
@@ -189,12 +192,25 @@ async def _run_with(
                 genesis = world.genesis or await _learn_genesis(context, world.world_id)
                 data_dir.keep_genesis(genesis)
                 path = data_dir.authorities_path(world.world_id)
-                node = await _start_world(nursery, context, methods, genesis, config, _installed(path))
+                node = await _start_world(
+                    nursery, context, methods, genesis, config, _installed(path), lease_store
+                )
                 worlds.running[world.world_id] = node
                 nursery.start_soon(_watch_authorities, path, node)
             page = {} if metrics is None else {"metrics": metrics.url}
             ready(_ready_event(config, data_dir, identity, network, chosen) | page)
             await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def _open_lease_store(config: CoordinatorConfig) -> AsyncIterator[LeaseStoreOf]:
+    """How a coordinator's memory is opened: in the node's database, or over connections that end with this block."""
+    if config.store == "embedded":
+        yield EmbeddedLeaseStore
+        return
+    async with open_http() as http:
+        client = EtcdClient(http, config.etcd)
+        yield lambda context, tables: EtcdLeaseStore(context, tables, client)
 
 
 def _installed(path: Path) -> SignedAuthorities | None:
@@ -242,10 +258,11 @@ async def _start_world(
     genesis: Genesis,
     config: NodeConfig,
     installed: SignedAuthorities | None,
+    lease_store: LeaseStoreOf,
 ) -> WorldNode:
     progress = log_progress(f"world {genesis.header.name}")
     node: WorldNode = await nursery.start(
-        run_world, context, methods, genesis, frozenset(config.roles), progress, installed
+        run_world, context, methods, genesis, frozenset(config.roles), progress, installed, lease_store
     )
     return node
 

@@ -33,6 +33,7 @@ from runtime.services.fetch import Sources
 from runtime.services.gaps import EnvelopeDesk, GapMender, Lookup
 from runtime.services.gateway import Gateway
 from runtime.services.heads import HeadTracker
+from runtime.services.lease_store import EmbeddedLeaseStore, LeaseStoreOf
 from runtime.services.methods import Handlers, MethodTable
 from runtime.services.observer import keep_verified
 from runtime.services.publish import keep_findable
@@ -86,12 +87,13 @@ async def run_world(
     roles: frozenset[str],
     progress: Progress,
     installed: SignedAuthorities | None = None,
+    lease_store: LeaseStoreOf = EmbeddedLeaseStore,
     task_status: trio.TaskStatus[WorldNode] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Restore, mount, start every service; `started` gives the WorldNode. Ends by cancellation or by a fault of ours.
 
     `installed` is the authority set that the operator has put down, if any: it is in force before anything runs.
-    Raises Corrupt when the stored chain does not replay.
+    `lease_store` opens the coordinator's memory. Raises Corrupt when the stored chain does not replay.
     """
     world_id = genesis.header.world_id
     parts = _compose(context, genesis, roles)
@@ -114,7 +116,11 @@ async def run_world(
         if "block" in subscriptions:
             nursery.start_soon(parts.tracker.hear_blocks, subscriptions["block"])
         nursery.start_soon(heal, context, parts.sources)
-        mounts = [parts.desk.handlers(), parts.evidence.handlers()]
+        coordinator = None
+        if "coordinator" in roles:
+            coordinator = await _start_coordinator(nursery, parts, lease_store)
+        order = parts.desk.order_handlers() if coordinator is None else coordinator.handlers()
+        mounts = [parts.desk.handlers(), parts.evidence.handlers(), order]
         mounts += await _start_order(nursery, parts, roles, subscriptions)
         mounts += await _start_results(nursery, parts, roles, subscriptions, progress)
         for kind in _unread(roles):
@@ -131,7 +137,7 @@ async def run_world(
                 parts.tracker,
                 parts.authorities,
                 parts.evidence,
-                lambda: _status(parts, roles),
+                lambda: _status(parts, coordinator),
             )
         )
     raise AssertionError("the services of a world end only by cancellation")
@@ -198,24 +204,31 @@ async def _bring_back(parts: _Parts, content: bytes) -> None:
         raise Missing("blob", f"{content.hex()}, asked for during {RESTORE_PATIENCE_S} s after it was lost,")
 
 
+async def _start_coordinator(nursery: trio.Nursery, parts: _Parts, lease_store: LeaseStoreOf) -> Coordinator:
+    """The coordinator, deciding; its memory is opened here."""
+    coordinator = Coordinator(
+        parts.context,
+        parts.genesis,
+        lease_store(parts.context, parts.tables),
+        parts.tracker,
+        parts.authorities,
+        parts.sources,
+        parts.desk.executed_batch,
+    )
+    await nursery.start(coordinator.run)
+    parts.context.gauges.add(coordinator.gauges, world=parts.genesis.header.world_id)
+    return coordinator
+
+
 async def _start_order(
     nursery: trio.Nursery, parts: _Parts, roles: frozenset[str], subscriptions: dict[str, Subscription]
 ) -> list[Handlers]:
-    """Coordinator, sequencer, gateway: who orders actions."""
+    """Sequencer, gateway: who hands actions on to be ordered."""
     context, replica, authorities = parts.context, parts.replica, parts.authorities
     world_id = parts.genesis.header.world_id
     mounts: list[Handlers] = []
     pool = None
     lookups: list[Lookup] = []
-    if "coordinator" in roles:
-        coordinator = Coordinator(
-            context, parts.genesis, parts.tables, parts.tracker, authorities, parts.sources
-        )
-        await nursery.start(coordinator.run)
-        context.gauges.add(coordinator.gauges, world=world_id)
-        mounts.append(coordinator.handlers())
-    else:
-        mounts.append({"get_commit": parts.desk.get_commit})
     if "sequencer" in roles:
         assert replica is not None
         sequencer = Sequencer(context, replica, authorities, parts.evidence)
@@ -306,14 +319,13 @@ def _head_age_ms(parts: _Parts) -> int | None:
     return None if head is None else max(0, parts.context.now_ms() - head.commit.record.as_of_ms)
 
 
-def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
+def _status(parts: _Parts, coordinator: Coordinator | None) -> WorldStatus:
     replica = parts.replica
 
     def height_of(cursor: str) -> int | None:
         return replica.height if replica is not None and replica.cursor == cursor else None
 
-    coordinates = "coordinator" in roles
-    lease = parts.tables.lease() if coordinates else None
+    kept = None if coordinator is None else coordinator.kept
     halted_by = parts.authorities.halted_by
     return WorldStatus(
         world_id=parts.genesis.header.world_id,
@@ -321,8 +333,8 @@ def _status(parts: _Parts, roles: frozenset[str]) -> WorldStatus:
         epoch=parts.authorities.epoch,
         head_height=parts.tracker.height,
         head_age_ms=_head_age_ms(parts),
-        committed=parts.tables.committed_height() if coordinates else None,
-        lease_holder=None if lease is None else lease.record.holder_id,
+        committed=None if kept is None else kept.height,
+        lease_holder=None if kept is None or kept.lease is None else kept.lease.holder_id,
         stored=height_of("stored"),
         executed=height_of("executed"),
         verified=height_of("verified"),

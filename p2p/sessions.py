@@ -28,7 +28,9 @@ OpenStream: TypeAlias = Callable[[PeerId], Awaitable[RawStream]]
 Raises Unreachable; has its own deadline; is never cancelled by a caller.
 """
 
-ABANDONED_PER_SESSION_MAX: Final = 16  # requests given up but not answered; then a new session takes over
+ABANDONED_PER_SESSION_MAX: Final = (
+    16  # requests given up, not answered or not even sent; then a new session takes over
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class Session:
         self._in_flight: dict[int, Call] = {}
         self._slots = trio.Semaphore(names.IN_FLIGHT_PER_SESSION_MAX)
         self._live = 0  # calls that somebody still waits for
-        self._abandoned = 0  # written calls that nobody waits for
+        self._abandoned = 0  # calls, written or queued, that nobody waits for
         self._next_id = 0
         self._idle_scope = trio.CancelScope()
 
@@ -146,13 +148,12 @@ class Session:
             return
         call.abandoned = True
         self._live -= 1
-        if call.sent:
-            self._abandoned += 1
-            if self._abandoned >= ABANDONED_PER_SESSION_MAX:
-                # The peer has gone quiet: new requests shall not queue behind answers that may never come.
-                self._outside.counters["rr.sessions_retired"] += 1
-                self._forget(self)
-                self._open = False
+        self._abandoned += 1
+        if self._open and self._abandoned >= ABANDONED_PER_SESSION_MAX:
+            # The peer has gone quiet: new requests shall not queue behind answers, or writes, that may never come.
+            self._outside.counters["rr.sessions_retired"] += 1
+            self._forget(self)
+            self._open = False
         self._set_idle_timer()
 
     def _settle(self, call: Call, outcome: bytes | NetworkError) -> None:
@@ -282,7 +283,16 @@ class Session:
                     await stream.write(b"".join(batch))
             await stream.close()
         except StreamBroken:
+            # A reader may never be told that its connection is gone: nobody shall wait behind it.
+            self._give_up("the stream broke")
             await streams.reset(stream)
+
+    def _give_up(self, why: str) -> None:
+        """Nothing more will be written: whoever still comes here goes to a new session."""
+        self._over = True
+        self.end()
+        for call in [*self._queued(), *self._in_flight.values()]:
+            self._settle(call, gone(self.peer, why))
 
     async def _fill_pending(self) -> bool:
         """True when a call waits to be written; false when no more will come."""
@@ -312,6 +322,7 @@ class Session:
                 slot = True
             call = self._pending.popleft()
             if call.abandoned:
+                self._abandoned -= 1
                 continue
             if self._over:
                 self._settle(call, gone(self.peer, "the session ended"))

@@ -172,6 +172,23 @@ def wake_writers() -> None:
     yamux.YamuxStream.send_window = property(lambda stream: stream.__dict__["_aw_window"], opened)  # type: ignore[assignment]
 
 
+def tell_waiting_readers() -> None:
+    """A stream that is reset on this side drops the event that its reader waits for: the reader hangs for ever.
+
+    With it hang the session, and whoever asks through it. yamux.py:947.
+    Test: test_a_reader_is_told_when_its_own_side_resets_the_stream.
+    """
+    original = yamux.Yamux._finalize_stream_locked  # noqa: SLF001
+
+    def told(conn: Any, stream: Any, *, fully_closed: bool) -> None:
+        event = conn.stream_events.get(stream.stream_id)
+        original(conn, stream, fully_closed=fully_closed)
+        if fully_closed and event is not None:
+            event.set()
+
+    setattr(yamux.Yamux, "_finalize_stream_locked", told)  # noqa: B010  # mypy minds the assignment
+
+
 OF_STREAMS: Final = (
     batch_window_updates,  # before the next, which shields it
     shield_yamux_writes,
@@ -181,6 +198,7 @@ OF_STREAMS: Final = (
     read_what_is_there,
     read_without_copies,
     wake_writers,
+    tell_waiting_readers,
 )
 
 

@@ -97,6 +97,16 @@ class Busy(WorldError):
         self.retry_after_ms = retry_after_ms
 
 
+class Unavailable(WorldError):
+    """Something that this node needs does not answer for now: where it is and why; trying again may help."""
+
+    def __init__(self, where: str, why: str, retry_after_ms: int) -> None:
+        super().__init__(f"{where} is not available: {why}")
+        self.where = where
+        self.why = why
+        self.retry_after_ms = retry_after_ms
+
+
 class Halted(WorldError):
     """The epoch in force is over by evidence: this node signs nothing until the root keys open another one."""
 

@@ -453,7 +453,7 @@ def check_memory(
         raise Corrupt(
             f"certifier's store of world {world_id}",
             f"ends at height {own_height}, but a commit of this key stands at {seen.record.height}",
-            "restore the coordinator's data directory, or start a new epoch with a new certifier key",
+            "restore the coordinator's store (data directory, or etcd), or start a new epoch with a new certifier key",
         )
 
 

@@ -24,7 +24,7 @@ from runtime.errors import Corrupt, Mismatch, StoreFull
 from runtime.lmdb_blobs import LmdbBlobStore, damaged_database, translated
 from runtime.local_cas import LocalCasStore
 
-SCHEMA: Final = b"aw/db/2"
+SCHEMA: Final = b"aw/db/3"
 DISK_BYTES_DEFAULT: Final = 64 << 30
 # Address space beyond the budget: what deletes, and so gives space back, needs new pages before old ones are free.
 HEADROOM_BYTES: Final = 64 << 20
@@ -40,12 +40,12 @@ class Table(StrEnum):
 
     BLOCKS = "blocks"  # height -> block hash
     BATCHES = "batches"  # height -> sealed batch
-    COMMITS = "commits"  # height -> sealed commit
+    COMMITS = "commits"  # height -> commit (a record: its seal is made when it is answered)
     PLACES = "places"  # envelope hash -> where a block took or refused it
     NONCES = "nonces"  # actor -> number of envelopes taken
     CURSORS = "cursors"  # name -> height
     HEADS = "heads"  # the newest head
-    LEASES = "leases"  # the newest lease
+    LEASES = "leases"  # the newest lease, and which store holds the order
     OUTBOX = "outbox"  # envelope hash -> accepted envelope
     OUTBOX_ORDER = "outbox_order"  # (actor, nonce) -> envelope hash
     OUTBOX_EXPIRY = "outbox_expiry"  # (expiry height, envelope hash) -> nothing

@@ -33,6 +33,7 @@ _HEIGHT_BYTES = 8
 _OUTBOX_ROW_BYTES_MAX = limits.ENVELOPE_BYTES_MAX + 64
 _PLACE_BYTES_MAX = 64
 _SCAN_ROWS = 256
+_NEWEST, _STORE = b"", b"store"  # rests of keys in LEASES
 OUTBOX_ACTORS_PER_ROUND_MAX = 4_096
 _APPLIED = b"applied"
 _ORDER_EPOCH = b"order_epoch"
@@ -67,6 +68,7 @@ class WorldTables:
 
     def __init__(self, db: WorldDb, world_id: str) -> None:
         self._db = db
+        self.world_id = world_id
         self._world = world_id.encode()
         # Kept in memory, since every submit asks: counted once here, then moved by what was committed.
         self._outbox_count = len(
@@ -204,73 +206,67 @@ class WorldTables:
             rows.append(Put(Table.HEADS, self._key(_APPLIED), applied.to_bytes()))
         return rows
 
-    # --- order (the coordinator's) -------------------------------------------------------------------------
+    # --- order (the coordinator's memory: services/lease_store.py) ------------------------------------------
 
     def batch(self, height: int) -> Sealed[ActionBatch] | None:
         return self._read(Table.BATCHES, _number(height), lambda value: sealed_from_bytes(ActionBatch, value))
 
-    def commit(self, height: int) -> Sealed[Commit] | None:
-        return self._read(Table.COMMITS, _number(height), lambda value: sealed_from_bytes(Commit, value))
+    def commit(self, height: int) -> Commit | None:
+        return self._read(Table.COMMITS, _number(height), Commit.from_bytes)
 
     def committed_height(self) -> int:
         """The last certified height; 0 before the first."""
         rows = self._db.scan(Table.COMMITS, self._key(b""), self._end(), reverse=True, limit=1)
         return int.from_bytes(rows[0][0][len(self._world) :], "big") if rows else 0
 
-    def last_commit(self) -> tuple[Sealed[ActionBatch], Sealed[Commit]] | None:
-        """The last certified batch with its commit."""
-        height = self.committed_height()
-        batch, commit = self.batch(height), self.commit(height)
-        return None if batch is None or commit is None else (batch, commit)
-
-    def put_commit(
-        self, batch: Sealed[ActionBatch], commit: Sealed[Commit]
-    ) -> tuple[list[Row], list[Expect]]:
-        """Rows of a new commit, and what must hold: nothing at its height, and its predecessor below it."""
-        height = commit.record.height
-        key = self._key(_number(height))
-        rows: list[Row] = [
+    def put_certified(self, batch: Sealed[ActionBatch], commit: Commit) -> list[Row]:
+        """Rows of a certified batch; the commit is the record that is signed whenever it is answered."""
+        key = self._key(_number(commit.height))
+        return [
             Put(Table.BATCHES, key, batch.to_bytes()),
             Put(Table.COMMITS, key, commit.to_bytes()),
         ]
-        expect = [Expect(Table.COMMITS, key, None)]
-        if height > 1:
-            below = self._key(_number(height - 1))
-            expect.append(Expect(Table.COMMITS, below, self._db.get(Table.COMMITS, below)))
-        return rows, expect
 
     def order_epoch(self) -> int:
         """The epoch whose order the certified batches are; 0 before the first that this coordinator resumed."""
         return self.cursor(_ORDER_EPOCH.decode())
 
     def put_resumed(
-        self, epoch: int, height: int, last: tuple[Sealed[ActionBatch], Sealed[Commit]] | None
+        self, epoch: int, height: int, last: tuple[Sealed[ActionBatch], Commit] | None
     ) -> list[Row]:
         """The order that an epoch begins with: its own commit at `height` (None at 0), and nothing above it."""
         rows: list[Row] = [Put(Table.CURSORS, self._key(_ORDER_EPOCH), _number(epoch))]
         for table in (Table.COMMITS, Table.BATCHES):
             voided = self._db.scan(table, self._key(_number(height + 1)), self._end())
             rows += [Delete(table, key) for key, _value in voided]
-        if last is not None:
-            key = self._key(_number(height))
-            rows.append(Put(Table.BATCHES, key, last[0].to_bytes()))
-            rows.append(Put(Table.COMMITS, key, last[1].to_bytes()))
-        return rows
+        return rows if last is None else [*rows, *self.put_certified(*last)]
 
-    def put_refreshed(self, commit: Sealed[Commit]) -> list[Row]:
-        """The same commit with a newer as_of_ms."""
-        return [Put(Table.COMMITS, self._key(_number(commit.record.height)), commit.to_bytes())]
-
-    def lease(self) -> Sealed[LeaseGrant] | None:
+    def lease(self) -> LeaseGrant | None:
         """The newest lease that was granted (maybe over)."""
-        return self._read(Table.LEASES, b"", lambda value: sealed_from_bytes(LeaseGrant, value))
+        return self._read(Table.LEASES, _NEWEST, LeaseGrant.from_bytes)
 
-    def put_lease(self, lease: Sealed[LeaseGrant]) -> tuple[list[Row], list[Expect]]:
-        """Rows of a new lease, provided that the one it follows is still the newest."""
-        key = self._key(b"")
-        return [Put(Table.LEASES, key, lease.to_bytes())], [
-            Expect(Table.LEASES, key, self._db.get(Table.LEASES, key))
+    def put_lease(self, lease: LeaseGrant) -> list[Row]:
+        return [Put(Table.LEASES, self._key(_NEWEST), lease.to_bytes())]
+
+    def expect_order(self, epoch: int, lease: LeaseGrant | None, commit: Commit | None) -> list[Expect]:
+        """That this is still the epoch, this the newest lease, this the last commit, and nothing stands above it."""
+        height = 0 if commit is None else commit.height
+        expected = [
+            Expect(Table.CURSORS, self._key(_ORDER_EPOCH), _number(epoch) if epoch else None),
+            Expect(Table.LEASES, self._key(_NEWEST), None if lease is None else lease.to_bytes()),
+            Expect(Table.COMMITS, self._key(_number(height + 1)), None),
         ]
+        if commit is not None:
+            expected.append(Expect(Table.COMMITS, self._key(_number(height)), commit.to_bytes()))
+        return expected
+
+    def lease_store(self) -> str | None:
+        """Name of the store that holds this world's order."""
+        value = self._db.get(Table.LEASES, self._key(_STORE))
+        return None if value is None else value.decode()
+
+    def put_lease_store(self, name: str) -> list[Row]:
+        return [Put(Table.LEASES, self._key(_STORE), name.encode())]
 
     # --- outbox (the gateway's) ----------------------------------------------------------------------------
 

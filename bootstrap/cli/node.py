@@ -21,6 +21,7 @@ from bootstrap.cli.files import read_text
 from bootstrap.cli.options import json_option
 from bootstrap.cli.output import note, plain, print_json
 from bootstrap.config import (
+    LEASE_STORES,
     LOG_FORMATS,
     LOG_LEVELS,
     ROLES,
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 @click.option("--announce", multiple=True, metavar="MULTIADDR", help="What others should dial. Repeatable.")
 @click.option("--bootstrap", multiple=True, metavar="MULTIADDR", help="A peer to begin with. Repeatable.")
 @click.option("--world", multiple=True, metavar="FILE|ID", help="A world: genesis file or id. Repeatable.")
+@click.option(
+    "--coordinator-store", metavar="|".join(LEASE_STORES), help="Where the coordinator keeps the order."
+)
+@click.option("--coordinator-etcd", multiple=True, metavar="URL", help="An endpoint of etcd. Repeatable.")
 @click.option("--limit", "limit_texts", multiple=True, metavar="NAME=VALUE", help="A limit. Repeatable.")
 @click.option("--log-level", metavar="|".join(LOG_LEVELS), help="What to log (info).")
 @click.option("--log-format", metavar="|".join(LOG_FORMATS), help="How to log (text).")
@@ -67,7 +72,8 @@ def node(
 
 
 def _read(config_file: Path | None, flags: Mapping[str, object], limit_texts: Sequence[str]) -> Effective:
-    given = dict(flags)
+    tables = {"coordinator_store": "coordinator.store", "coordinator_etcd": "coordinator.etcd"}
+    given = {tables.get(name, name): value for name, value in flags.items()}
     for text in limit_texts:
         name, _equals, value = text.partition("=")
         given[f"limits.{name}"] = value
@@ -93,6 +99,7 @@ def print_effective(effective: Effective, as_json: bool) -> None:
     worlds = [
         {key: value for key, value in plain(world).items() if value is not None} for world in config.worlds
     ]
+    coordinator: dict[str, object] = plain(config.coordinator)
     in_force = config.limits.in_force()
     if as_json:
         shown: dict[str, object] = {
@@ -100,10 +107,11 @@ def print_effective(effective: Effective, as_json: bool) -> None:
         }
         shown["world"] = {"value": worlds, "from": origins["world"]}
         shown["metrics"] = {"listen": {"value": config.metrics_listen, "from": origins["metrics_listen"]}}
-        limits = {
-            name: {"value": value, "from": origins[f"limits.{name}"]} for name, value in in_force.items()
-        }
-        print_json(shown | {"limits": limits})
+        for table, inside in (("coordinator", coordinator), ("limits", in_force)):
+            shown[table] = {
+                name: {"value": value, "from": origins[f"{table}.{name}"]} for name, value in inside.items()
+            }
+        print_json(shown)
         return
     for key, value in values.items():
         click.echo(f"{key} = {_toml(value)}  # {origins[key]}")
@@ -113,9 +121,10 @@ def print_effective(effective: Effective, as_json: bool) -> None:
             click.echo(f"{key} = {_toml(value)}")
     if config.metrics_listen is not None:
         click.echo(f"\n[metrics]\nlisten = {_toml(config.metrics_listen)}  # {origins['metrics_listen']}")
-    click.echo("\n[limits]")
-    for name, number in in_force.items():
-        click.echo(f"{name} = {number}  # {origins[f'limits.{name}']}")
+    for table, inside in (("coordinator", coordinator), ("limits", in_force)):
+        click.echo(f"\n[{table}]")
+        for name, value in inside.items():
+            click.echo(f"{name} = {_toml(value)}  # {origins[f'{table}.{name}']}")
 
 
 def _toml(value: object) -> str:

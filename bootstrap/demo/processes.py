@@ -52,6 +52,14 @@ class NodeFailed(Exception):
         self.why = why
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a node runs: the address that it listens on, and what its command line begins with."""
+
+    host: str = "127.0.0.1"
+    command: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class NodeProcess:
     """One node: what it is, and the process that runs it now."""
@@ -61,12 +69,18 @@ class NodeProcess:
     identity: Identity
     directory: Path
     port: int
+    seat: Seat
     process: trio.Process | None = None
     ready: trio.Event = field(default_factory=trio.Event)
+    may_start: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def listen(self) -> str:
+        return f"/ip4/{self.seat.host}/tcp/{self.port}"
 
     @property
     def addr(self) -> str:
-        return f"/ip4/127.0.0.1/tcp/{self.port}/p2p/{names.peer_text(self.identity.peer_id)}"
+        return f"{self.listen}/p2p/{names.peer_text(self.identity.peer_id)}"
 
     @property
     def pid(self) -> int:
@@ -85,6 +99,7 @@ class Network:
         directory: Path,
         program: Sequence[str] = NODE_PROGRAM,
         layout: Mapping[str, tuple[str, ...]] = LAYOUT,
+        seats: Mapping[str, Seat] | None = None,
     ) -> None:
         """Make a data dir with an identity, and find a free port, for each node of the layout."""
         self.directory = directory
@@ -95,24 +110,29 @@ class Network:
         for (name, roles), port in zip(layout.items(), ports, strict=True):
             path = directory / name
             identity = create_identity(path / "identity.key")
-            self.nodes[name] = NodeProcess(name, roles, identity, path, port)
+            node = NodeProcess(name, roles, identity, path, port, (seats or {}).get(name, Seat()))
+            node.may_start.set()
+            self.nodes[name] = node
 
     def holding(self, role: str) -> NodeProcess:
         """The node that runs a role."""
         return next(node for node in self.nodes.values() if role in node.roles)
 
-    def configure(self, genesis_file: Path) -> None:
-        """Write each node's node.toml: everybody knows everybody's address, as a small cluster would."""
+    def configure(self, genesis_file: Path, tables: Sequence[str] = ()) -> None:
+        """Write each node's node.toml: everybody knows everybody's address, as a small cluster would.
+
+        `tables`: lines of TOML that go into each of them.
+        """
         for node in self.nodes.values():
             others = [other.addr for other in self.nodes.values() if other is not node]
             document = {
                 "data_dir": ".",
                 "roles": list(node.roles),
-                "listen": [f"/ip4/127.0.0.1/tcp/{node.port}"],
+                "listen": [node.listen],
                 "bootstrap": others,
             }
             lines = [f"{key} = {json.dumps(value)}" for key, value in document.items()]
-            lines += ["", "[[world]]", f"genesis = {json.dumps(str(genesis_file.resolve()))}", ""]
+            lines += ["", "[[world]]", f"genesis = {json.dumps(str(genesis_file.resolve()))}", "", *tables]
             (node.directory / "node.toml").write_text("\n".join(lines))
 
     @asynccontextmanager
@@ -135,9 +155,13 @@ class Network:
         raise NodeFailed(node.name, node.log, f"was not ready within {READY_S_MAX:.0f} s")
 
     async def _keep(self, node: NodeProcess) -> None:
-        """Start it, and start it again whenever it ends by itself; end it when this task is cancelled."""
+        """Start it, and start it again whenever it ends by itself; end it when this task is cancelled.
+
+        One whose `may_start` is not set stays down until it is.
+        """
         failed_starts = 0
         while True:
+            await node.may_start.wait()
             with trio.CancelScope(shield=True):  # a process that was started is one that will be ended
                 process = node.process = await self._start(node)
             try:
@@ -150,7 +174,7 @@ class Network:
                 await process.wait()
             finally:
                 with trio.CancelScope(shield=True):
-                    await _end(process)
+                    await end_process(process)
             failed_starts += not is_ready
             if failed_starts and not (node.ready.is_set() and failed_starts < FAILED_STARTS_MAX):
                 why = f"ended {how_it_ended(process)} before it was ready"
@@ -162,7 +186,7 @@ class Network:
     async def _start(self, node: NodeProcess) -> trio.Process:
         with node.log.open("ab") as log:
             return await trio.lowlevel.open_process(
-                [*self._program, "--config", str(node.directory / "node.toml"), "--json"],
+                [*node.seat.command, *self._program, "--config", str(node.directory / "node.toml"), "--json"],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -236,7 +260,7 @@ def how_it_ended(process: trio.Process) -> str:
     return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
 
 
-async def _end(process: trio.Process) -> None:
+async def end_process(process: trio.Process) -> None:
     """SIGTERM, then SIGKILL when it takes longer than STOP_S_MAX; nothing to one that has ended."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is not None:

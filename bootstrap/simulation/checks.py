@@ -132,8 +132,7 @@ class Checks:
             stored = self._tables[node].lease()
             self._require(
                 "durable_first",
-                answer.lease is None
-                or (stored is not None and stored.record.term >= answer.lease.record.term),
+                answer.lease is None or (stored is not None and stored.term >= answer.lease.record.term),
                 f"{node} grants a lease that is not on its disk",
             )
 

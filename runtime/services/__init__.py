@@ -34,6 +34,8 @@ def as_failure(error: errors.WorldError) -> RequestFailed:
             return RequestFailed(Code.ERR_NOT_AVAILABLE, str(error), retry_after_ms=HALTED_RETRY_MS)
         case errors.Busy():
             return RequestFailed(Code.ERR_BUSY, str(error), retry_after_ms=error.retry_after_ms)
+        case errors.Unavailable():
+            return RequestFailed(Code.ERR_NOT_AVAILABLE, str(error), retry_after_ms=error.retry_after_ms)
         case errors.Mismatch() | errors.Diverged():
             detail = error.detail if isinstance(error, errors.Mismatch) else b""
             return RequestFailed(Code.ERR_STATE_MISMATCH, str(error), detail=detail)

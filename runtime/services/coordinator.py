@@ -1,8 +1,8 @@
 """The coordinator: grants the lease and certifies the order, one durable compare-and-set per height.
 
-Hides: the certifier key. Guarantees: a commit or a lease leaves only after it is on disk; two commits of one epoch and
-height cannot exist; what is decided here is decided by the pure functions of runtime/sequencing.py.
-Implements docs/protocol.md, section "Order"; safety does not depend on any clock.
+Hides: the certifier key. Guarantees: the key signs only what its LeaseStore holds already; two commits of one epoch and
+height cannot exist, also where two processes run with this key on one etcd; what is decided here is decided by the pure
+functions of runtime/sequencing.py. Implements docs/protocol.md, section "Order"; safety does not depend on any clock.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ from runtime.services.blobs import fetch_blob
 from runtime.services.context import Context
 from runtime.services.fetch import Sources, ask_first
 from runtime.services.heads import HeadTracker
+from runtime.services.lease_store import Kept, LeaseStore, Overtaken, Resumed
 from runtime.services.methods import Handlers
 from runtime.services.resume import RESUME_RETRY_MS, fetch_batch
-from runtime.world_tables import WorldTables
 
 REQUESTS_WAITING_MAX: Final = 64
+STORE_TRIES_MAX: Final = 3
 LOST_SEAL: Final = bytes(64)  # a committed batch is believed for its commit, not for its seal
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R", LeaseGrant, Commit)
 
 
 @dataclass(slots=True)
 class _Job(Generic[T]):
     """One request on its way through the task that decides."""
 
-    work: Callable[[], Awaitable[T]]
+    work: Callable[[Kept], Awaitable[T]]
     done: trio.Event = field(default_factory=trio.Event)
     result: T | None = None
     error: Exception | None = None
@@ -62,17 +64,21 @@ class Coordinator:
         self,
         context: Context,
         genesis: Genesis,
-        tables: WorldTables,
+        store: LeaseStore,
         tracker: HeadTracker,
         epochs: Authorities,
         sources: Sources,
+        executed: Callable[[int], BatchAnswer],
     ) -> None:
+        """`executed` answers a batch that this node has executed, for heights of which the store holds no commit."""
         self._context = context
         self._genesis = genesis
         self._epochs = epochs
-        self._tables = tables
+        self._store = store
         self._tracker = tracker
         self._sources = sources
+        self._executed = executed
+        self.kept = Kept()  # as last read or written; for `status`, not for decisions
         self._started_at_ms = context.now_ms()
         self._send, self._jobs = trio.open_memory_channel[_Job[object]](REQUESTS_WAITING_MAX)
 
@@ -84,6 +90,7 @@ class Coordinator:
             "lease_get": self.lease_get,
             "commit_batch": self.commit_batch,
             "get_commit": self.get_commit,
+            "get_batch": self.get_batch,
         }
 
     def gauges(self) -> list[Gauge]:
@@ -115,7 +122,7 @@ class Coordinator:
 
     # --- epochs --------------------------------------------------------------------------------------------
 
-    def _require_office(self) -> None:
+    def _require_office(self, kept: Kept) -> None:
         """Raise where this node is not to sign: Denied (another certifies), Halted, Busy (order not taken over yet)."""
         current = self._authorities
         if self._context.peer_id != current.certifier:
@@ -123,7 +130,7 @@ class Coordinator:
                 "role coordinator", f"this node's identity is not the certifier of epoch {current.epoch}"
             )
         self._epochs.require_running()
-        if self._tables.order_epoch() != current.epoch:
+        if kept.epoch != current.epoch:
             raise Busy("epoch", RESUME_RETRY_MS)
 
     async def _watch_epoch(self) -> NoReturn:
@@ -132,49 +139,45 @@ class Coordinator:
             current = self._authorities
             if self._context.peer_id != current.certifier:
                 _log.warning("this node's identity is not the certifier of epoch %d: it waits", current.epoch)
-            elif self._tables.order_epoch() != current.epoch and not self._epochs.is_halted:
+            elif not self._epochs.is_halted:
                 try:
-                    await self._take_over(current)
-                    continue
+                    if current.epoch and (await self._read()).epoch < current.epoch:
+                        await self._take_over(current)
+                        continue
                 except Corrupt:
                     raise
                 except WorldError as error:
                     self._context.counters["coordinator.not_resumed"] += 1
-                    _log.warning("epoch %d waits for its last batch: %s", current.epoch, error)
-                await self._epochs.changed.wait_at_most(RESUME_RETRY_MS / 1_000)
-                continue
+                    _log.warning("epoch %d is not taken over yet: %s", current.epoch, error)
+                    await self._epochs.changed.wait_at_most(RESUME_RETRY_MS / 1_000)
+                    continue
             await self._epochs.changed.wait()
 
     async def _take_over(self, current: AuthoritySet) -> None:
         """Begin with what the roots keep: that batch under a commit of this epoch, and nothing above it."""
         resume = current.resume
         assert resume is not None  # epoch 0 needs no taking over
-        blobs: tuple[bytes, ...] = ()
-        batch: Sealed[ActionBatch] | None = None
+        last: Resumed | None = None
         if resume.height:
             batch = await self._resumed_batch(resume)
             bytes_max = self._genesis.body.limits.batch_bytes_max
             actions = await fetch_blob(self._sources, batch.record.actions_ref, bytes_max)
-            blobs = (batch.record.preimage(), actions)
+            last = Resumed(batch, actions, resumed_commit(current, batch.record, self._context.now_ms()))
 
-        async def work() -> None:
-            if self._epochs.current is not current or self._epochs.is_halted:
+        async def work(kept: Kept) -> None:
+            is_over = self._epochs.current is not current or self._epochs.is_halted
+            if is_over or kept.epoch >= current.epoch:  # another process of this key may have been quicker
                 return
-            last = None
-            if batch is not None:
-                commit = resumed_commit(current, batch.record, self._context.now_ms())
-                last = (batch, seal(commit, self._context.key))
-            rows = self._tables.put_resumed(current.epoch, resume.height, last)
-            await self._context.offload(lambda: self._context.db.commit(rows, blobs, keep=True))
+            self.kept = await self._store.put_resumed(kept, current.epoch, last)
             _log.warning("epoch %d: certifying from height %d on", current.epoch, resume.height)
 
         await self._decide(work)
 
     async def _resumed_batch(self, resume: Resume) -> Sealed[ActionBatch]:
         """The batch that is kept, from here or from whoever has it; a lost seal is no obstacle: its hash is signed."""
-        own = self._tables.batch(resume.height)
-        if own is not None and own.hash() == resume.batch_hash:
-            return own
+        own = await self._store.certified(resume.height)
+        if own is not None and own[0].hash() == resume.batch_hash:
+            return own[0]
 
         def check(answer: BatchAnswer) -> None:
             if answer.batch.hash() != resume.batch_hash:
@@ -194,7 +197,7 @@ class Coordinator:
         while True:
             job = await self._jobs.receive()
             try:
-                job.result = await job.work()
+                job.result = await self._done(job)
             except Exception as error:  # it is the caller's: handed over, not swallowed
                 job.error = error
                 if isinstance(error, Corrupt):
@@ -202,7 +205,21 @@ class Coordinator:
             finally:
                 job.done.set()
 
-    async def _decide(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _done(self, job: _Job[T]) -> T:
+        """Read the store and decide; again when another process of this key was quicker. Raises Busy."""
+        for _ in range(STORE_TRIES_MAX):
+            kept = await self._read()
+            try:
+                return await job.work(kept)
+            except Overtaken:
+                self._context.counters["coordinator.overtaken"] += 1
+        raise Busy("lease_store_tries_max", limits.BATCH_INTERVAL_MS)
+
+    async def _read(self) -> Kept:
+        self.kept = await self._store.read()
+        return self.kept
+
+    async def _decide(self, work: Callable[[Kept], Awaitable[T]]) -> T:
         job: _Job[T] = _Job(work)
         try:
             self._send.send_nowait(job)  # type: ignore[arg-type]  # the channel carries jobs of any result
@@ -220,72 +237,66 @@ class Coordinator:
 
     # --- lease ---------------------------------------------------------------------------------------------
 
-    def _stored_lease(self) -> LeaseGrant | None:
-        lease = self._tables.lease()
-        return None if lease is None else lease.record
-
     async def lease_acquire(self, caller: PeerId, request: LeaseAcquireRequest) -> LeaseAnswer:
         """A new term for the caller, and the batch to build on."""
-
         self._check_proposer(caller)
 
-        async def work() -> LeaseAnswer:
-            self._require_office()
-            self._check_memory(request.commit)
-            last = self._tables.last_commit()
-            term_min = 1 if last is None else last[0].record.term + 1
-            grant = self._leases.acquire(self._stored_lease(), caller, self._context.now_ms(), term_min)
-            await self._keep(grant)
-            return self._lease_answer()
+        async def work(kept: Kept) -> LeaseAnswer:
+            self._require_office(kept)
+            self._check_memory(kept, request.commit)
+            term_min = 1 if kept.batch is None else kept.batch.record.term + 1
+            grant = self._leases.acquire(kept.lease, caller, self._context.now_ms(), term_min)
+            return await self._granted(kept, grant)
 
         return await self._decide(work)
 
     async def lease_renew(self, caller: PeerId, request: LeaseTermRequest) -> LeaseAnswer:
         self._check_proposer(caller)
 
-        async def work() -> LeaseAnswer:
-            self._require_office()
-            await self._keep(
-                self._leases.renew(self._stored_lease(), caller, request.term, self._context.now_ms())
-            )
-            return self._lease_answer()
+        async def work(kept: Kept) -> LeaseAnswer:
+            self._require_office(kept)
+            grant = self._leases.renew(kept.lease, caller, request.term, self._context.now_ms())
+            return await self._granted(kept, grant)
 
         return await self._decide(work)
 
     async def lease_release(self, caller: PeerId, request: LeaseTermRequest) -> LeaseAnswer:
         self._check_proposer(caller)
 
-        async def work() -> LeaseAnswer:
-            self._require_office()
-            await self._keep(
-                self._leases.release(self._stored_lease(), caller, request.term, self._context.now_ms())
-            )
-            return self._lease_answer()
+        async def work(kept: Kept) -> LeaseAnswer:
+            self._require_office(kept)
+            grant = self._leases.release(kept.lease, caller, request.term, self._context.now_ms())
+            return await self._granted(kept, grant)
 
         return await self._decide(work)
 
     async def lease_get(self, caller: PeerId, request: WorldRequest) -> LeaseAnswer:
         """Who leads now, if anybody does."""
         del caller, request
-        return self._lease_answer()
+        return self._lease_answer(await self._read())
 
-    def _lease_answer(self) -> LeaseAnswer:
-        lease, last = self._tables.lease(), self._last()
-        bound = lease is not None and self._leases.remaining_ms(lease.record, self._context.now_ms()) > 0
+    async def _granted(self, kept: Kept, grant: LeaseGrant) -> LeaseAnswer:
+        self.kept = await self._store.put_lease(kept, grant)
+        return self._lease_answer(self.kept)
+
+    def _lease_answer(self, kept: Kept) -> LeaseAnswer:
+        lease, commit = kept.lease, self._last(kept)
+        is_bound = self._leases.remaining_ms(lease, self._context.now_ms()) > 0
         return LeaseAnswer(
-            lease=lease if bound else None,
-            batch=None if last is None else last[0],
-            commit=None if last is None else last[1],
+            lease=self._sealed(lease) if is_bound else None,
+            batch=None if commit is None else kept.batch,
+            commit=commit,
         )
 
-    def _last(self) -> tuple[Sealed[ActionBatch], Sealed[Commit]] | None:
-        """The last batch with its commit, of the epoch in force."""
-        last = self._tables.last_commit()
-        return last if last is not None and last[1].record.epoch == self._authorities.epoch else None
+    def _sealed(self, record: R | None) -> Sealed[R] | None:
+        """Signed, where it is this node's key that signs it: a store that is shared holds what another's has signed."""
+        is_own = record is not None and record.certifier_id == self._context.peer_id
+        return seal(record, self._context.key) if record is not None and is_own else None
 
-    async def _keep(self, grant: LeaseGrant) -> None:
-        rows, expect = self._tables.put_lease(seal(grant, self._context.key))
-        await self._context.offload(lambda: self._context.db.commit(rows, expect=expect))
+    def _last(self, kept: Kept) -> Sealed[Commit] | None:
+        """The last commit, of the epoch in force."""
+        sealed = self._sealed(kept.commit)
+        return sealed if sealed is not None and sealed.record.epoch == self._authorities.epoch else None
 
     # --- order ---------------------------------------------------------------------------------------------
 
@@ -294,25 +305,21 @@ class Coordinator:
 
         self._check_proposer(caller)
 
-        async def work() -> CommitBatchAnswer:
-            self._require_office()
-            self._check_memory(request.commit)
-            return CommitBatchAnswer(commit=await self._certified(caller, request))
+        async def work(kept: Kept) -> CommitBatchAnswer:
+            self._require_office(kept)
+            self._check_memory(kept, request.commit)
+            return CommitBatchAnswer(commit=await self._certified(kept, caller, request))
 
         return await self._decide(work)
 
-    async def _certified(self, caller: PeerId, request: CommitBatchRequest) -> Sealed[Commit]:
-        last = self._tables.last_commit()
-        lease = self._stored_lease()
-        if lease is not None and not self._leases.remaining_ms(lease, self._context.now_ms()):
-            lease = None
+    async def _certified(self, kept: Kept, caller: PeerId, request: CommitBatchRequest) -> Sealed[Commit]:
+        now_ms, last = self._context.now_ms(), self._sealed(kept.commit)
         so_far = Certified(
-            batch=None if last is None else last[0].record,
-            commit=None if last is None else last[1],
-            lease=lease,
+            batch=None if kept.batch is None else kept.batch.record,
+            commit=last,
+            lease=kept.lease if self._leases.remaining_ms(kept.lease, now_ms) else None,
             attested_height=self._tracker.height,
         )
-        now_ms = self._context.now_ms()
         commit = await self._context.offload(
             lambda: certify(
                 self._genesis, self._authorities, so_far, caller, request.batch, request.actions, now_ms
@@ -320,46 +327,49 @@ class Coordinator:
         )
         if commit is None:
             assert last is not None
-            return last[1]
+            return last
+        self.kept = await self._store.put_commit(kept, request.batch, request.actions, commit)
         sealed = seal(commit, self._context.key)
-        rows, expect = self._tables.put_commit(request.batch, sealed)
-        blobs = (request.actions, request.batch.record.preimage())
-        await self._context.offload(lambda: self._context.db.commit(rows, blobs, keep=True, expect=expect))
         self._tracker.saw_commit(sealed)
         self._context.counters["coordinator.commits"] += 1
         told = {"event": "certified", "world": commit.world_id, "height": commit.height}
         _log.debug("certified", extra=told | {"batch": commit.batch_hash})
         return sealed
 
+    async def get_batch(self, caller: PeerId, request: BatchRequest) -> BatchAnswer:
+        """A certified batch, else one that was executed here; whoever asks fetches its actions as a blob."""
+        del caller
+        batch, commit = await self._store.certified(request.height) or (None, None)
+        sealed = self._sealed(commit)
+        if batch is None or sealed is None:
+            return self._executed(request.height)
+        return BatchAnswer(batch=batch, commit=sealed)
+
     async def get_commit(self, caller: PeerId, request: WorldRequest) -> CommitAnswer:
         """The last commit, signed again when its time is old: it is still the last."""
         del caller, request
-        authorities, last = self._epochs.signed, self._last()
-        if last is None:
-            return CommitAnswer(authorities=authorities)
-        if refreshed(last[1].record, self._context.now_ms()) is None or self._epochs.is_halted:
-            return CommitAnswer(authorities=authorities, commit=last[1])
+        kept = await self._read()
+        if self._refreshed(kept) is not None:
+            kept = await self._decide(self._refresh)
+        return CommitAnswer(authorities=self._epochs.signed, commit=self._last(kept))
 
-        async def work() -> CommitAnswer:
-            newest = self._last()
-            if newest is None or self._epochs.is_halted:
-                return CommitAnswer(authorities=self._epochs.signed)
-            record = refreshed(newest[1].record, self._context.now_ms())
-            sealed = newest[1] if record is None else seal(record, self._context.key)
-            if record is not None:
-                rows = self._tables.put_refreshed(sealed)
-                await self._context.offload(lambda: self._context.db.commit(rows))
-            return CommitAnswer(authorities=self._epochs.signed, commit=sealed)
+    def _refreshed(self, kept: Kept) -> Commit | None:
+        """The last commit with a newer time, where this node is to sign one."""
+        last = self._last(kept)
+        return (
+            None if last is None or self._epochs.is_halted else refreshed(last.record, self._context.now_ms())
+        )
 
-        return await self._decide(work)
+    async def _refresh(self, kept: Kept) -> Kept:
+        commit = self._refreshed(kept)
+        if commit is not None:
+            self.kept = await self._store.put_refreshed(kept, commit)
+        return self.kept
 
-    def _check_memory(self, seen: Sealed[Commit] | None) -> None:
+    def _check_memory(self, kept: Kept, seen: Sealed[Commit] | None) -> None:
         head = self._tracker.head
         for commit in (seen, None if head is None else head.commit):
-            check_memory(
-                self._authorities, self._genesis.header.world_id, self._tables.committed_height(), commit
-            )
+            check_memory(self._authorities, self._genesis.header.world_id, kept.height, commit)
         if seen is not None and seen.record.epoch == self._authorities.epoch:
-            self._tracker.saw_commit(
-                seen
-            )  # another one of a height certified here is a fork by this very key
+            # Another one of a height certified here is a fork by this very key.
+            self._tracker.saw_commit(seen)

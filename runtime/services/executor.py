@@ -41,7 +41,7 @@ from runtime.records import (
     seal,
 )
 from runtime.services.authorities import Authorities
-from runtime.services.blobs import fetch_blob
+from runtime.services.blobs import fetch_blob, fetch_from
 from runtime.services.context import Context, Signal
 from runtime.services.evidence import EvidenceKeeper, tell_roots
 from runtime.services.fetch import TRY_MS, Sources, ask_first, call
@@ -53,6 +53,8 @@ from runtime.services.replica import Applied, Replica
 from runtime.services.resume import fetch_batch, is_resumed, resume
 
 CATCH_UP_MS: Final = 1_000
+HAND_OVER_GRACE_MS: Final = 300  # what was heard of comes by itself within it, if it comes at all
+CERTIFIER_TRY_MS: Final = 2_000
 FORK_LOOK_MS: Final = 5_000
 _log = logging.getLogger(__name__)
 
@@ -86,8 +88,9 @@ class Executor:
         self._authorities = authorities
         self._evidence = evidence
         self._tables = tables
-        self._ready: dict[int, _Committed] = {}  # by height, at most COMMIT_LEAD_MAX
+        self._ready: dict[int, _Committed] = {}  # by height until applied, at most COMMIT_LEAD_MAX
         self._known_height = 0  # highest height that a commit of this epoch was seen for
+        self._heard = Signal()  # of a greater one
         self._resumed: dict[int, bytes] = {}  # batch hashes up to the height that the epoch resumes from
         self._missed_height = 0  # highest height that had to be asked for
         self._arrived = Signal()
@@ -130,10 +133,15 @@ class Executor:
     def _saw(self, commit: Sealed[Commit]) -> None:
         """A commit of the set in force: its height is there to be executed, or to be vouched for."""
         self._tracker.saw_commit(commit)
-        self._known_height = max(self._known_height, commit.record.height)
+        self._hear_of(commit.record.height)
         at_hand = commit.record.height == self._replica.height and self._is_resumed()
         if at_hand and commit.record.batch_hash == self._replica.batch_hash:
             self._announce_soon(commit)
+
+    def _hear_of(self, height: int) -> None:
+        if height > self._known_height:
+            self._known_height = height
+            self._heard.wake()
 
     # --- loops ---------------------------------------------------------------------------------------------
 
@@ -161,19 +169,21 @@ class Executor:
             if not self._is_resumed():
                 await self._resume()
             height = self._replica.height + 1
-            committed = None if self._authorities.is_halted else self._ready.pop(height, None)
+            committed = None if self._authorities.is_halted else self._ready.get(height)
             if committed is None:
                 await self._arrived.wait()
                 continue
             try:
                 applied = await self._context.offload(partial(self._step, committed))
             except Invalid as error:
+                del self._ready[height]
                 await self._accuse_certifier(committed, error)
                 continue
             if not self._is_resumed():  # another epoch began meanwhile: what it keeps is executed again
                 continue
             kept = () if committed.order is None else self._tables.put_order(*committed.order)
             await self._replica.apply(applied, kept)
+            del self._ready[height]
             self._context.counters["executor.blocks"] += 1
             self._context.counters["executor.envelopes"] += len(applied.envelopes)
             if committed.order is not None:
@@ -192,7 +202,7 @@ class Executor:
         self._ready.clear()
         self._known_height = self._missed_height = 0
         self._resumed = await resume(self._replica, self._authorities, self._sources, whole=True)
-        self._known_height = max(self._known_height, *self._resumed, 0)
+        self._hear_of(max(self._resumed, default=0))
         self._arrived.wake()
 
     async def _watch_epoch(self) -> None:
@@ -259,26 +269,35 @@ class Executor:
             self._saw(commit)
 
     async def _catch_up(self) -> None:
-        """Ask for what was not handed over: at start, and whenever a height is known but not at hand."""
+        """Ask for what was not handed over: a height that was heard of and stays away, and by a timer for any."""
+        is_told = False
         while True:
             height = self._replica.height
             try:
-                await self._learn_commit()
-                while self._known_height > self._replica.height:
-                    # Later heights may be at hand already: it is the next one that everything waits for.
-                    if (missing := self._replica.height + 1) not in self._ready:
-                        self._context.counters["executor.gap_heights_found"] += missing > self._missed_height
-                        self._missed_height = max(self._missed_height, missing)
-                        await self._fetch_committed(missing)
-                    await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
+                if is_told:
+                    await self._replica.applied.wait_at_most(HAND_OVER_GRACE_MS / 1_000)
+                else:
+                    await self._learn_commit()
+                if self._replica.height == height:
+                    await self._fetch_known()
             except Corrupt:
                 raise
             except (NetworkError, WorldError):  # whoever was asked did not help: others, or later
                 self._context.counters["executor.catch_up_failed"] += 1
+                await trio.sleep(self._context.jittered_s(CATCH_UP_MS))
             await self._watch_for_fork()
-            if self._replica.height == height:
-                await self._arrived.wait_at_most(self._context.jittered_s(CATCH_UP_MS))
-            await trio.sleep(self._context.jittered_s(CATCH_UP_MS))
+            is_told = self._known_height > self._replica.height or await self._heard.wait_at_most(
+                self._context.jittered_s(CATCH_UP_MS)
+            )
+
+    async def _fetch_known(self) -> None:
+        while self._known_height > self._replica.height and not self._authorities.is_halted:
+            # Later heights may be at hand already: it is the next one that everything waits for.
+            if (missing := self._replica.height + 1) not in self._ready:
+                self._context.counters["executor.gap_heights_found"] += missing > self._missed_height
+                self._missed_height = max(self._missed_height, missing)
+                await self._fetch_committed(missing)
+            await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
 
     async def _watch_for_fork(self) -> None:
         """A head above all that the certifier tells here is of a chain that is not seen here: look who is wrong."""
@@ -312,6 +331,7 @@ class Executor:
         return answer
 
     async def _fetch_committed(self, height: int) -> None:
+        """From the certifier, who has what nobody executed yet; else from anybody."""
         if height in self._resumed:
             await self._fetch_resumed(height)
             return
@@ -324,9 +344,18 @@ class Executor:
             if answer.commit.record.height != height:
                 raise Invalid("get_batch.commit", f"is not of height {height}")
 
-        found = await ask_first(self._sources, "get_batch", request, BatchAnswer, check)
+        certifier = self._authorities.current.certifier
         bytes_max = self._replica.genesis.body.limits.batch_bytes_max
-        actions = await fetch_blob(self._sources, found.batch.record.actions_ref, bytes_max)
+        try:
+            found = await call(
+                self._context, certifier, "get_batch", request, BatchAnswer, deadline_ms=CERTIFIER_TRY_MS
+            )
+            check(found)
+            actions = await fetch_from(self._context, certifier, found.batch.record.actions_ref, bytes_max)
+        except (NetworkError, WorldError):
+            self._context.counters["executor.certifier_did_not_help"] += 1
+            found = await ask_first(self._sources, "get_batch", request, BatchAnswer, check)
+            actions = await fetch_blob(self._sources, found.batch.record.actions_ref, bytes_max)
         self._take(found.batch, found.commit, actions)
         self._context.counters["executor.gap_heights_repaired"] += 1
 

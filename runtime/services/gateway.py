@@ -41,6 +41,9 @@ from runtime.services.trail import station
 RESEND_ENVELOPES_MAX: Final = 4_096  # of one round
 RESEND_BYTES_MAX: Final = 4 << 20
 RESEND_CHUNK_BYTES_MAX: Final = 512 * 1024
+RESEND_CALL_MS: Final = (
+    limits.LEASE_RENEW_MS
+)  # a leader that is dead or paused must not hold up its successor
 _log = logging.getLogger(__name__)
 
 
@@ -297,6 +300,7 @@ class Gateway:
                 "lease_get",
                 WorldRequest(world_id=self._world_id),
                 LeaseAnswer,
+                deadline_ms=RESEND_CALL_MS,
             )
             if lease.lease is None:
                 return
@@ -309,7 +313,12 @@ class Gateway:
             for chunk in _chunks(envelopes):
                 request = SubmitRequest(world_id=self._world_id, envelopes=tuple(chunk))
                 await call(
-                    self._context, lease.lease.record.holder_id, "submit_actions", request, SubmitAnswer
+                    self._context,
+                    lease.lease.record.holder_id,
+                    "submit_actions",
+                    request,
+                    SubmitAnswer,
+                    deadline_ms=RESEND_CALL_MS,
                 )
                 self._context.counters["gateway.resent"] += len(chunk)
                 station(_log, "resent", self._world_id, chunk)

@@ -182,11 +182,14 @@ class WorldDesk:
             "get_world_head": self.get_world_head,
             "get_block": self.get_block,
             "get_blocks": self.get_blocks,
-            "get_batch": self.get_batch,
             "get_bundle": self.get_bundle,
             "get_receipt": self.get_receipt,
             "get_state_proof": self.get_state_proof,
         }
+
+    def order_handlers(self) -> Handlers:
+        """What is answered of the order where no coordinator runs."""
+        return {"get_commit": self.get_commit, "get_batch": self.get_batch}
 
     async def get_genesis(self, caller: PeerId, request: WorldRequest) -> GenesisAnswer:
         del caller, request
@@ -238,14 +241,16 @@ class WorldDesk:
         return Empty()
 
     async def get_batch(self, caller: PeerId, request: BatchRequest) -> BatchAnswer:
-        """What was certified here, else what was executed here."""
+        """What was executed here; a coordinator answers what it has certified first."""
         del caller
-        batch, commit = self._tables.batch(request.height), self._tables.commit(request.height)
-        if batch is None or commit is None:
-            order = self._epoch_tables.order(request.height)
-            if order is None:
-                raise Missing("batch", str(request.height))
-            batch, commit = order
+        return self.executed_batch(request.height)
+
+    def executed_batch(self, height: int) -> BatchAnswer:
+        """A batch that was executed here, with the commit that it came with. Raises Missing."""
+        order = self._epoch_tables.order(height)
+        if order is None:
+            raise Missing("batch", str(height))
+        batch, commit = order
         return BatchAnswer(batch=batch, commit=commit)
 
     async def get_bundle(self, caller: PeerId, request: BundleRequest) -> BundleAnswer:

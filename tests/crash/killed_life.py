@@ -135,7 +135,9 @@ async def order(context: Context, replica: Replica, envelopes: list[Envelope]) -
         certifier_id=NODE.identity,
         as_of_ms=NOW_MS,
     )
-    rows, expect = replica.tables.put_commit(seal(batch, NODE), seal(commit, NODE))
+    rows = replica.tables.put_certified(seal(batch, NODE), commit)
+    below = replica.tables.commit(batch.height - 1)
+    expect = replica.tables.expect_order(0, None, below)
     context.db.commit(rows, [actions, batch.preimage()], keep=True, expect=expect)
     return execute(replica, batch, actions, envelopes)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
+import trio.testing
 from libp2p.io import msgio
 from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.yamux import yamux
 
 from p2p import cures, frames, names, stream_cures
+from p2p.errors import StreamBroken
+from p2p.host import _open_stream
 from p2p.network import PartsRoute, Route
 
 TURNS_MAX = (
@@ -136,6 +140,25 @@ async def test_a_writer_is_woken_when_the_window_opens(open_node, until, patienc
                 await until(is_blocked)
                 while await answer.part() is not None:
                     pass
+
+
+async def test_a_reader_is_told_when_its_own_side_resets_the_stream(open_node, patience):
+    async with open_node(1) as server, open_node(2) as client:
+        await client.connect(server.addrs())
+        stream = await _open_stream(client._host, server.peer_id, lambda: None)
+        ended = trio.Event()
+
+        async def read():
+            with pytest.raises(StreamBroken):
+                await stream.read(1)
+            ended.set()
+
+        with patience():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                await stream.reset()
+                await ended.wait()
 
 
 class Turns(trio.abc.Instrument):

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from bootstrap import config
-from bootstrap.config import ConfigMistakes, NodeConfig, NodeLimits, WorldSource, read_config
+from bootstrap.config import (
+    ConfigMistakes,
+    CoordinatorConfig,
+    NodeConfig,
+    NodeLimits,
+    WorldSource,
+    read_config,
+)
 
 PEER = "12D3KooWPDzoJUKJ6nCvkS7D277fw1STZUU2VjWYBVfzGKLdhSBV"
 WORLD = "a" * 32
@@ -183,6 +190,46 @@ def test_every_default_limit_is_within_its_own_range_and_named_by_its_unit() -> 
 @pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5_000, 'data_dir = "a\\u0000b"'])
 def test_what_python_cannot_read_is_a_mistake_too(text: str) -> None:
     assert len(mistakes_of(text)) == 1
+
+
+def test_the_coordinators_store_comes_from_file_flags_and_variables() -> None:
+    assert read_config().config.coordinator == CoordinatorConfig("embedded", ("http://127.0.0.1:2379",))
+    text = '[coordinator]\nstore = "etcd"\netcd = ["https://etcd.example:2379/", "http://[::1]:2379"]'
+    effective = read_config(text, "node.toml", env={"AW_COORDINATOR_STORE": "embedded"})
+    assert effective.config.coordinator.store == "embedded"
+    assert effective.config.coordinator.etcd == ("https://etcd.example:2379", "http://[::1]:2379")
+    assert effective.origins["coordinator.store"] == "AW_COORDINATOR_STORE"
+    assert effective.origins["coordinator.etcd"] == "node.toml"
+    flags = {"coordinator.store": "etcd", "coordinator.etcd": ("http://10.0.0.1:2379",)}
+    effective = read_config(text, flags=flags, env={"AW_COORDINATOR_ETCD": "http://a:1,http://b:2"})
+    assert effective.config.coordinator == CoordinatorConfig("etcd", ("http://10.0.0.1:2379",))
+    assert effective.origins["coordinator.etcd"] == "--coordinator-etcd"
+
+
+def test_mistakes_about_the_coordinators_store_are_told_with_the_others() -> None:
+    text = """
+    [coordinator]
+    store = "etdc"
+    etcd = ["http://etcd:2379", "ftp://etcd:2379"]
+    stor = 1
+    [limits]
+    disk_bytes_max = 1
+    """
+    found = mistakes_of(text)
+    assert "nearest: etcd" in found["node.toml: coordinator.store"]
+    assert "is not http://HOST:PORT" in found["node.toml: coordinator.etcd[1]"]
+    assert "nearest: store" in found["node.toml: coordinator.stor"]
+    assert "node.toml: limits.disk_bytes_max" in found
+    for endpoint in (
+        "http://etcd",
+        "http://u:p@etcd:1",
+        "http://etcd:1/v3",
+        "http://etcd:99999",
+        "http://etcd:0",
+    ):
+        assert "node.toml: coordinator.etcd[0]" in mistakes_of(f'coordinator = {{etcd = ["{endpoint}"]}}')
+    assert "node.toml: coordinator" in mistakes_of("coordinator = 1")
+    assert "node.toml: coordinator.etcd" in mistakes_of("[coordinator]\netcd = []")
 
 
 def test_the_metrics_page_is_off_unless_a_file_a_variable_or_a_flag_says_where() -> None:

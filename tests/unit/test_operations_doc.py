@@ -70,7 +70,7 @@ def test_every_command_role_variable_flag_and_exit_code_is_documented() -> None:
         assert f"`{variable}`" in DOC
     for key, flag in FLAG_NAMES.items():
         assert f"`{flag}" in DOC
-        assert f"`AW_{key.upper()}`" in DOC
+        assert f"`AW_{key.upper().replace('.', '_')}`" in DOC
     for code in Exit:
         assert f"| {code.value} | " in DOC
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -695,6 +696,56 @@ async def test_after_too_many_abandoned_requests_a_new_session_serves_and_the_ol
         assert isinstance(asker.outcomes[0], RequestTimeout)
         while await quiet.frame() is not None:  # the old session ends its writing, since nobody waits on it
             pass
+
+
+class DeafStream(WatchedStream):
+    """One whose reader is never told the end, as of a connection that died in the library; `fails`: writes tell."""
+
+    def __init__(self, inner, *, fails):
+        super().__init__(inner)
+        self.fails = fails
+        self.is_up = True
+        self.ended = trio.Event()
+
+    async def read(self, bytes_max):
+        if self.is_up:
+            with trio.move_on_after(1):
+                return await self._inner._inner.read(bytes_max)
+        await self.ended.wait()
+        return b""
+
+    async def write(self, data):
+        if not self.is_up and self.fails:
+            raise StreamBroken("MuxedStreamClosed")
+        if not self.is_up:
+            await self.ended.wait()
+        await super().write(data)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_stream_whose_reader_is_never_told_the_end_holds_up_nobody_for_long(autojump_clock, fails):
+    async with asking() as (asker, nursery):
+        open_stream = asker.far.open_stream
+
+        async def open_deaf(peer):
+            asker.far.near.append(DeafStream(await open_stream(peer), fails=fails))
+            return asker.far.near[-1]
+
+        asker.client._outside = replace(asker.client._outside, open_stream=open_deaf)
+        nursery.start_soon(asker.ask, "first")
+        await answer_all(await asker.far.next(), 1)
+        await trio.testing.wait_all_tasks_blocked()
+        deaf = asker.far.near[-1]
+        deaf.is_up = False
+        await trio.sleep(2)
+        asker.client._outside = replace(asker.client._outside, open_stream=open_stream)
+        for number in range(1 if fails else sessions.ABANDONED_PER_SESSION_MAX):
+            await asker.ask(number, 100)
+        nursery.start_soon(asker.ask, "next", 1_000)
+        await answer_all(await asker.far.next(), 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert asker.outcomes["next"] == b""
+        deaf.ended.set()
 
 
 async def test_a_late_answer_is_discarded(autojump_clock):

@@ -11,10 +11,16 @@ import pytest
 import trio
 
 from runtime.epoch_tables import EpochTables
-from runtime.errors import Denied, Halted, Invalid
+from runtime.errors import Denied, Halted, Invalid, Missing
 from runtime.evidence import CommitFork, MalformedBatch
 from runtime.keys import SigningKey
-from runtime.messages import CommitBatchRequest, ExecuteBatchRequest, LeaseAcquireRequest, LeaseTermRequest
+from runtime.messages import (
+    BatchAnswer,
+    CommitBatchRequest,
+    ExecuteBatchRequest,
+    LeaseAcquireRequest,
+    LeaseTermRequest,
+)
 from runtime.records import seal
 from runtime.services.authorities import Authorities
 from runtime.services.context import Context
@@ -23,6 +29,7 @@ from runtime.services.evidence import EvidenceKeeper
 from runtime.services.executor import Executor
 from runtime.services.fetch import Sources
 from runtime.services.heads import HeadTracker
+from runtime.services.lease_store import EmbeddedLeaseStore
 from runtime.services.replica import Replica
 from runtime.world_db import MemoryWorldDb
 from runtime.world_tables import WorldTables
@@ -145,12 +152,22 @@ async def test_a_committed_batch_of_another_world_of_the_same_authorities_is_ref
         await executor.hand_over(world.proposer.identity, hand_over_of(other))
 
 
+def nothing_executed(height: int) -> BatchAnswer:
+    raise Missing("batch", str(height))
+
+
 async def test_strangers_do_not_stand_in_the_coordinators_queue(small_world: Callable[..., Any]) -> None:
     world = small_world()
     context = context_of(world, world.certifier)
     parts = parts_of(context, world)
     coordinator = Coordinator(
-        context, world.genesis, parts.tables, parts.tracker, parts.authorities, parts.sources
+        context,
+        world.genesis,
+        EmbeddedLeaseStore(context, parts.tables),
+        parts.tracker,
+        parts.authorities,
+        parts.sources,
+        nothing_executed,
     )
     stranger, world_id = world.actors[0].identity, world.world_id
     batch, actions = world.batch([])
