@@ -57,7 +57,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 simulate: $(STAMP)
 	@$(BIN)/python .ci/simulate.py --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0) $(if $(JOBS),--jobs $(JOBS))

@@ -56,7 +56,7 @@ def test_values_have_the_bytes_of_the_profile(value: Any, data: str) -> None:
         "\ud800",
         object(),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_not_in_the_profile_is_not_encoded(value: Any) -> None:
     with pytest.raises(Invalid, match=r"^field"):
