@@ -12,13 +12,13 @@ SEED = 1
 EARLY = 4
 # What a leader does between a cut and the announcement of its block: all of it must be among the points.
 STEPS = (
-    "sequencer._leads: before lease_acquire",
-    "sequencer._leads: after lease_acquire",
+    "sequencer._call_certifier: before lease_acquire",
+    "sequencer._call_certifier: after lease_acquire",
     "sequencer._certify: before offload",
     "sequencer._certify: after offload",
     "sequencer._certify: before commit_batch",
     "sequencer._certify: after commit_batch",
-    "sequencer._hand_over: before publish batch",
+    "sequencer._tell: before publish batch",
     "sequencer._hand_over: before execute_batch",
     "sequencer._hand_over: after execute_batch",
     "executor._execute: before offload",
