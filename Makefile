@@ -57,7 +57,12 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/network --ignore tests/crash
+	$(BIN)/pytest tests/network tests/crash
+else
+	$(BIN)/pytest $(ARGS)
+endif
 
 simulate: $(STAMP)
 	@$(BIN)/python .ci/simulate.py --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0) $(if $(JOBS),--jobs $(JOBS))

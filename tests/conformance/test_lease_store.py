@@ -141,6 +141,12 @@ async def _opened(kind: str, tmp_path: Path, world: Any) -> AsyncIterator[Place]
         yield Place(world, tmp_path, stack, etcd)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes its time for a megabyte on disk; whoever tests deadlines sets a short one."""
+    monkeypatch.setattr(etcd_module, "ETCD_TRY_MS", 20_000)
+
+
 @pytest.fixture(params=BOTH)
 async def place(
     request: pytest.FixtureRequest, tmp_path: Path, small_world: Callable[..., Any]
