@@ -118,6 +118,7 @@ class Coordinator:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._decide_all)
             nursery.start_soon(self._watch_epoch)
+            nursery.start_soon(self._watch_memory)
             task_status.started()
 
     # --- epochs --------------------------------------------------------------------------------------------
@@ -152,6 +153,19 @@ class Coordinator:
                     await self._epochs.changed.wait_at_most(RESUME_RETRY_MS / 1_000)
                     continue
             await self._epochs.changed.wait()
+
+    async def _watch_memory(self) -> NoReturn:
+        """A commit of this key above its own store, in whatever head it is met, means that memory was lost."""
+        while True:
+            head = self._tracker.head
+            if head is not None and self._context.peer_id == self._authorities.certifier:
+                try:
+                    self._check_memory(await self._read(), None)
+                except Corrupt:
+                    raise
+                except WorldError:  # the store does not answer: then nothing is signed either
+                    self._context.counters["coordinator.memory_not_checked"] += 1
+            await self._tracker.changed.wait()
 
     async def _take_over(self, current: AuthoritySet) -> None:
         """Begin with what the roots keep: that batch under a commit of this epoch, and nothing above it."""

@@ -9,9 +9,10 @@ from typing import Any, TypeVar, cast
 
 import pytest
 import trio
+import trio.testing
 
 from runtime.epoch_tables import EpochTables
-from runtime.errors import Denied, Halted, Invalid, Missing
+from runtime.errors import Corrupt, Denied, Halted, Invalid, Missing
 from runtime.evidence import CommitFork, MalformedBatch
 from runtime.keys import SigningKey
 from runtime.messages import (
@@ -156,19 +157,40 @@ def nothing_executed(height: int) -> BatchAnswer:
     raise Missing("batch", str(height))
 
 
-async def test_strangers_do_not_stand_in_the_coordinators_queue(small_world: Callable[..., Any]) -> None:
-    world = small_world()
+def coordinator_of(world: Any) -> tuple[Coordinator, Parts]:
     context = context_of(world, world.certifier)
     parts = parts_of(context, world)
+    store = EmbeddedLeaseStore(context, parts.tables)
     coordinator = Coordinator(
         context,
         world.genesis,
-        EmbeddedLeaseStore(context, parts.tables),
+        store,
         parts.tracker,
         parts.authorities,
         parts.sources,
         nothing_executed,
     )
+    return coordinator, parts
+
+
+async def test_a_coordinator_that_meets_a_commit_of_its_own_above_its_store_ends(
+    small_world: Callable[..., Any],
+) -> None:
+    """Its store was lost, or is an old copy: it must not sign another commit for a height that has one."""
+    world = small_world()
+    coordinator, parts = coordinator_of(world)
+    head = world.head_of(world.run(world.envelope(world.actors[0], ("move_agent", {}))))
+    with pytest.RaisesGroup(Corrupt, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(coordinator.run)
+            await trio.testing.wait_all_tasks_blocked()
+            parts.tracker.offer(head)
+            await trio.sleep_forever()
+
+
+async def test_strangers_do_not_stand_in_the_coordinators_queue(small_world: Callable[..., Any]) -> None:
+    world = small_world()
+    coordinator, _parts = coordinator_of(world)
     stranger, world_id = world.actors[0].identity, world.world_id
     batch, actions = world.batch([])
     commit = CommitBatchRequest(world_id=world_id, batch=seal(batch, world.proposer), actions=actions)
