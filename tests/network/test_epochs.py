@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 import trio
 
-from bootstrap.demo.processes import Network, NodeProcess, environment_of_nodes, free_ports
+from bootstrap.demo.processes import Network, NodeProcess, environment_of_nodes
 from bootstrap.node import now_ms, open_caller
 from p2p import names
 from p2p.errors import NetworkError
@@ -61,14 +61,8 @@ class Cluster(Network):
     """Nodes of any layout; who knows whose address is said when they are configured."""
 
     def __init__(self, directory: Path, layout: Mapping[str, Sequence[str]]) -> None:
-        self.directory = directory
-        self.restarts = 0
-        self.nodes = {}
-        self._program = (sys.executable, "-c", PROGRAM)
-        for (name, roles), port in zip(layout.items(), free_ports(len(layout)), strict=True):
-            path = directory / name
-            identity = create_identity(path / "identity.key")
-            self.nodes[name] = NodeProcess(name, tuple(roles), identity, path, port)
+        roles = {name: tuple(held) for name, held in layout.items()}
+        super().__init__(directory, (sys.executable, "-c", PROGRAM), roles)
 
     def share_key(self, name: str, other: str) -> None:
         """The second node gets the key of the first: it was copied."""
