@@ -21,7 +21,7 @@ from p2p import names
 from p2p.errors import NetworkError
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity
-from p2p.network import Message, PartsHandler, PartsRoute, RecordRule, Routes, SendPart, Subscription, Verdict
+from p2p.network import Message, PartsRoute, RecordRule, Routes, SendPart, Subscription, Verdict
 from p2p.providers import ProviderCache, republish_loop
 from runtime import chain, codec, rules, world
 from runtime import genesis as genesis_module
@@ -42,7 +42,7 @@ from runtime.records import (
     encode_envelopes,
     seal,
 )
-from runtime.services import HeadRecords, as_failure, fetch, follow
+from runtime.services import HeadRecords, as_failure
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
 from runtime.services.methods import MethodTable
@@ -592,56 +592,3 @@ async def test_a_forged_state_root_behind_valid_hashes_is_found_by_replay_and_pa
 def all_hashes(node: Node) -> list[bytes]:
     hashes: list[bytes] = node.replica.tables.block_hashes(1, node.replica.height)
     return hashes
-
-
-# --- providers that help nobody ----------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def open_false_provider(lab: Lab, identity: Identity, answer: PartsHandler) -> AsyncIterator[str]:
-    """A peer that provides the world in the DHT and answers whoever comes as it likes; gives its address."""
-    routes = {"fetch_blob": PartsRoute(answer), "get_blocks": PartsRoute(answer)}
-    async with open_host(identity, routes, lab.addrs, HeadRecords()) as network:
-        await knows_the_dht(lab, network)
-        await network.dht.provide(genesis_module.world_content_id(lab.world_id))
-        yield network.addrs()[0]
-
-
-async def test_providers_of_wrong_bytes_and_of_silence_are_rested_and_passed_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for module in (fetch, follow):
-        monkeypatch.setattr(module, "TRY_MS", 1_000)  # silence is waited for as long as a try takes
-    asked: Counter[str] = Counter()
-
-    async def wrong(caller: bytes, body: bytes, send: SendPart) -> bytes:
-        asked["wrong"] += 1
-        await send(b"not what you wanted")
-        return BlobEnd(size=19).to_bytes()
-
-    async def silent(caller: bytes, body: bytes, send: SendPart) -> bytes:
-        asked["silent"] += 1
-        await trio.sleep_forever()
-        raise AssertionError
-
-    async with open_lab() as lab:
-        await lab.goes_on(blocks=5)
-        async with (
-            open_false_provider(lab, STRANGER, wrong) as liar,
-            open_false_provider(lab, Identity(b"q" * 32), silent) as mute,
-        ):
-            late = await lab.start("late", liar, mute)
-            target = lab.nodes["lead"].replica.height
-            await until(lambda: late.replica.height > target, "the newcomer has it all")
-            await until(lambda: asked["wrong"] and asked["silent"], "both were asked")
-            await until(lambda: late.counters["fetch.false_answer"], "the newcomer has noticed")
-            resting_from = late.counters["fetch.false_answer"]
-            target = lab.nodes["lead"].replica.height
-            await until(lambda: late.replica.height > target, "it goes on")
-            # Every fetch that was under way when the lie was found may find it too; then it is asked last.
-            assert late.counters["fetch.false_answer"] <= resting_from + follow.FETCH_TASKS_MAX
-            await lab.goes_on()
-            # Wrong bytes are the provider's fault, found before anything is made of them: no head is blamed.
-            assert late.counters["follow.false_head"] == 0
-        theirs, honest = all_hashes(late), all_hashes(lab.nodes["lead"])
-        assert theirs == honest[: len(theirs)]
