@@ -186,8 +186,8 @@ def _hold_places(parts: _Parts) -> None:
 
 async def _follow_places(parts: _Parts) -> NoReturn:
     while True:
-        await parts.authorities.changed.wait()
         _hold_places(parts)
+        await parts.authorities.changed.wait()
 
 
 async def _bring_back(parts: _Parts, content: bytes) -> None:

@@ -160,12 +160,14 @@ class Coordinator:
             head = self._tracker.head
             if head is not None and self._context.peer_id == self._authorities.certifier:
                 try:
-                    self._check_memory(await self._read(), None)
+                    # Read after the head was seen: its commit was on disk before anybody could build on it.
+                    self._check_memory(await self._read(), head.commit)
                 except Corrupt:
                     raise
                 except WorldError:  # the store does not answer: then nothing is signed either
                     self._context.counters["coordinator.memory_not_checked"] += 1
-            await self._tracker.changed.wait()
+            if self._tracker.head is head:
+                await self._tracker.changed.wait()
 
     async def _take_over(self, current: AuthoritySet) -> None:
         """Begin with what the roots keep: that batch under a commit of this epoch, and nothing above it."""
@@ -381,9 +383,8 @@ class Coordinator:
         return self.kept
 
     def _check_memory(self, kept: Kept, seen: Sealed[Commit] | None) -> None:
-        head = self._tracker.head
-        for commit in (seen, None if head is None else head.commit):
-            check_memory(self._authorities, self._genesis.header.world_id, kept.height, commit)
+        """`seen`: a commit that was met before the store was read. A later one may be newer than what was read."""
+        check_memory(self._authorities, self._genesis.header.world_id, kept.height, seen)
         if seen is not None and seen.record.epoch == self._authorities.epoch:
             # Another one of a height certified here is a fork by this very key.
             self._tracker.saw_commit(seen)
