@@ -548,8 +548,8 @@ def known_protocols(host: Any, peer: ID) -> list[str]:
 
 
 def ask_identify(host: Any, peer: ID) -> None:
-    """Connections made by `dial_addr` and inbound ones are not identified by the library until a stream needs it.
+    """A peer whose identify failed once, when it connected, is asked again only when a stream to it is opened.
 
-    Test: test_connected_peers_find_each_other_in_the_dht.
+    basic_host.py:1383. Test: test_a_peer_whose_first_identify_failed_is_asked_again.
     """
     host._schedule_identify(peer, reason="introduce")  # noqa: SLF001

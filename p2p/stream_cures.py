@@ -210,7 +210,7 @@ async def write_patiently(stream: Any, data: bytes) -> None:
 
     Here the window is waited for, and whoever owns the stream bounds the wait by resetting it. The frames are made here
     too: the library takes four locks around each, a turn of the scheduler for each lock, for a stream that has one
-    writer. Test: test_a_slow_reader_makes_the_sender_wait.
+    writer. Test: test_a_sender_waits_for_window_longer_than_the_library_would.
     """
     muxed, sent = stream.muxed_stream, 0
     while sent < len(data):

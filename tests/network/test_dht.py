@@ -14,6 +14,7 @@ from p2p import cures, names
 from p2p.errors import RecordRefused
 
 KEY = names.head_key("w" * 32)
+IDENTIFY = "/ipfs/id/1.0.0"
 MODULES = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 IPFS_KAD = "/ipfs/kad/1.0.0"
 
@@ -51,6 +52,20 @@ async def test_connected_peers_find_each_other_in_the_dht(open_node, until):
         await one.connect(other.addrs())
         for node in (one, other):
             await until(lambda node=node: node.dht.counters().get("dht.introduced"))
+
+
+async def test_a_peer_whose_first_identify_failed_is_asked_again(open_node, open_stranger, until):
+    async with open_node(1) as node, open_stranger() as stranger:
+        answer, asked = stranger.host.multiselect.handlers[IDENTIFY], []
+
+        async def fail_once(stream):
+            asked.append(stream)
+            await (stream.reset() if len(asked) == 1 else answer(stream))
+
+        stranger.host.set_stream_handler(IDENTIFY, fail_once)
+        await stranger.dial(node)
+        await until(lambda: cures.known_protocols(node._host, ID(stranger.peer_id)))
+        assert len(asked) > 1
 
 
 async def test_the_dht_speaks_our_protocol_only(open_node, open_stranger):

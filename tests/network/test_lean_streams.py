@@ -77,6 +77,28 @@ async def test_a_full_frame_is_one_noise_message(open_node, open_stranger, patie
         assert max(messages) == 65_519
 
 
+async def test_a_sender_waits_for_window_longer_than_the_library_would(open_node, patience, monkeypatch):
+    class Hurried:
+        """trio as the library sees it: its five seconds without window are half a one."""
+
+        def __getattr__(self, name):
+            return getattr(trio, name)
+
+        def move_on_after(self, seconds):
+            return trio.move_on_after(seconds / 10)
+
+    monkeypatch.setattr(yamux, "trio", Hurried())
+    async with open_node(1, routes={"parts": PartsRoute(send_parts)}) as server, open_node(2) as client:
+        await client.connect(server.addrs())
+        with patience():
+            async with client.request_parts(server.peer_id, "parts", b"40") as answer:
+                paused_s = trio.current_time()
+                while trio.current_time() < paused_s + 1.5:  # the network is alive, the sender has no window
+                    await client.request(server.peer_id, "echo", b"x")
+                for _ in range(40):
+                    assert await answer.part()
+
+
 async def test_many_messages_are_read_in_few_calls(open_node, patience, monkeypatch):
     async with open_node(1, routes={"parts": PartsRoute(send_parts)}) as server, open_node(2) as client:
         await client.connect(server.addrs())
