@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,7 +42,7 @@ from runtime.records import (
     encode_envelopes,
     seal,
 )
-from runtime.services import HeadRecords, as_failure
+from runtime.services import HeadRecords, as_failure, blobs, fetch
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context
 from runtime.services.methods import MethodTable
@@ -592,3 +592,64 @@ async def test_a_forged_state_root_behind_valid_hashes_is_found_by_replay_and_pa
 def all_hashes(node: Node) -> list[bytes]:
     hashes: list[bytes] = node.replica.tables.block_hashes(1, node.replica.height)
     return hashes
+
+
+# --- providers that help nobody ----------------------------------------------------------------------------
+
+
+class FalseProvider:
+    """A peer that provides the world in the DHT and answers as it likes whoever asks for a piece of it."""
+
+    def __init__(self, answer: Callable[[], Awaitable[bytes]]) -> None:
+        self._answer = answer
+        self.asked = 0
+
+    async def blob(self, caller: bytes, body: bytes, send: SendPart) -> bytes:
+        self.asked += 1
+        data = await self._answer()
+        await send(data)
+        return BlobEnd(size=len(data)).to_bytes()
+
+    @asynccontextmanager
+    async def opened(self, lab: Lab, identity: Identity) -> AsyncIterator[str]:
+        """Gives its address."""
+        async with open_host(
+            identity, {"fetch_blob": PartsRoute(self.blob)}, lab.addrs, HeadRecords()
+        ) as network:
+            await knows_the_dht(lab, network)
+            await network.dht.provide(genesis_module.world_content_id(lab.world_id))
+            yield network.addrs()[0]
+
+
+async def wrong() -> bytes:
+    return b"not what you wanted"
+
+
+async def silent() -> bytes:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def test_providers_of_wrong_bytes_and_of_silence_are_rested_and_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blobs, "TRY_MS", 1_000)  # silence is waited for as long as a try takes
+    liar, mute = FalseProvider(wrong), FalseProvider(silent)
+    auditor = Identity(b"u" * 32)
+    async with open_lab(FEW) as lab:
+        await lab.goes_on(blocks=8)
+        async with (
+            liar.opened(lab, STRANGER) as first,
+            mute.opened(lab, Identity(b"q" * 32)) as second,
+            open_host(auditor, {}, lab.addrs, HeadRecords()) as network,
+        ):
+            sources = fetch.Sources(make_context(network, auditor), lab.world_id)
+            for addr in (first, second):  # both have helped before: so they are asked before the honest ones
+                sources.praise(await network.connect([addr]))
+            for block_hash in all_hashes(lab.nodes["observer"])[:10]:
+                data = await blobs.fetch_blob(sources, block_hash)
+                assert codec.content_id(data) == block_hash
+                # The first fetch tries them; from then on they are asked after everybody else.
+                assert (liar.asked, mute.asked) == (1, 1)
+            assert sources.context.counters["fetch.false_answer"] == 1
+            await lab.goes_on()
