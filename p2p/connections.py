@@ -21,6 +21,7 @@ from multiaddr import Multiaddr
 
 from p2p import names
 from p2p.addresses import dialable_ones
+from p2p.dialling import why_not
 from p2p.errors import Unreachable
 from p2p.network import PeerId
 
@@ -151,7 +152,7 @@ class Connections:
             except trio.TooSlowError:
                 tried.append(f"{addr} gave no answer within {names.DIAL_MS_MAX} ms")
             except Exception as error:  # noqa: BLE001  # the library raises many kinds: all mean not reached
-                tried.append(f"{addr} failed ({type(error).__name__})")
+                tried.append(f"{addr}: {why_not(error)}")
             else:
                 self._counters["connections.dialled"] += 1
                 self._remember(peer, addr)

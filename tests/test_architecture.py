@@ -21,7 +21,8 @@ TOP_LEVEL = {
     "docs", "examples", "benchmarks", "deploy", "Makefile", ".ci", ".gitignore", "LICENSE", "CHANGELOG.md",
 }  # fmt: skip
 LIBP2P_FILES = {
-    f"p2p/{name}.py" for name in ("host", "cures", "stream_cures", "connections", "gossip", "dht", "identity")
+    f"p2p/{name}.py"
+    for name in ("host", "cures", "stream_cures", "connections", "dialling", "gossip", "dht", "identity")
 }
 TRIO_FILES = LIBP2P_FILES | {
     f"p2p/{name}.py"

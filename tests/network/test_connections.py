@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -199,9 +200,24 @@ async def test_a_dial_that_is_given_up_closes_its_socket(open_node, monkeypatch,
 async def test_another_peer_behind_an_address_is_not_taken_for_the_one_that_was_meant(open_node):
     async with open_node(1) as one, open_node(2) as other:
         meant = Identity(b"\x77" * 32).peer_id
-        with pytest.raises(Unreachable):
+        with pytest.raises(Unreachable, match="another peer answered"):
             await other.connect([at(one.addrs()[0].partition("/p2p/")[0], meant)])
         assert meant not in other.peers()
+
+
+async def test_a_failed_dial_says_why_in_words(open_node):
+    async def hang_up(stream):
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 8)
+
+    meant = Identity(b"\x77" * 32).peer_id
+    async with open_node(1) as node, trio.open_nursery() as nursery:
+        serve = functools.partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1")
+        (listener,) = await nursery.start(serve)
+        web = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"
+        for addr, told in ((web, "speaks no libp2p"), ("/ip4/127.0.0.1/tcp/1", "connection refused")):
+            with pytest.raises(Unreachable, match=told):
+                await node.connect([at(addr, meant)])
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""Runs named tests, each in a process of its own, that has loaded py-libp2p before it began.
+
+A line of stdin is one run, as JSON: {"cure": name taken out, "test": name, "files": [...]}; the answer is one line of
+stdout: {"code": pytest's exit code, "output": what it printed}. What patches classes for good must not stay, and to
+load the libraries anew for each of thirty runs would take longer than the runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from typing import IO, Any, NoReturn
+
+import libp2p
+import pytest
+
+import p2p.host
+
+RUN_S_MAX = 120
+LOADED = (libp2p, p2p.host)
+
+
+def _become(order: dict[str, Any], output: IO[bytes]) -> NoReturn:
+    """The rest of the life of a fork."""
+    code = int(pytest.ExitCode.INTERNAL_ERROR)
+    try:
+        signal.alarm(RUN_S_MAX)
+        os.environ["AW_WITHOUT_CURE"] = order["cure"]
+        for number in (1, 2):
+            os.dup2(output.fileno(), number)
+        loaded_early = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = int(
+            pytest.main(["-q", "--timeout", "60", *loaded_early, "-k", order["test"], *order["files"]])
+        )
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+def run(order: dict[str, Any], output: IO[bytes]) -> int:
+    """Exit code of pytest, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        _become(order, output)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as output:
+            code = run(json.loads(line), output)
+            output.seek(0)
+            print(json.dumps({"code": code, "output": output.read().decode()}), file=answers)
+
+
+if __name__ == "__main__":
+    main()
