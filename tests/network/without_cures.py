@@ -14,13 +14,16 @@ import sys
 import tempfile
 from typing import IO, Any, NoReturn
 
+import hypothesis
 import libp2p
 import pytest
+from libp2p.pubsub import gossipsub
 
+import bootstrap.world_node
 import p2p.host
 
 RUN_S_MAX = 120
-LOADED = (libp2p, p2p.host)
+LOADED = (hypothesis, libp2p, gossipsub, bootstrap.world_node, p2p.host)
 
 
 def _become(order: dict[str, Any], output: IO[bytes]) -> NoReturn:
