@@ -32,7 +32,7 @@ from runtime.services.client import DistributedClient
 pytestmark = [pytest.mark.network, pytest.mark.demo, pytest.mark.timeout(300)]
 
 T = TypeVar("T")
-FLIGHTS = 60
+FLIGHTS = 30
 PATIENCE_S = 60.0
 LOAD_S = 0.2  # between envelopes, so that there is load as long as a restart takes
 # A node that is told to stay down waits instead of running; everything else about it is the demo's.
@@ -136,25 +136,26 @@ async def all_proved(client: DistributedClient, world_id: str, envelopes: Sequen
 
 
 async def restarted_under_load(network: Network, plan: Plan) -> tuple[int, bytes]:
-    """Every process ends once by SIGTERM and once by SIGKILL while flights go on; gives height and state root."""
+    """Every process is told to end while flights go on, and comes back; gives height and state root.
+
+    What kill -9 does to each of them, test_demo.py sees.
+    """
     world_id, accepted = plan.genesis.header.world_id, list[Envelope]()
     async with open_caller([node.addr for node in network.nodes.values()]) as caller:
         gateway, observer, executor = (network.holding(role) for role in ("gateway", "observer", "executor"))
         clients = [DistributedClient(caller, node.identity.peer_id) for node in (gateway, observer)]
-        restarts = [
-            (node, sign) for sign in (signal.SIGTERM, signal.SIGKILL) for node in network.nodes.values()
-        ]
+        restarts = list(network.nodes.values())
         # Actors are ordered among themselves only: airports come first because they are waited for.
         await submit(clients[0], plan.airports, accepted)
         await all_proved(clients[1], world_id, plan.airports)
         share = -(-len(plan.flights) // len(restarts))
-        for number, (node, sign) in enumerate(restarts):
+        for number, node in enumerate(restarts):
             async with trio.open_nursery() as load:
                 flights = plan.flights[number * share : (number + 1) * share]
                 load.start_soon(submit, clients[0], flights, accepted)
-                await end_process(node, sign)
+                await end_process(node, signal.SIGTERM)
                 await patiently(lambda node=node: status_of(caller, node))  # type: ignore[misc]
-        assert network.restarts == 2 * len(network.nodes)
+        assert network.restarts == len(network.nodes)
         assert accepted == [*plan.airports, *plan.flights]
         await all_proved(clients[1], world_id, accepted)
         expected, heights = replayed_root(plan), list[int]()
