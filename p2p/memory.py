@@ -286,7 +286,7 @@ class InMemoryNetwork:
         self._topics: dict[str, InMemorySubscription] = {}
         self._checks: dict[str, Check] = {}
         self._gossip: list[tuple[float, int, PeerId, _Gossip]] = []  # heap by time of arrival
-        self._gossip_came = trio.lowlevel.ParkingLot()
+        self._next_gossip = trio.CancelScope()  # of the task that judges, until the first of it comes
         self._seen: dict[tuple[PeerId, int], None] = {}
         self._published = 0
 
@@ -385,24 +385,31 @@ class InMemoryNetwork:
         if len(self._gossip) >= names.GOSSIP_CHANNEL_MESSAGES_MAX:
             self.counts["gossip.dropped_arriving"] += 1
             return
+        if (gossip.author, gossip.number) in self._seen:
+            self.counts["gossip.duplicates"] += 1
+            return
         heapq.heappush(self._gossip, (at_s, serial, forwarder, gossip))
-        self.wake()
+        if self._gossip[0][1] == serial:
+            self.wake()
 
     def wake(self) -> None:
-        """Look at the gossip that waits again."""
-        self._gossip_came.unpark_all()
+        """Look at the gossip that waits again, when the first of it comes."""
+        if self._gossip and not self._hub.is_paused(self._peer_id):
+            self._next_gossip.deadline = self._gossip[0][0]
 
     async def judge_gossip(self) -> None:
         while True:
-            if not self._gossip or self._hub.is_paused(self._peer_id):
-                await self._gossip_came.park()
-            elif self._gossip[0][0] > trio.current_time():
-                with trio.move_on_at(self._gossip[0][0]):
-                    await self._gossip_came.park()
-            else:
+            self._next_gossip = trio.CancelScope()
+            self.wake()
+            with self._next_gossip:
+                await trio.sleep_forever()
+            while (
+                self._gossip
+                and self._gossip[0][0] <= trio.current_time()
+                and not self._hub.is_paused(self._peer_id)
+            ):
                 _, _, forwarder, gossip = heapq.heappop(self._gossip)
                 self._judge_one(forwarder, gossip)
-                await trio.lowlevel.checkpoint()
 
     def _judge_one(self, forwarder: PeerId, gossip: _Gossip) -> None:
         if gossip.topic not in self._topics or not self._hub.connected(self._peer_id, forwarder):
