@@ -73,6 +73,7 @@ class InMemoryHub:
         self._nodes: dict[PeerId, InMemoryNetwork] = {}
         self._numbers: dict[PeerId, int] = {}
         self._links: set[_Pair] = set()
+        self._neighbours: dict[PeerId, list[PeerId]] = {}  # as asked since anything of this changed
         self._cuts: set[_Pair] = set()
         self._down: set[PeerId] = set()
         self._paused: set[PeerId] = set()
@@ -105,10 +106,12 @@ class InMemoryHub:
             nursery.start_soon(network.serve_incoming)
             nursery.start_soon(network.judge_gossip)
             self._nodes[peer_id] = network
+            self._neighbours.clear()
             try:
                 yield network, network.dht
             finally:
                 del self._nodes[peer_id]
+                self._neighbours.clear()
                 self._break_streams()
                 nursery.cancel_scope.cancel()
 
@@ -116,20 +119,24 @@ class InMemoryHub:
         """Nothing passes between any of `some` and any of `others` until `heal`."""
         right = list(others)
         self._cuts.update(_pair(one, other) for one in some for other in right if one != other)
+        self._neighbours.clear()
         self._break_streams()
 
     def heal(self) -> None:
         """Undo every cut."""
         self._cuts.clear()
+        self._neighbours.clear()
 
     def crash(self, peer_id: PeerId) -> None:
         """The node is there but nobody hears it, nor it anybody, until `revive`."""
         self._down.add(peer_id)
+        self._neighbours.clear()
         self._break_streams()
 
     def revive(self, peer_id: PeerId) -> None:
         """Undo `crash`."""
         self._down.discard(peer_id)
+        self._neighbours.clear()
 
     def pause(self, peer_id: PeerId) -> None:
         """The node's links stay, but it judges and passes on no gossip and its DHT is silent, until `resume`."""
@@ -164,7 +171,11 @@ class InMemoryHub:
         return _pair(one, other) in self._links and self._reaches(one, other)
 
     def neighbours(self, peer_id: PeerId) -> list[PeerId]:
-        return [other for other in sorted(self._nodes) if self.connected(peer_id, other)]
+        found = self._neighbours.get(peer_id)
+        if found is None:
+            found = [other for other in sorted(self._nodes) if self.connected(peer_id, other)]
+            self._neighbours[peer_id] = found
+        return found.copy()
 
     def component(self, peer_id: PeerId) -> list[InMemoryNetwork]:
         """All other nodes that links lead to, near ones first."""
@@ -185,6 +196,7 @@ class InMemoryHub:
         if other == one or self._numbers.get(other) != int(found[1]) or not self._reaches(one, other):
             return None
         self._links.add(_pair(one, other))
+        self._neighbours.clear()
         return other
 
     async def open_stream(self, one: PeerId, other: PeerId) -> MemoryStream:
@@ -385,7 +397,7 @@ class InMemoryNetwork:
         if len(self._gossip) >= names.GOSSIP_CHANNEL_MESSAGES_MAX:
             self.counts["gossip.dropped_arriving"] += 1
             return
-        if (gossip.author, gossip.number) in self._seen:
+        if self._has_seen(gossip):
             self.counts["gossip.duplicates"] += 1
             return
         heapq.heappush(self._gossip, (at_s, serial, forwarder, gossip))
@@ -403,19 +415,19 @@ class InMemoryNetwork:
             self.wake()
             with self._next_gossip:
                 await trio.sleep_forever()
-            while (
-                self._gossip
-                and self._gossip[0][0] <= trio.current_time()
-                and not self._hub.is_paused(self._peer_id)
-            ):
-                _, _, forwarder, gossip = heapq.heappop(self._gossip)
+            while self._gossip and not self._hub.is_paused(self._peer_id):
+                at_s, _, forwarder, gossip = self._gossip[0]
+                # A copy of what was seen is worth no wait: most arrivals are copies.
+                if at_s > trio.current_time() and not self._has_seen(gossip):
+                    break
+                heapq.heappop(self._gossip)
                 self._judge_one(forwarder, gossip)
 
     def _judge_one(self, forwarder: PeerId, gossip: _Gossip) -> None:
         if gossip.topic not in self._topics or not self._hub.connected(self._peer_id, forwarder):
             self.counts["gossip.dropped_unheard"] += 1
             return
-        if (gossip.author, gossip.number) in self._seen:
+        if self._has_seen(gossip):
             self.counts["gossip.duplicates"] += 1
             return
         self._remember((gossip.author, gossip.number))
@@ -441,6 +453,9 @@ class InMemoryNetwork:
             _log.exception("check of %s failed", message.topic)
             self.counts["gossip.check_bug"] += 1
             return Verdict.IGNORE
+
+    def _has_seen(self, gossip: _Gossip) -> bool:
+        return (gossip.author, gossip.number) in self._seen
 
     def _remember(self, message_id: tuple[PeerId, int]) -> None:
         self._seen[message_id] = None
