@@ -174,7 +174,7 @@ class _Bugs(logging.Handler):
             self._checks.fail("no_crash", f"{record.getMessage()}: {told}")
 
 
-class _Clock(trio.abc.Clock):
+class Clock(trio.abc.Clock):
     """The true time of a run: it stands while any task can run, and is at the next deadline when none can.
 
     As trio.testing.MockClock with autojump, which looks at all tasks, and waits for I/O, before each of its jumps.
@@ -205,7 +205,7 @@ def run_seed(seed: int, plan: Plan | None = None) -> Result:
     core._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001
     core._r.seed(seed)  # noqa: SLF001
     try:
-        return trio.run(simulate, seed, plan or Plan(), clock=_Clock())
+        return trio.run(simulate, seed, plan or Plan(), clock=Clock())
     except Exception as error:  # noqa: BLE001  # of the simulation itself: it fails its seed, not the other ones
         told = "".join(traceback.format_exception(error))
         return Result(seed, f"simulation: {told}", 0, 0, (), {}, 0.0, ())
