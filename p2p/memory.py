@@ -6,8 +6,7 @@ keeps a copy on each node that can be reached, and each of them validates.
 Guarantees: with one seed, one scheduler order and trio's clock every run is the same; nothing depends on the
 order of a set or on object ids. A partition or crash breaks streams at once; healing brings links back, as
 redialling does.
-Implements the ports of p2p/network.py; see docs/protocol.md, sections "Request / response", "Gossip" and
-"DHT".
+Implements p2p/network.py; see docs/protocol.md, sections "Request / response", "Gossip" and "DHT".
 """
 
 from __future__ import annotations
@@ -94,7 +93,6 @@ class InMemoryHub:
         """A node that serves `routes` while the context lasts.
 
         A peer id that is already open raises ValueError.
-
         Links of an earlier life come back, as those of a node that is redialled.
         """
         if peer_id in self._nodes:
@@ -111,7 +109,6 @@ class InMemoryHub:
                 yield network, network.dht
             finally:
                 del self._nodes[peer_id]
-                self._neighbours.clear()
                 self._break_streams()
                 nursery.cancel_scope.cancel()
 
@@ -119,7 +116,6 @@ class InMemoryHub:
         """Nothing passes between any of `some` and any of `others` until `heal`."""
         right = list(others)
         self._cuts.update(_pair(one, other) for one in some for other in right if one != other)
-        self._neighbours.clear()
         self._break_streams()
 
     def heal(self) -> None:
@@ -130,7 +126,6 @@ class InMemoryHub:
     def crash(self, peer_id: PeerId) -> None:
         """The node is there but nobody hears it, nor it anybody, until `revive`."""
         self._down.add(peer_id)
-        self._neighbours.clear()
         self._break_streams()
 
     def revive(self, peer_id: PeerId) -> None:
@@ -171,11 +166,9 @@ class InMemoryHub:
         return _pair(one, other) in self._links and self._reaches(one, other)
 
     def neighbours(self, peer_id: PeerId) -> list[PeerId]:
-        found = self._neighbours.get(peer_id)
-        if found is None:
-            found = [other for other in sorted(self._nodes) if self.connected(peer_id, other)]
-            self._neighbours[peer_id] = found
-        return found.copy()
+        if peer_id not in self._neighbours:
+            self._neighbours[peer_id] = [one for one in sorted(self._nodes) if self.connected(peer_id, one)]
+        return self._neighbours[peer_id].copy()
 
     def component(self, peer_id: PeerId) -> list[InMemoryNetwork]:
         """All other nodes that links lead to, near ones first."""
@@ -239,7 +232,8 @@ class InMemoryHub:
         return probability > 0 and self._rng.random() < probability
 
     def _break_streams(self) -> None:
-        """Break every stream whose two ends cannot reach each other any more."""
+        """Who reaches whom has changed: break every stream whose two ends cannot reach each other any more."""
+        self._neighbours.clear()
         for serial, (pair, stream) in list(self._streams.items()):
             if not self._reaches(*pair):
                 stream.break_off()
