@@ -6,8 +6,7 @@ keeps a copy on each node that can be reached, and each of them validates.
 Guarantees: with one seed, one scheduler order and trio's clock every run is the same; nothing depends on the
 order of a set or on object ids. A partition or crash breaks streams at once; healing brings links back, as
 redialling does.
-Implements the ports of p2p/network.py; see docs/protocol.md, sections "Request / response", "Gossip" and
-"DHT".
+Implements p2p/network.py; see docs/protocol.md, sections "Request / response", "Gossip" and "DHT".
 """
 
 from __future__ import annotations
@@ -73,6 +72,7 @@ class InMemoryHub:
         self._nodes: dict[PeerId, InMemoryNetwork] = {}
         self._numbers: dict[PeerId, int] = {}
         self._links: set[_Pair] = set()
+        self._neighbours: dict[PeerId, list[PeerId]] = {}  # as asked since anything of this changed
         self._cuts: set[_Pair] = set()
         self._down: set[PeerId] = set()
         self._paused: set[PeerId] = set()
@@ -93,7 +93,6 @@ class InMemoryHub:
         """A node that serves `routes` while the context lasts.
 
         A peer id that is already open raises ValueError.
-
         Links of an earlier life come back, as those of a node that is redialled.
         """
         if peer_id in self._nodes:
@@ -105,6 +104,7 @@ class InMemoryHub:
             nursery.start_soon(network.serve_incoming)
             nursery.start_soon(network.judge_gossip)
             self._nodes[peer_id] = network
+            self._neighbours.clear()
             try:
                 yield network, network.dht
             finally:
@@ -121,6 +121,7 @@ class InMemoryHub:
     def heal(self) -> None:
         """Undo every cut."""
         self._cuts.clear()
+        self._neighbours.clear()
 
     def crash(self, peer_id: PeerId) -> None:
         """The node is there but nobody hears it, nor it anybody, until `revive`."""
@@ -130,6 +131,7 @@ class InMemoryHub:
     def revive(self, peer_id: PeerId) -> None:
         """Undo `crash`."""
         self._down.discard(peer_id)
+        self._neighbours.clear()
 
     def pause(self, peer_id: PeerId) -> None:
         """The node's links stay, but it judges and passes on no gossip and its DHT is silent, until `resume`."""
@@ -164,7 +166,9 @@ class InMemoryHub:
         return _pair(one, other) in self._links and self._reaches(one, other)
 
     def neighbours(self, peer_id: PeerId) -> list[PeerId]:
-        return [other for other in sorted(self._nodes) if self.connected(peer_id, other)]
+        if peer_id not in self._neighbours:
+            self._neighbours[peer_id] = [one for one in sorted(self._nodes) if self.connected(peer_id, one)]
+        return self._neighbours[peer_id].copy()
 
     def component(self, peer_id: PeerId) -> list[InMemoryNetwork]:
         """All other nodes that links lead to, near ones first."""
@@ -185,6 +189,7 @@ class InMemoryHub:
         if other == one or self._numbers.get(other) != int(found[1]) or not self._reaches(one, other):
             return None
         self._links.add(_pair(one, other))
+        self._neighbours.clear()
         return other
 
     async def open_stream(self, one: PeerId, other: PeerId) -> MemoryStream:
@@ -227,7 +232,8 @@ class InMemoryHub:
         return probability > 0 and self._rng.random() < probability
 
     def _break_streams(self) -> None:
-        """Break every stream whose two ends cannot reach each other any more."""
+        """Who reaches whom has changed: break every stream whose two ends cannot reach each other any more."""
+        self._neighbours.clear()
         for serial, (pair, stream) in list(self._streams.items()):
             if not self._reaches(*pair):
                 stream.break_off()
@@ -286,7 +292,7 @@ class InMemoryNetwork:
         self._topics: dict[str, InMemorySubscription] = {}
         self._checks: dict[str, Check] = {}
         self._gossip: list[tuple[float, int, PeerId, _Gossip]] = []  # heap by time of arrival
-        self._gossip_came = trio.lowlevel.ParkingLot()
+        self._next_gossip = trio.CancelScope()  # of the task that judges, until the first of it comes
         self._seen: dict[tuple[PeerId, int], None] = {}
         self._published = 0
 
@@ -385,30 +391,37 @@ class InMemoryNetwork:
         if len(self._gossip) >= names.GOSSIP_CHANNEL_MESSAGES_MAX:
             self.counts["gossip.dropped_arriving"] += 1
             return
+        if self._has_seen(gossip):
+            self.counts["gossip.duplicates"] += 1
+            return
         heapq.heappush(self._gossip, (at_s, serial, forwarder, gossip))
-        self.wake()
+        if self._gossip[0][1] == serial:
+            self.wake()
 
     def wake(self) -> None:
-        """Look at the gossip that waits again."""
-        self._gossip_came.unpark_all()
+        """Look at the gossip that waits again, when the first of it comes."""
+        if self._gossip and not self._hub.is_paused(self._peer_id):
+            self._next_gossip.deadline = self._gossip[0][0]
 
     async def judge_gossip(self) -> None:
         while True:
-            if not self._gossip or self._hub.is_paused(self._peer_id):
-                await self._gossip_came.park()
-            elif self._gossip[0][0] > trio.current_time():
-                with trio.move_on_at(self._gossip[0][0]):
-                    await self._gossip_came.park()
-            else:
-                _, _, forwarder, gossip = heapq.heappop(self._gossip)
+            self._next_gossip = trio.CancelScope()
+            self.wake()
+            with self._next_gossip:
+                await trio.sleep_forever()
+            while self._gossip and not self._hub.is_paused(self._peer_id):
+                at_s, _, forwarder, gossip = self._gossip[0]
+                # A copy of what was seen is worth no wait: most arrivals are copies.
+                if at_s > trio.current_time() and not self._has_seen(gossip):
+                    break
+                heapq.heappop(self._gossip)
                 self._judge_one(forwarder, gossip)
-                await trio.lowlevel.checkpoint()
 
     def _judge_one(self, forwarder: PeerId, gossip: _Gossip) -> None:
         if gossip.topic not in self._topics or not self._hub.connected(self._peer_id, forwarder):
             self.counts["gossip.dropped_unheard"] += 1
             return
-        if (gossip.author, gossip.number) in self._seen:
+        if self._has_seen(gossip):
             self.counts["gossip.duplicates"] += 1
             return
         self._remember((gossip.author, gossip.number))
@@ -434,6 +447,9 @@ class InMemoryNetwork:
             _log.exception("check of %s failed", message.topic)
             self.counts["gossip.check_bug"] += 1
             return Verdict.IGNORE
+
+    def _has_seen(self, gossip: _Gossip) -> bool:
+        return (gossip.author, gossip.number) in self._seen
 
     def _remember(self, message_id: tuple[PeerId, int]) -> None:
         self._seen[message_id] = None

@@ -7,6 +7,7 @@ Implements p2p.streams.RawStream, for memory.py and for tests.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -28,18 +29,23 @@ class _Pipe:
         self._last_at_s = 0.0
         self._ended = False
         self._broken = False
-        self._changed = trio.lowlevel.ParkingLot()
+        self._changed = trio.lowlevel.ParkingLot()  # broken, or more room: what a writer waits for
+        self._next = trio.CancelScope()  # of the reader while it waits, until the next chunk's time
 
     async def read(self, bytes_max: int) -> bytes:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        has_yielded = False
         while not self._broken:
-            if not self._chunks:
-                await self._changed.park()
-                continue
-            at_s, chunk = self._chunks[0]
+            at_s, chunk = self._chunks[0] if self._chunks else (math.inf, b"")
             if at_s > trio.current_time():
-                with trio.move_on_at(at_s):
-                    await self._changed.park()
+                self._next = trio.CancelScope(deadline=at_s)
+                with self._next:
+                    await trio.sleep_forever()
+                has_yielded = True
+                continue
+            if not has_yielded:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                has_yielded = True
                 continue
             if not chunk:
                 return b""  # stays there for the next read
@@ -76,13 +82,15 @@ class _Pipe:
     def break_off(self) -> None:
         self._broken = True
         self._chunks.clear()
+        self._next.cancel()
         self._changed.unpark_all()
 
     def _put(self, chunk: bytes) -> None:
         self._last_at_s = max(self._last_at_s, trio.current_time() + self._delay_s())
+        if not self._chunks:
+            self._next.deadline = self._last_at_s
         self._chunks.append((self._last_at_s, chunk))
         self._size += len(chunk)
-        self._changed.unpark_all()
 
 
 class MemoryStream:

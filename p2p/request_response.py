@@ -151,7 +151,10 @@ class RequestClient:
 
     async def _start(self, job: _Job, peer: PeerId) -> None:
         try:
-            await self._jobs.send(job)
+            try:
+                self._jobs.send_nowait(job)
+            except trio.WouldBlock:
+                await self._jobs.send(job)
         except trio.BrokenResourceError:
             raise gone(peer, "this node is closing") from None
 

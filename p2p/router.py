@@ -542,8 +542,12 @@ def _joined(first: _Outgoing, receive: trio.MemoryReceiveChannel[_Outgoing]) -> 
 
 
 async def _put(send: trio.MemorySendChannel[_Outgoing], item: _Outgoing) -> None:
+    """Queue it, waiting while the queue is full."""
     try:
-        await send.send(item)
+        try:
+            send.send_nowait(item)
+        except trio.WouldBlock:
+            await send.send(item)
     except trio.BrokenResourceError:
         # The writer is gone with the stream: nobody is left to be told.
         await trio.lowlevel.checkpoint()

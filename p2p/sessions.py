@@ -73,7 +73,8 @@ class Waiter:
             self.done.set()
 
     async def result(self) -> bytes:
-        await self.done.wait()
+        if self.outcome is None:
+            await self.done.wait()
         assert self.outcome is not None
         if isinstance(self.outcome, NetworkError):
             raise self.outcome
@@ -138,7 +139,10 @@ class Session:
         self._live += 1
         self._set_idle_timer()
         try:
-            await self._send.send(call)
+            try:
+                self._send.send_nowait(call)  # its caller waits for the answer anyway
+            except trio.WouldBlock:
+                await self._send.send(call)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             self._settle(call, gone(self.peer, "the session ended"))
 
@@ -275,9 +279,8 @@ class Session:
         """Write calls in order, as many as there is room for in one write; then end our writing."""
         try:
             while await self._fill_pending():
+                # At least one turn of the scheduler, which lets other callers' requests join the same write.
                 await self._slots.acquire()
-                # One turn of the scheduler lets other callers' requests join the same write.
-                await trio.lowlevel.checkpoint()
                 batch = self._next_batch()
                 if batch:
                     await stream.write(b"".join(batch))

@@ -49,6 +49,7 @@ class StreamedCall:
         self._bytes = 0
         self._send, self._receive = trio.open_memory_channel[bytes](PARTS_QUEUED_MAX)
         self._left = trio.Event()
+        self._watch: streams.StreamWatch | None = None  # of the stream while it is open
         self._outcome: bytes | NetworkError | None = None
 
     # --- the caller's side
@@ -76,6 +77,8 @@ class StreamedCall:
         """The caller wants no more: the owner resets the stream unless the answer is whole."""
         self._left.set()
         self._receive.close()
+        if self._watch is not None and self._outcome is None:
+            self._watch.reset_at(-math.inf)
 
     # --- the owner's side
 
@@ -113,10 +116,11 @@ class StreamedCall:
                 nursery.cancel_scope.cancel()
 
     async def _converse(self, stream: RawStream, data: bytes) -> None:
-        watch = streams.StreamWatch(stream)
+        watch = self._watch = streams.StreamWatch(stream)
+        if self._left.is_set():
+            watch.reset_at(-math.inf)
         async with trio.open_nursery() as timers:
             timers.start_soon(watch.run)
-            timers.start_soon(self._reset_when_left, watch)
             try:
                 await stream.write(data)
                 whole = await self._read_answer(stream)
@@ -130,11 +134,6 @@ class StreamedCall:
             else:
                 await streams.reset(stream)
             timers.cancel_scope.cancel()
-
-    async def _reset_when_left(self, watch: streams.StreamWatch) -> None:
-        await self._left.wait()
-        if self._outcome is None:
-            watch.reset_at(-math.inf)
 
     async def _cancel_when_left(self, handler: trio.CancelScope) -> None:
         await self._left.wait()

@@ -8,6 +8,7 @@ Implements docs/protocol.md, sections "Encoding", "Hashes" and "Merkle trees".
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -266,15 +267,7 @@ _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 
 def base32(data: bytes) -> str:
     """RFC 4648 base32, lower case, no padding."""
-    bits, count, text = 0, 0, []
-    for byte in data:
-        bits, count = bits << 8 | byte, count + 8
-        while count >= 5:
-            count -= 5
-            text.append(_BASE32[bits >> count & 31])
-    if count:
-        text.append(_BASE32[bits << (5 - count) & 31])
-    return "".join(text)
+    return base64.b32encode(data).decode().rstrip("=").lower()
 
 
 def unbase32(text: str, field: str) -> bytes:

@@ -495,6 +495,9 @@ class Event(Record):
     data: Annotated[dict[str, Any], Kind(_check_map)]
 
 
+ANNOUNCES_CACHED_MAX = 64
+
+
 @dataclass(frozen=True, slots=True)
 class BlockAnnounce:
     """Gossip `.block`: `[block, sealed attestation]`."""
@@ -505,13 +508,15 @@ class BlockAnnounce:
     def to_bytes(self) -> bytes:
         return codec.encode([self.block.to_value(), self.attestation.to_value()], "block_announce")
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> BlockAnnounce:
+    @staticmethod
+    @lru_cache(ANNOUNCES_CACHED_MAX)
+    def from_bytes(data: bytes) -> BlockAnnounce:
+        """Read it. The last few are kept: gossip's check and whoever reads the message see the same one."""
         bytes_max = limits.BLOCK_BYTES_MAX + limits.ATTESTATION_BYTES_MAX + SEAL_OVERHEAD_BYTES + 1
         value = codec.decode(data, bytes_max, "block_announce")
         if type(value) is not list or len(value) != 2:
             raise Invalid("block_announce", "must be [block, sealed attestation]")
-        return cls(WorldBlock.from_value(value[0]), sealed_from_value(BlockAttestation, value[1]))
+        return BlockAnnounce(WorldBlock.from_value(value[0]), sealed_from_value(BlockAttestation, value[1]))
 
 
 # --- lists of envelopes ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Implements docs/protocol.md, sections "Gossip" and "DHT".
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeAlias
 
 from runtime import chain, codec, limits
@@ -28,6 +29,11 @@ from runtime.records import (
 )
 
 BatchMessage: TypeAlias = tuple[Sealed[ActionBatch], Sealed[Commit]]
+# A message is met as gossip that is judged, as gossip that is read, as a record of the DHT: what was found good is kept
+# for a while. It is found by its bytes alone, so nothing that happens meanwhile changes it.
+CHECKED_HEADS_MAX = 256
+CHECKED_BATCHES_MAX = 256
+CHECKED_ACTION_MESSAGES_MAX = 32  # they are up to 60 KiB
 _BATCH_MESSAGE_BYTES_MAX = (
     limits.BATCH_RECORD_BYTES_MAX + limits.COMMIT_BYTES_MAX + 2 * SEAL_OVERHEAD_BYTES + 1
 )
@@ -46,7 +52,8 @@ def check_envelope(envelope: Envelope, world_id: str, envelope_bytes_max: int) -
     envelope.verify()
 
 
-def check_action_message(data: bytes, world_id: str, envelope_bytes_max: int) -> list[Envelope]:
+@lru_cache(CHECKED_ACTION_MESSAGES_MAX)
+def check_action_message(data: bytes, world_id: str, envelope_bytes_max: int) -> tuple[Envelope, ...]:
     """Gossip `.action`: a canonical list of 1..16 sealed envelopes, 60 KiB and 8,192 items in all."""
     # [REJECT] canonical, within size and counts
     value = codec.decode(
@@ -59,14 +66,15 @@ def check_action_message(data: bytes, world_id: str, envelope_bytes_max: int) ->
         raise Invalid(
             "action_message", f"must be a list of 1..{limits.GOSSIP_ACTION_ENVELOPES_MAX} envelopes"
         )
-    envelopes = [
+    envelopes = tuple(
         sealed_from_value(ActionEnvelope, item, f"action_message[{i}]") for i, item in enumerate(value)
-    ]
+    )
     for envelope in envelopes:
         check_envelope(envelope, world_id, envelope_bytes_max)
     return envelopes
 
 
+@lru_cache(CHECKED_BATCHES_MAX)
 def check_batch_message(data: bytes, world_id: str) -> BatchMessage:
     """Gossip `.batch`: `[sealed batch, sealed commit]`, the commit being of that batch."""
     # [REJECT] canonical, a pair, both of this world
@@ -99,6 +107,7 @@ def check_block_message(data: bytes, world_id: str) -> BlockAnnounce:
     return announce
 
 
+@lru_cache(CHECKED_HEADS_MAX)
 def check_head_message(data: bytes, world_id: str) -> WorldHeadAnnounce:
     """Gossip `.head` and the DHT record `/aw/world/<id>/head`: all of it is decided by its bytes."""
     # [REJECT] size first, then canonical, then header, authorities, commit and attestations
@@ -139,6 +148,7 @@ def gossip_rules(world_id: str, envelope_bytes_max: int) -> dict[str, Rule]:
     }
 
 
+@lru_cache(CHECKED_HEADS_MAX)
 def head_record_world(key: str) -> str:
     """The world id inside a DHT key. Raises Invalid for any other key."""
     parts = key.split("/")

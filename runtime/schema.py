@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self, TypeAlias, get_args, get_origin, get_type_hints
 
 from runtime import codec, limits
@@ -18,6 +19,10 @@ from runtime.errors import Invalid, UnknownVersion
 from runtime.keys import KEY_ID_BYTES, KEY_ID_PREFIX, SIGNATURE_BYTES
 
 VERSION = 1
+RECORDS_CACHED_MAX = (
+    512  # decoded ones, of at most RECORD_CACHED_BYTES_MAX: about 5 MB, 64 MB of the worst kind
+)
+RECORD_CACHED_BYTES_MAX = 2_048
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
 _WORLD_ID = re.compile(r"[a-z2-7]{32}", re.ASCII)
 
@@ -329,7 +334,18 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """The record in these canonical bytes, at most BYTES_MAX."""
+        """The record in these canonical bytes, at most BYTES_MAX.
+
+        A node meets a small record several times: in gossip's check and as a message, in the DHT, in answers. The last
+        ones are kept, with the hashes that were made of them; a record never changes.
+        """
+        if len(data) <= RECORD_CACHED_BYTES_MAX:
+            record: Self = _decoded(cls, data)  # type: ignore[arg-type]  # a class is hashable
+            return record
+        return cls._decode(data)
+
+    @classmethod
+    def _decode(cls, data: bytes) -> Self:
         record = cls.from_value(codec.decode(data, cls.BYTES_MAX, cls.NAME))
         if cls.CLOSED:
             object.__setattr__(record, "_bytes", data)
@@ -339,3 +355,8 @@ class Record:
     def from_preimage(cls, blob: bytes) -> Self:
         """The record in a blob that is stored under its hash."""
         return cls.from_bytes(codec.unwrap_preimage(cls.NAME, blob))
+
+
+@lru_cache(RECORDS_CACHED_MAX)
+def _decoded(record: type[Record], data: bytes) -> Any:
+    return record._decode(data)  # noqa: SLF001  # the other half of from_bytes

@@ -8,12 +8,13 @@ Implements docs/protocol.md, section "Signatures".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar
 
 from runtime import codec
 from runtime.errors import BadSignature, Invalid
 from runtime.keys import SIGNATURE_BYTES, SigningKey, verify
-from runtime.schema import SIGNATURE, Kind, Record
+from runtime.schema import RECORD_CACHED_BYTES_MAX, RECORDS_CACHED_MAX, SIGNATURE, Kind, Record
 
 
 class Signed(Record):
@@ -77,8 +78,17 @@ def sealed_from_value(record: type[R], value: codec.Value, field: str = "") -> S
 
 
 def sealed_from_bytes(record: type[R], data: bytes) -> Sealed[R]:
-    """Read a sealed record from its canonical bytes, at most BYTES_MAX + the seal."""
+    """Read a sealed record from its canonical bytes, at most BYTES_MAX + the seal. The last small ones are kept."""
+    read = _decoded if len(data) <= RECORD_CACHED_BYTES_MAX else _decode
+    found: Sealed[R] = read(record, data)  # type: ignore[arg-type]  # a class is hashable
+    return found
+
+
+def _decode(record: type[R], data: bytes) -> Sealed[R]:
     return sealed_from_value(record, codec.decode(data, record.BYTES_MAX + SEAL_OVERHEAD_BYTES, record.NAME))
+
+
+_decoded = lru_cache(RECORDS_CACHED_MAX)(_decode)
 
 
 def sealed_kind(record: type[Signed]) -> Kind:

@@ -226,10 +226,12 @@ class Checks:
         for world in worlds.values():
             self._balances(world)
 
-    def blame(self, node: str, counters: Mapping[str, int]) -> None:
+    def blame(self, node: str, *counters: Mapping[str, int]) -> None:
         """Nobody lies here: whoever found somebody false, or failed by a bug, is wrong."""
-        for name in BLAME:
-            self._require("no_blame", not counters.get(name), f"{node} counts {counters.get(name)} {name}")
+        for some in counters:
+            for name in BLAME:
+                if some.get(name):
+                    self.fail("no_blame", f"{node} counts {some[name]} {name}")
 
     def _cursors(self, node: str, world: WorldNode | None) -> None:
         tables, blobs = self._tables[node], self.disks[node].blobs

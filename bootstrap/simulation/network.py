@@ -191,7 +191,7 @@ class Network:
                 self.checks.fail("no_crash", f"{name} ended: {''.join(traceback.format_exception(error))}")
             del self._lives[name]
             if life.context is not None and life.network is not None:
-                self.checks.blame(name, {**life.context.counters, **life.network.counters()})
+                self.checks.blame(name, life.context.counters, life.network.counters())
             has_been_up = has_been_up or life.world is not None
             await trio.sleep(self._down_s.pop(name, 1.0))
 
@@ -241,7 +241,7 @@ class Network:
             self.checks.tick(self.worlds, used, self.hub.open_streams())
             for name, life in self._lives.items():
                 if life.context is not None and life.network is not None:
-                    self.checks.blame(name, {**life.context.counters, **life.network.counters()})
+                    self.checks.blame(name, life.context.counters, life.network.counters())
             await trio.sleep(TICK_S)
 
 

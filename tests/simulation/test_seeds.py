@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import trio
 
-from bootstrap.simulation import faults
+from bootstrap.simulation import faults, run
 from bootstrap.simulation.run import Plan, run_seed, run_seeds
 from p2p.memory import NO_FAULTS
 
@@ -48,3 +49,21 @@ def test_a_trace_is_read_in_columns() -> None:
     for line in run_seed(5).trace:
         assert re.fullmatch(r" *\d+\.\d{3}  \S+ +\S.*", line), line
         assert line[11] != " ", line
+
+
+def test_the_clock_of_a_run_stands_while_a_task_can_run_and_goes_to_the_next_deadline() -> None:
+    woken: list[tuple[str, float]] = []
+
+    async def sleeper(name: str, seconds: float) -> None:
+        await trio.sleep(seconds)
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        woken.append((name, trio.current_time()))
+
+    async def both() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleeper, "an hour", 3_600)
+            nursery.start_soon(sleeper, "a blink", 0.001)
+
+    trio.run(both, clock=run.Clock())
+    assert woken == [("a blink", 0.001), ("an hour", 3_600.0)]

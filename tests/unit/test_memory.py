@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from p2p import memory, names
 from p2p.errors import RecordRefused, Unreachable
@@ -328,3 +329,55 @@ def test_equal_seeds_give_equal_runs(monkeypatch):
     assert first == traced_run(7)
     assert first != traced_run(8)
     assert any(step[2] == "answered" for step in first if len(step) == 3)
+
+
+async def test_a_copy_of_gossip_that_was_heard_is_waited_for_by_nobody(autojump_clock):
+    hub = InMemoryHub(random.Random(1))
+    async with open_nodes(hub, 2) as ((one, _), (other, _)):
+        subscription = await one.join(TOPIC, accept)
+        heard = await other.join(TOPIC, accept)
+        hub.faults = Faults(delay_ms=(1, 100_000), gossip_duplication=1.0)
+        before_s = trio.current_time()
+        await subscription.publish(b"news")
+        assert (await heard.receive()).data == b"news"
+        took_s = trio.current_time() - before_s
+        await trio.testing.wait_all_tasks_blocked()
+        assert other.counters()["gossip.duplicates"] == 1
+        assert trio.current_time() - before_s == took_s  # the copy would come later
+        assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
+
+
+async def test_an_earlier_message_overtakes_the_one_that_is_waited_for(autojump_clock):
+    hub = InMemoryHub(random.Random(1), Faults(delay_ms=(9_000, 9_000)))
+    async with open_nodes(hub, 2) as ((one, _), (other, _)):
+        subscription = await one.join(TOPIC, accept)
+        heard = await other.join(TOPIC, accept)
+        await subscription.publish(b"slow")
+        hub.faults = Faults()
+        await trio.sleep(1)
+        await subscription.publish(b"quick")
+        began_s = trio.current_time()
+        assert (await heard.receive()).data == b"quick"
+        assert trio.current_time() == began_s
+        assert (await heard.receive()).data == b"slow"
+
+
+async def test_neighbours_follow_every_change_of_the_links(autojump_clock):
+    hub = InMemoryHub(random.Random(1))
+    async with open_nodes(hub, 3) as ((one, _), _, _):
+        both = [peer(1), peer(2)]
+        assert one.peers() == both
+        one.peers().clear()  # a caller's own list
+        assert one.peers() == both
+        hub.cut([peer(0)], [peer(1)])
+        assert one.peers() == [peer(2)]
+        hub.heal()
+        assert one.peers() == both
+        hub.crash(peer(2))
+        assert one.peers() == [peer(1)]
+        hub.revive(peer(2))
+        assert one.peers() == both
+        async with hub.open_node(peer(3), {}, Newest()) as (late, _):
+            await late.connect(one.addrs())
+            assert one.peers() == [*both, peer(3)]
+        assert one.peers() == both

@@ -66,9 +66,9 @@ def test_an_absent_field_is_no_key() -> None:
 
 
 def test_bytes_that_were_read_are_kept_and_are_the_same_as_those_made() -> None:
-    data = codec.encode(VALUE)
+    data = codec.encode({**VALUE, "name": "never-read-before"})
     assert Outer.from_bytes(data).to_bytes() is data
-    assert GOOD.to_bytes() == data
+    assert GOOD.to_bytes() == codec.encode(VALUE)
 
 
 def test_a_record_cannot_be_changed() -> None:
@@ -194,3 +194,30 @@ def test_kinds_take_what_is_in_range_and_of_the_very_type(kind: Any, good: list[
     for value in bad:
         with pytest.raises(Invalid, match="^field: "):
             kind.check(value, "field")
+
+
+def test_a_small_record_that_comes_again_is_the_one_that_was_decoded() -> None:
+    data = GOOD.to_bytes()
+    assert Outer.from_bytes(bytes(bytearray(data))) is Outer.from_bytes(bytes(bytearray(data)))
+    with pytest.raises(Invalid):  # the same bytes as another record are judged by its own rules
+        Inner.from_bytes(data)
+
+
+def test_a_large_record_is_not_kept() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Large(schema.Record):
+        NAME: ClassVar[str] = "large"
+        BYTES_MAX: ClassVar[int] = 8_192
+
+        blob: Annotated[bytes, schema.bytes_between(0, 8_000)]
+
+    small, large = Large(bytes(10)).to_bytes(), Large(bytes(schema.RECORD_CACHED_BYTES_MAX)).to_bytes()
+    assert Large.from_bytes(small) is Large.from_bytes(small)
+    assert Large.from_bytes(large) is not Large.from_bytes(large)
+    assert Large.from_bytes(large) == Large.from_bytes(large)
+
+
+def test_a_refused_record_is_refused_again() -> None:
+    for _ in range(2):
+        with pytest.raises(Invalid, match="not canonical"):
+            Inner.from_bytes(b"\xa1\x65count\x18\x01")
