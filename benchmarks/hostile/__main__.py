@@ -24,7 +24,7 @@ from typing import Any, Final
 import trio
 
 from benchmarks.harness import progress, rounded
-from benchmarks.hostile.load import Besieged, capacity, offer, open_besieged, settle
+from benchmarks.hostile.load import PATIENCE_S, Besieged, capacity, offer, open_besieged, settle
 from benchmarks.hostile.table import ATTACKS
 from bootstrap.demo.tracking import percentile
 
@@ -35,8 +35,8 @@ MIB: Final = 1 << 20
 GROWTH_MAX: Final = 1.25
 GROWTH_BYTES_MAX: Final = 32 * MIB
 SIEGE_ENDS_S: Final = 10.0
-ATTACKERS: Final = 2
-NICE: Final = 15
+ATTACKERS: Final = 4
+NICE: Final = 5
 REFUSALS: Final = (
     "refused", "dropped", "limit", "busy", "bad_frame", "rejected", "ignored", "false", "guard", "not_believed",
     "foreign", "reset", "unsupported", "oversize", "push_msg", "not_had", "made_room", "evicted", "expired",
@@ -86,20 +86,18 @@ class Attacker:
 
     process: trio.Process
     said: bytearray
+    is_under_way: trio.Event
 
     @property
     def tallies(self) -> dict[str, dict[str, int]]:
         """What each of its attacks did; nothing when it died."""
-        try:
-            found: dict[str, dict[str, int]] = json.loads(bytes(self.said))
-        except ValueError:
-            return {}
-        return found
+        said = [json.loads(line) for line in bytes(self.said).splitlines()]
+        return dict(said[-1]) if len(said) > 1 else {}
 
 
 @asynccontextmanager
 async def attackers(besieged: Besieged, options: argparse.Namespace) -> AsyncIterator[list[Attacker]]:
-    """Attacks under way in processes of their own; leaving the block ends them."""
+    """Attacks under way in processes of their own; leaving the block ends them. Raises trio.TooSlowError."""
     chosen = options.attacks or list(ATTACKS)
     running: list[Attacker] = []
     async with AsyncExitStack() as stack:
@@ -121,12 +119,15 @@ async def attackers(besieged: Besieged, options: argparse.Namespace) -> AsyncIte
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
-            attacker = Attacker(process, bytearray())
+            attacker = Attacker(process, bytearray(), trio.Event())
             running.append(attacker)
             nursery.start_soon(_read_all, attacker)
             assert process.stdin is not None
             await process.stdin.send_all(json.dumps(order).encode() + b"\n")
         try:
+            with trio.fail_after(PATIENCE_S):
+                for attacker in running:
+                    await attacker.is_under_way.wait()
             yield running
         finally:
             with trio.CancelScope(shield=True):
@@ -138,6 +139,8 @@ async def _read_all(attacker: Attacker) -> None:
     assert attacker.process.stdout is not None
     async for data in attacker.process.stdout:
         attacker.said += data
+        if b"\n" in attacker.said:
+            attacker.is_under_way.set()
 
 
 async def _end(attacker: Attacker) -> None:
@@ -166,7 +169,6 @@ async def siege(besieged: Besieged, options: argparse.Namespace, rate: float) ->
     before = await counters(besieged)
     async with attackers(besieged, options) as running, trio.open_nursery() as nursery:
         nursery.start_soon(_watch, besieged, memory)
-        await trio.sleep(options.settle_s)  # the hosts of the attackers are up
         nursery.start_soon(offer, besieged, rate, options.per_envelope)
         applied, since, seen = tracker.applied, trio.current_time(), len(tracker.verified_s)
         await trio.sleep(seconds)

@@ -49,7 +49,7 @@ from runtime.records import (
 ROUNDS_OF_ONE_KEY: Final = 100
 EXPIRES_ABOVE: Final = 1_000
 AHEAD: Final = 200  # a nonce that many others would have to come before
-PROVIDED_AGAIN_S: Final = 5.0
+PROVIDED_AGAIN_S: Final = 2.0
 SLOW_BYTE_S: Final = 1.0
 LIE_BYTES: Final = 4_096
 RECORDS_AT_ONCE: Final = 100
@@ -258,9 +258,13 @@ async def false_evidence(ground: Ground, tally: Tally, pace: Pace) -> None:
             tally["announced"] += 1
         for _ in range(ROUNDS_OF_ONE_KEY):
             await pace()
-            nothing = EvidenceItem(kind="commit_fork", height=1, content_hash=ground.rng.randbytes(32))
-            await voice.say("evidence", nothing.to_bytes())
+            await voice.say("evidence", unheard_of(ground))
             tally["announced"] += 1
+
+
+def unheard_of(ground: Ground) -> bytes:
+    """An announcement of evidence that there is not."""
+    return EvidenceItem(kind="commit_fork", height=1, content_hash=ground.rng.randbytes(32)).to_bytes()
 
 
 def item_of(evidence: Evidence) -> EvidenceItem:
@@ -318,7 +322,9 @@ async def _serve_evidence(served: dict[bytes, bytes], tally: Tally, stream: Any)
 
 
 async def _answer_evidence(served: dict[bytes, bytes], tally: Tally, stream: Any) -> None:
-    async for request in _requests_of(stream):
+    reader = frames.FrameReader()
+    while True:
+        request = await _next_request(reader, stream)
         if request.method != "get_evidence":
             await stream.write(frames.encode_answer(request.request_id, b""))
             continue
@@ -330,13 +336,12 @@ async def _answer_evidence(served: dict[bytes, bytes], tally: Tally, stream: Any
         await stream.close()
 
 
-async def _requests_of(stream: Any) -> Any:
-    """Requests of a serving stream, until it ends."""
-    reader = frames.FrameReader()
+async def _next_request(reader: frames.FrameReader, stream: Any) -> frames.Request:
+    """The next request of a serving stream. Raises whatever the library raises at its end."""
     while True:
         match reader.next_frame():
             case frames.Request() as request:
-                yield request
+                return request
             case frames.NEED_DATA:
                 reader.feed(await stream.read(READ_BYTES))
 
@@ -376,7 +381,13 @@ async def provider_records(ground: Ground, tally: Tally, pace: Pace) -> None:
 
 async def provider_crowd(ground: Ground, tally: Tally, pace: Pace) -> None:
     """One key after the other says that it provides the world, from an address where nobody is."""
-    await pace()
+    async with trio.open_nursery() as nursery:
+        while True:
+            await pace()
+            nursery.start_soon(partial(quietly, _one_of_the_crowd, ground, tally, tally=tally))
+
+
+async def _one_of_the_crowd(ground: Ground, tally: Tally) -> None:
     key = names.provider_key(genesis_module.world_content_id(ground.world_id))
     async with open_stranger() as stranger:
         for addr in ground.addrs:
@@ -444,10 +455,15 @@ Answer = Callable[[frames.Request, Any], Any]
 
 
 async def _provide(ground: Ground, tally: Tally, pace: Pace, answer: Answer) -> None:
-    """Listens, is connected to every node, says at each that it provides the world, and answers who asks."""
+    """Listens, is connected to every node, says at each that it provides the world and knows of evidence.
+
+    Whoever asks for the one or the other gets `answer`.
+    """
 
     async def serve(stream: Any) -> None:
-        async for request in _requests_of(stream):
+        reader = frames.FrameReader()
+        while True:
+            request = await _next_request(reader, stream)
             tally[f"asked {request.method}"] += 1
             await answer(request, stream)
 
@@ -457,7 +473,9 @@ async def _provide(ground: Ground, tally: Tally, pace: Pace, answer: Answer) -> 
     key = names.provider_key(genesis_module.world_content_id(ground.world_id))
     async with open_stranger(listens=True, handlers={names.RR_PROTOCOL: handle}) as stranger:
         here = str(stranger.host.get_addrs()[0]).partition("/p2p/")[0]
+        voice = Voice(ground, stranger)
         while True:
+            await voice.say("evidence", unheard_of(ground))
             for addr in ground.addrs:
                 await pace()
                 await _tell(stranger, addr, [_provides(stranger, key, here)])

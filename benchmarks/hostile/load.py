@@ -31,7 +31,7 @@ AGAIN_S: Final = 0.05
 OFFER_S: Final = 0.2  # honest work comes in portions of so long
 PATIENCE_S: Final = 120.0
 CHUNK_ENVELOPES: Final = 64
-OUTSTANDING_MAX: Final = 2_048  # handed in and not yet verified, while the capacity is measured
+OUTSTANDING_MAX: Final = 1_024  # handed in and not yet verified, while the capacity is measured
 HANDING_IN: Final = 4  # requests under way, while the capacity is measured
 
 

@@ -1,5 +1,6 @@
 """An attacker's process: `python -m benchmarks.hostile.siege`. One JSON line on stdin says against whom; then stdin's
-end is the end of the siege, and one JSON line on stdout says what each attack has done.
+end is the end of the siege. The first line of stdout says that genesis and head are learned, so that all attacks are
+under way; the last one, what each attack has done.
 
     {"addrs": [multiaddrs], "world_id": ..., "attacks": [names of table.ATTACKS], "pace": 1.0, "nice": 10}
 """
@@ -29,6 +30,11 @@ async def besiege(ground: Ground, attacks: dict[str, float], tallies: dict[str, 
             nursery.start_soon(persist, ATTACKS[name].attack, ground, tally, Pace(per_s))
 
 
+async def _say_when_learned(ground: Ground) -> None:
+    await ground.learned.wait()
+    print(json.dumps("learned"), flush=True)
+
+
 async def run() -> None:
     """Until stdin ends."""
     stdin = trio.lowlevel.FdStream(os.dup(sys.stdin.fileno()))
@@ -42,6 +48,7 @@ async def run() -> None:
     tallies: dict[str, Tally] = {}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(besiege, ground, paces, tallies)
+        nursery.start_soon(_say_when_learned, ground)
         while await stdin.receive_some():
             pass
         # What was done is told before the hosts are closed, which may take its time.

@@ -16,8 +16,8 @@ from benchmarks.hostile.stranger import Attack
 class Row:
     """`per_s`: how often a second the attack strikes, against all nodes together, in the benchmark.
 
-    `met_by`: words of `aw status --counters`, one of which grows on some node while it goes on; none where a node
-    holds what comes and has nothing to count.
+    `met_by`: words of `aw status --counters`, one of which grows on some node because of it; none where a node answers
+    or holds what comes, and has nothing to count.
     """
 
     attack: Attack
@@ -33,21 +33,21 @@ ATTACKS: Final[dict[str, Row]] = {
     "changing identities": Row(wire.changing_identities, 1, ("rr.bad_frame",)),
     "requests": Row(wire.requests, 10, ("rr.busy", "rr.rate_limited")),
     "account requests": Row(wire.account_requests, 1, ("rr.busy", "rr.rate_limited")),
-    "costly requests": Row(wire.costly_requests, 4, ("rr.answered",)),
+    "costly requests": Row(wire.costly_requests, 4, ()),
     "slow readers": Row(wire.slow_readers, 0.2, ("rr.busy",)),
     "slow writers": Row(wire.slow_writers, 0.3, ()),
     "malformed bytes": Row(wire.malformed_bytes, 3, ("connections.accepted",)),
     "malformed streams": Row(wire.malformed_streams, 2, ("rr.bad_frame", "cure.stream_guard")),
     "false gossip": Row(lies.false_gossip, 10, ("gossip.rejected",)),
-    "unknown actors": Row(lies.unknown_actors, 5, ("mempool.added",)),
+    "unknown actors": Row(lies.unknown_actors, 5, ("mempool.gaps_found",)),
     "false heads": Row(lies.false_heads, 5, ("gossip.rejected",)),
     "false commits": Row(lies.false_commits, 5, ("executor.foreign_commit",)),
-    "false attestations": Row(lies.false_attestations, 5, ("gossip.accepted",)),
+    "false attestations": Row(lies.false_attestations, 5, ("evidence.foreign_attestation",)),
     "false evidence": Row(lies.false_evidence, 2, ("evidence.false", "evidence.not_had")),
     "DHT records": Row(lies.dht_records, 4, ("dht.records_refused",)),
     "provider records": Row(lies.provider_records, 4, ("dht.dropped_provider_rate",)),
-    "provider crowd": Row(lies.provider_crowd, 0.5, ("dht.dropped_key_full",)),
-    "lying provider": Row(lies.lying_provider, 5, ("head.false_answer", "evidence.poll_failed")),
-    "slow provider": Row(lies.slow_provider, 5, ("evidence.poll_failed",)),
-    "dying provider": Row(lies.dying_provider, 5, ("evidence.poll_failed",)),
+    "provider crowd": Row(lies.provider_crowd, 0.5, ()),
+    "lying provider": Row(lies.lying_provider, 5, ("evidence.false", "evidence.not_had")),
+    "slow provider": Row(lies.slow_provider, 5, ("evidence.not_had",)),
+    "dying provider": Row(lies.dying_provider, 5, ("evidence.not_had",)),
 }

@@ -110,13 +110,20 @@ async def _silent(addr: str, tally: Tally) -> None:
 
 async def changing_identities(ground: Ground, tally: Tally, pace: Pace) -> None:
     """A new key for each connection: a good request, a frame that breaks the rules, gone before anybody can mark it."""
-    await pace()
-    addr = ground.victim()
+    while True:
+        await pace()
+        await quietly(_come_and_go, ground.victim(), ground.rng.choice(BAD_FRAMES), tally=tally)
+        tally["identities"] += 1
+
+
+async def _come_and_go(addr: str, last_words: bytes) -> None:
     async with open_stranger() as stranger:
         await stranger.ask(addr, "hello", EMPTY)
         stream = await stranger.stream(addr, names.RR_PROTOCOL)
-        await stream.write(ground.rng.choice(BAD_FRAMES))
-        tally["identities"] += 1
+        await stream.write(last_words)
+        await stream.close()
+        with trio.move_on_after(SLOW_BYTE_S):
+            await stream.read(READ_BYTES)  # they were heard
 
 
 # --- requests ------------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ class EvidenceKeeper:
         try:
             check_attestation(self._authorities.current, attestation)
         except Invalid:
+            self._context.counters["evidence.foreign_attestation"] += 1
             return  # of another epoch, or of nobody: heads are judged elsewhere
         fork = self._witness.saw_attestation(attestation)
         if fork is not None:
