@@ -22,6 +22,7 @@ from benchmarks.hostile.stranger import (
     Pace,
     Stranger,
     Tally,
+    keep_many,
     open_stranger,
     prefixed,
     quietly,
@@ -53,6 +54,7 @@ PROVIDED_AGAIN_S: Final = 2.0
 SLOW_BYTE_S: Final = 1.0
 LIE_BYTES: Final = 4_096
 RECORDS_AT_ONCE: Final = 100
+CROWD_AT_ONCE: Final = 4
 
 
 class Voice:
@@ -381,10 +383,7 @@ async def provider_records(ground: Ground, tally: Tally, pace: Pace) -> None:
 
 async def provider_crowd(ground: Ground, tally: Tally, pace: Pace) -> None:
     """One key after the other says that it provides the world, from an address where nobody is."""
-    async with trio.open_nursery() as nursery:
-        while True:
-            await pace()
-            nursery.start_soon(partial(quietly, _one_of_the_crowd, ground, tally, tally=tally))
+    await keep_many(CROWD_AT_ONCE, pace, tally, lambda: _one_of_the_crowd(ground, tally))
 
 
 async def _one_of_the_crowd(ground: Ground, tally: Tally) -> None:

@@ -227,6 +227,23 @@ async def quietly(work: Callable[..., Awaitable[None]], *arguments: Any, tally: 
             raise others from None
 
 
+async def keep_many(count_max: int, pace: Pace, tally: Tally, begin: Callable[[], Awaitable[None]]) -> None:
+    """Begin one after the other, each going on beside the others, never more than `count_max`; until cancelled."""
+    places = trio.Semaphore(count_max)
+
+    async def one() -> None:
+        try:
+            await quietly(begin, tally=tally)
+        finally:
+            places.release()
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            await pace()
+            await places.acquire()
+            nursery.start_soon(one)
+
+
 def _cut_short(tally: Tally, error: BaseException) -> None:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

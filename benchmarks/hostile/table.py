@@ -35,7 +35,7 @@ ATTACKS: Final[dict[str, Row]] = {
     "account requests": Row(wire.account_requests, 1, ("rr.busy", "rr.rate_limited")),
     "costly requests": Row(wire.costly_requests, 4, ()),
     "slow readers": Row(wire.slow_readers, 0.2, ("rr.busy",)),
-    "slow writers": Row(wire.slow_writers, 0.3, ()),
+    "slow writers": Row(wire.slow_writers, 1, ()),
     "malformed bytes": Row(wire.malformed_bytes, 3, ("connections.accepted",)),
     "malformed streams": Row(wire.malformed_streams, 2, ("rr.bad_frame", "cure.stream_guard")),
     "false gossip": Row(lies.false_gossip, 10, ("gossip.rejected",)),

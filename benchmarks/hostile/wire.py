@@ -5,7 +5,6 @@ Each function is one attack as `stranger.Attack` says: it runs until cancelled, 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
 import trio
@@ -16,6 +15,7 @@ from benchmarks.hostile.stranger import (
     Pace,
     Stranger,
     Tally,
+    keep_many,
     open_stranger,
     port_of,
     prefixed,
@@ -26,6 +26,8 @@ from runtime import limits, messages
 
 STREAMS_AT_ONCE: Final = 32
 CONNECTIONS_OF_ONE_KEY: Final = 40  # then a new key
+HOSTS_MAX: Final = 12  # of one attack at once: they take as much of the machine as their victims
+SOCKETS_MAX: Final = 800
 HELD_S: Final = 20.0  # how long what is idle or slow is held open
 SLOW_BYTE_S: Final = 1.0
 REQUESTS_AT_ONCE: Final = 48
@@ -78,10 +80,7 @@ async def short_connections(ground: Ground, tally: Tally, pace: Pace) -> None:
 
 async def idle_connections(ground: Ground, tally: Tally, pace: Pace) -> None:
     """Holds places: connections of fresh keys that say nothing, each at one node after the other."""
-    async with trio.open_nursery() as nursery:
-        while True:
-            await pace()
-            nursery.start_soon(partial(quietly, _idle, ground, tally, tally=tally))
+    await keep_many(HOSTS_MAX, pace, tally, lambda: _idle(ground, tally))
 
 
 async def _idle(ground: Ground, tally: Tally) -> None:
@@ -94,10 +93,7 @@ async def _idle(ground: Ground, tally: Tally) -> None:
 
 async def silent_sockets(ground: Ground, tally: Tally, pace: Pace) -> None:
     """Holds handshakes: sockets that are connected and say nothing."""
-    async with trio.open_nursery() as nursery:
-        while True:
-            await pace()
-            nursery.start_soon(partial(quietly, _silent, ground.victim(), tally, tally=tally))
+    await keep_many(SOCKETS_MAX, pace, tally, lambda: _silent(ground.victim(), tally))
 
 
 async def _silent(addr: str, tally: Tally) -> None:
@@ -110,17 +106,20 @@ async def _silent(addr: str, tally: Tally) -> None:
 
 async def changing_identities(ground: Ground, tally: Tally, pace: Pace) -> None:
     """A new key for each connection: a good request, a frame that breaks the rules, gone before anybody can mark it."""
-    while True:
-        await pace()
-        await quietly(_come_and_go, ground.victim(), ground.rng.choice(BAD_FRAMES), tally=tally)
-        tally["identities"] += 1
+    await keep_many(
+        HOSTS_MAX,
+        pace,
+        tally,
+        lambda: _come_and_go(ground.victim(), ground.rng.choice(BAD_FRAMES), tally),
+    )
 
 
-async def _come_and_go(addr: str, last_words: bytes) -> None:
+async def _come_and_go(addr: str, last_words: bytes, tally: Tally) -> None:
     async with open_stranger() as stranger:
         await stranger.ask(addr, "hello", EMPTY)
         stream = await stranger.stream(addr, names.RR_PROTOCOL)
         await stream.write(last_words)
+        tally["identities"] += 1
         await stream.close()
         with trio.move_on_after(SLOW_BYTE_S):
             await stream.read(READ_BYTES)  # they were heard
@@ -202,10 +201,7 @@ async def costly_requests(ground: Ground, tally: Tally, pace: Pace) -> None:
 
 async def slow_readers(ground: Ground, tally: Tally, pace: Pace) -> None:
     """Asks for far more than a window holds, and reads nothing of it."""
-    async with trio.open_nursery() as nursery:
-        while True:
-            await pace()
-            nursery.start_soon(partial(quietly, _read_nothing, ground.victim(), tally, tally=tally))
+    await keep_many(HOSTS_MAX, pace, tally, lambda: _read_nothing(ground.victim(), tally))
 
 
 async def _read_nothing(addr: str, tally: Tally) -> None:
@@ -221,11 +217,12 @@ async def _read_nothing(addr: str, tally: Tally) -> None:
 
 async def slow_writers(ground: Ground, tally: Tally, pace: Pace) -> None:
     """A byte a second: of the first handshake, of a negotiation, of a frame."""
-    async with trio.open_nursery() as nursery:
-        while True:
-            await pace()
-            for slow in (_slow_socket, _slow_negotiation, _slow_frame):
-                nursery.start_soon(partial(quietly, slow, ground.victim(), tally, tally=tally))
+    await keep_many(
+        HOSTS_MAX,
+        pace,
+        tally,
+        lambda: ground.rng.choice((_slow_socket, _slow_negotiation, _slow_frame))(ground.victim(), tally),
+    )
 
 
 async def _slow_socket(addr: str, tally: Tally) -> None:
