@@ -22,17 +22,14 @@ from benchmarks.hostile.table import ATTACKS
 
 
 async def besiege(ground: Ground, attacks: dict[str, float], tallies: dict[str, Tally]) -> None:
-    """These attacks at these paces, all together, until cancelled."""
+    """Look about first; then these attacks at these paces, all together, until cancelled."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ground.keep_learning)
+        await ground.learned.wait()
+        print(json.dumps("learned"), flush=True)
         for name, per_s in attacks.items():
             tally = tallies.setdefault(name, Counter())
             nursery.start_soon(persist, ATTACKS[name].attack, ground, tally, Pace(per_s))
-
-
-async def _say_when_learned(ground: Ground) -> None:
-    await ground.learned.wait()
-    print(json.dumps("learned"), flush=True)
 
 
 async def run() -> None:
@@ -48,7 +45,6 @@ async def run() -> None:
     tallies: dict[str, Tally] = {}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(besiege, ground, paces, tallies)
-        nursery.start_soon(_say_when_learned, ground)
         while await stdin.receive_some():
             pass
         # What was done is told before the hosts are closed, which may take its time.
