@@ -393,10 +393,19 @@ async def clear_recent_deliveries(router: GossipSub, period_s: float = DELIVERIE
 def widen_dht_limits(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all
     """Twelve inbound handlers, the rest reset; 10 ADD_PROVIDER in 10 s from a peer, the rest dropped unsaid.
 
-    kad_dht.py:313-323. Test: test_more_than_ten_provides_in_a_row_are_all_kept.
+    kad_dht.py:313-323. What is dropped past our limit is counted.
+    Test: test_more_than_ten_provides_in_a_row_are_all_kept.
     """
     dht._inbound_limiter = trio.CapacityLimiter(names.DHT_HANDLERS_MAX)  # noqa: SLF001
     dht._provider_rate_max = names.ADD_PROVIDER_PER_10_S_PER_PEER_MAX  # noqa: SLF001
+    may = dht._check_provider_rate_limit  # noqa: SLF001
+
+    def counted(peer: ID) -> bool:
+        taken = bool(may(peer))
+        dropped["dht.dropped_provider_rate"] += not taken
+        return taken
+
+    setattr(dht, "_check_provider_rate_limit", counted)  # noqa: B010  # mypy minds the assignment
 
 
 def bound_dht_stores(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all

@@ -30,12 +30,20 @@ _log = logging.getLogger(__name__)
 
 
 class RuleValidator(Validator):
-    """A RecordRule as the library's validator."""
+    """A RecordRule as the library's validator, whatever a record came from: a put, or an answer."""
 
-    def __init__(self, rule: RecordRule) -> None:
+    def __init__(self, rule: RecordRule, counters: Counter[str]) -> None:
         self._rule = rule
+        self._counters = counters
 
     def validate(self, key: str, value: bytes) -> None:
+        try:
+            self._check(key, value)
+        except Exception:
+            self._counters["dht.records_refused"] += 1
+            raise
+
+    def _check(self, key: str, value: bytes) -> None:
         if len(key.encode()) > names.RECORD_KEY_BYTES_MAX:
             raise RecordRefused(key[:64], f"key over {names.RECORD_KEY_BYTES_MAX} bytes")
         if len(value) > names.RECORD_BYTES_MAX:
@@ -51,7 +59,7 @@ class KadDht:
 
     def __init__(self, kad: KadDHT, rule: RecordRule, peer_id: PeerId, counters: Counter[str]) -> None:
         self._kad = kad
-        self._rule = RuleValidator(rule)
+        self._rule = RuleValidator(rule, counters)
         self._peer_id = peer_id
         self._counters = counters
         self._put: dict[str, bytes] = {}

@@ -343,7 +343,7 @@ def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordR
     mesh = make_gossip_router()
     pubsub = cures.make_pubsub(host, mesh, counters, config.now_ms())
     kad = KadDHT(host, DHTMode.SERVER if config.listen else DHTMode.CLIENT, strict_validation=True)
-    kad.register_validator("aw", RuleValidator(record_rule))
+    kad.register_validator("aw", RuleValidator(record_rule, counters))
     cures.harden_dht(host, kad)
     dht = KadDht(kad, record_rule, peer_id, counters)
     connections = Connections(

@@ -59,11 +59,15 @@ PartsHandler: TypeAlias = Callable[[PeerId, bytes, SendPart], Awaitable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method answered by one frame: `handler(caller, body) -> body`. It may raise RequestFailed."""
+    """A method answered by one frame: `handler(caller, body) -> body`. It may raise RequestFailed.
+
+    `cost`: as how many requests one counts against what a peer may ask in a second.
+    """
 
     handler: Handler
     request_bytes_max: int = names.REQUEST_BYTES_MAX
     deadline_ms: int = names.HANDLER_MS_MAX
+    cost: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class PartsRoute:
     handler: PartsHandler
     request_bytes_max: int = names.REQUEST_BYTES_MAX
     deadline_ms: int = names.HANDLER_MS_MAX
+    cost: int = 1
 
 
 Routes: TypeAlias = Mapping[str, Route | PartsRoute]

@@ -222,13 +222,20 @@ class Router:
         for peer in idle[: (len(idle) + 1) // 2]:
             del self._loads[peer]
 
-    def admit(self, load: _Load, size_bytes: int) -> None:
+    def cost_of(self, method: str) -> int:
+        """As how many requests one of this method counts; an unknown method as one."""
+        route = self._routes.get(method)
+        return 1 if route is None else route.cost
+
+    def admit(self, load: _Load, method: str, size_bytes: int) -> None:
         """Let a request in, or raise BUSY or RATE_LIMITED."""
         limits = self.limits
         if self._in_flight >= limits.in_flight_total_max or load.in_flight >= limits.in_flight_per_peer_max:
             raise self.busy("too many requests in flight")
         now_s = trio.current_time()
-        wait_ms = load.requests.take(1, now_s) or load.request_bytes.take(size_bytes, now_s)
+        wait_ms = load.requests.take(self.cost_of(method), now_s) or load.request_bytes.take(
+            size_bytes, now_s
+        )
         if wait_ms:
             self._counters["rr.rate_limited"] += 1
             raise RequestFailed(Code.ERR_RATE_LIMITED, "too much in a second", retry_after_ms=wait_ms)
@@ -398,9 +405,9 @@ class _Serving:
         if len(self._in_flight) >= self._limits.in_flight_per_session_max:
             raise router.busy("too many requests in flight on this stream")
         if isinstance(request, frames.OversizeRequest):
-            router.admit(self._load, request.size_bytes)
+            router.admit(self._load, request.method, request.size_bytes)
             raise router.oversize(request.method, request.size_bytes, request.bytes_max)
-        router.admit(self._load, len(request.body))
+        router.admit(self._load, request.method, len(request.body))
         route = router.route_for(request.method, len(request.body))
         if isinstance(route, PartsRoute) and self._in_flight:
             why = f"{request.method} answers in parts and needs a stream of its own"

@@ -32,6 +32,9 @@ from runtime.records import (
 
 LIST_HEAD_BYTES: Final = 5
 ITEM_MEMORY_BYTES: Final = 64  # an empty list or map of CPython
+EVICTED_AT_ONCE: Final = (
+    64  # of a peer whose share is full; each takes more than one newcomer's place at most
+)
 
 
 @dataclass(slots=True)
@@ -80,8 +83,8 @@ class ActionMempool:
 
     Bounds: MEMPOOL_ENVELOPES_MAX and MEMPOOL_BYTES_MAX in all, MEMPOOL_NONCES_AHEAD_MAX nonces and
     MEMPOOL_ACTOR_BYTES_MAX per actor, MEMPOOL_PEER_ENVELOPES_MAX and MEMPOOL_PEER_BYTES_MAX per submitting peer.
-    Bytes are those that an envelope takes in memory, `footprint_bytes`. When it is full, the envelope with the
-    highest nonce ahead of its actor's next goes first, and `add` returns what had to go.
+    Bytes are those that an envelope takes in memory, `footprint_bytes`. When it, or the share of a peer, is full, the
+    envelope with the highest nonce ahead of its actor's next goes first, and `add` returns what had to go.
     """
 
     def __init__(self) -> None:
@@ -118,12 +121,8 @@ class ActionMempool:
             raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
         if held is not None and held.size_bytes + size > limits.MEMPOOL_ACTOR_BYTES_MAX:
             raise Busy("mempool_actor_bytes_max", limits.BATCH_INTERVAL_MS)
-        share = self._per_peer.get(peer, _Share())
-        if share.count >= limits.MEMPOOL_PEER_ENVELOPES_MAX:
-            raise Busy("mempool_peer_envelopes_max", limits.BATCH_INTERVAL_MS)
-        if share.size_bytes + size > limits.MEMPOOL_PEER_BYTES_MAX:
-            raise Busy("mempool_peer_bytes_max", limits.BATCH_INTERVAL_MS)
-        evicted = self._make_room(size, record.nonce - next_nonce)
+        ahead = record.nonce - next_nonce
+        evicted = self._make_room_of(peer, size, ahead) + self._make_room(size, ahead)
         actor = self._actors.setdefault(record.actor_id, _Actor(next_nonce))
         actor.next_nonce = next_nonce
         actor.waiting[record.nonce] = envelope
@@ -141,6 +140,35 @@ class ActionMempool:
             for actor in self._actors.values()
             for _nonce, envelope in sorted(actor.waiting.items())
         ]
+
+    def _make_room_of(self, peer: bytes, size: int, ahead: int) -> list[Envelope]:
+        """Evict from a full share what waits for most others. Raises Busy, evicting nothing, when that makes no room.
+
+        A gateway also passes on what strangers gossip: envelopes that wait for what never comes must not take the
+        places of its own. Many go at once, so that a full share is not looked through for each newcomer.
+        """
+        share = self._per_peer.get(peer, _Share())
+        count_over = share.count + 1 - limits.MEMPOOL_PEER_ENVELOPES_MAX
+        bytes_over = share.size_bytes + size - limits.MEMPOOL_PEER_BYTES_MAX
+        if count_over <= 0 and bytes_over <= 0:
+            return []
+        bytes_over = max(bytes_over, self.size_bytes + size - limits.MEMPOOL_BYTES_MAX)
+        further = [
+            (nonce - actor.next_nonce, actor_id, nonce)
+            for actor_id, actor in self._actors.items()
+            for nonce, envelope in actor.waiting.items()
+            if nonce - actor.next_nonce > ahead and self._held[envelope.hash()].peer == peer
+        ]
+        plan: list[tuple[bytes, int]] = []
+        for _ahead, actor_id, nonce in sorted(further, reverse=True):
+            if len(plan) >= max(count_over, EVICTED_AT_ONCE) and bytes_over <= 0:
+                break
+            plan.append((actor_id, nonce))
+            bytes_over -= self._held[self._actors[actor_id].waiting[nonce].hash()].size_bytes
+        if len(plan) < count_over or bytes_over > 0:
+            name = "mempool_peer_envelopes_max" if len(plan) < count_over else "mempool_peer_bytes_max"
+            raise Busy(name, limits.BATCH_INTERVAL_MS)
+        return [self._remove(actor_id, nonce) for actor_id, nonce in plan]
 
     def _make_room(self, size: int, ahead: int) -> list[Envelope]:
         """Evict from the highest nonce ahead. Raises Busy, evicting nothing, when the newcomer is the one to go."""

@@ -132,11 +132,13 @@ class DistributedClient:
             chain.check_commit(authorities, answer.commit, world_id=world_id)
         return answer
 
-    async def _parts(self, method: str, request: Body, bytes_max: int) -> list[bytes]:
+    async def _parts(
+        self, method: str, request: Body, bytes_max: int, deadline_ms: int = names.REQUEST_TOTAL_MS
+    ) -> list[bytes]:
         """All parts of a streamed answer, at most `bytes_max` together."""
         parts: list[bytes] = []
         async with self.network.request_parts(
-            self.peer, method, request.to_bytes(), bytes_max=bytes_max
+            self.peer, method, request.to_bytes(), deadline_ms=deadline_ms, bytes_max=bytes_max
         ) as answer:
             while (part := await answer.part()) is not None:
                 parts.append(part)
@@ -153,10 +155,12 @@ class DistributedClient:
             items += [messages.EvidenceItem.from_value(item, "get_evidence") for item in listed]
         return items[: limits.EVIDENCE_MAX]
 
-    async def evidence(self, world_id: str, content_hash: bytes) -> Evidence:
+    async def evidence(
+        self, world_id: str, content_hash: bytes, *, deadline_ms: int = names.REQUEST_TOTAL_MS
+    ) -> Evidence:
         """One piece of evidence, its hash checked; what it proves, `evidence.check_evidence` says."""
         request = messages.EvidenceRequest(world_id=world_id, content_hash=content_hash)
-        blob = b"".join(await self._parts("get_evidence", request, EVIDENCE_BLOB_BYTES_MAX))
+        blob = b"".join(await self._parts("get_evidence", request, EVIDENCE_BLOB_BYTES_MAX, deadline_ms))
         if codec.content_id(blob) != content_hash:
             raise Invalid("get_evidence", f"{len(blob)} bytes that are not evidence {content_hash.hex()}")
         return read_evidence(blob)

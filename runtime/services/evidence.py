@@ -39,6 +39,8 @@ from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
 
 ASKED_WAITING_MAX: Final = 64
+ASKED_AT_ONCE_MAX: Final = 4  # an announcement costs nothing to make, so it must not cost much here
+ASK_MS: Final = 5_000  # one who announces and then is slow keeps others waiting no longer than this
 UNPROVED_MAX: Final = 64
 EVIDENCE_POLL_MS: Final = 5_000
 ITEMS_PER_PART: Final = 256
@@ -122,6 +124,7 @@ class EvidenceKeeper:
         try:
             check_attestation(self._authorities.current, attestation)
         except Invalid:
+            self._context.counters["evidence.foreign_attestation"] += 1
             return  # of another epoch, or of nobody: heads are judged elsewhere
         fork = self._witness.saw_attestation(attestation)
         if fork is not None:
@@ -202,7 +205,8 @@ class EvidenceKeeper:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write, subscription)
             nursery.start_soon(self._hear, subscription)
-            nursery.start_soon(self._ask_for_announced)
+            for _ in range(ASKED_AT_ONCE_MAX):
+                nursery.start_soon(self._ask_for_announced)
             nursery.start_soon(self._poll)
             nursery.start_soon(self._judge)
             task_status.started()
@@ -258,7 +262,6 @@ class EvidenceKeeper:
             self._context.counters["evidence.announced_dropped"] += 1
 
     async def _ask_for_announced(self) -> NoReturn:
-        """One at a time: an announcement costs nothing to make, so it must not cost much here."""
         while True:
             peer, content_hash = await self._to_ask.receive()
             if content_hash not in self._held:
@@ -267,7 +270,7 @@ class EvidenceKeeper:
     async def _fetch(self, peer: PeerId, content_hash: bytes) -> None:
         try:
             client = DistributedClient(self._context.network, peer)
-            self.take(await client.evidence(self._sources.world_id, content_hash))
+            self.take(await client.evidence(self._sources.world_id, content_hash, deadline_ms=ASK_MS))
         except (NetworkError, Missing):
             self._context.counters["evidence.not_had"] += 1
         except WorldError as error:

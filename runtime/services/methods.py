@@ -26,29 +26,34 @@ Handlers: TypeAlias = Mapping[str, OneAnswer | PartsAnswer]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row of the method table. `of_world`: the request names the world that answers."""
+    """A row of the method table. `of_world`: the request names the world that answers.
+
+    `cost`: as how many requests one counts against requests_per_s_per_peer_max: about its time on the event loop, in
+    units of a request that costs next to nothing.
+    """
 
     request: type[Body]
     of_world: bool = True
     parts: bool = False
     request_bytes_max: int = names.REQUEST_BYTES_MAX
+    cost: int = 1
 
 
 METHODS: Final[Mapping[str, Method]] = {
     "hello": Method(messages.Empty, of_world=False),
-    "status": Method(messages.Empty, of_world=False),
-    "fetch_blob": Method(messages.BlobRequest, of_world=False, parts=True),
-    "has_blobs": Method(messages.HasBlobsRequest, of_world=False),
+    "status": Method(messages.Empty, of_world=False, cost=20),
+    "fetch_blob": Method(messages.BlobRequest, of_world=False, parts=True, cost=4),
+    "has_blobs": Method(messages.HasBlobsRequest, of_world=False, cost=10),
     "get_genesis": Method(messages.WorldRequest),
     "get_world_head": Method(messages.WorldRequest),
     "get_commit": Method(messages.WorldRequest),
     "get_block": Method(messages.BlockRequest),
-    "get_blocks": Method(messages.BlocksRequest, parts=True),
+    "get_blocks": Method(messages.BlocksRequest, parts=True, cost=50),
     "get_batch": Method(messages.BatchRequest),
-    "get_bundle": Method(messages.BundleRequest),
-    "get_receipt": Method(messages.ReceiptRequest),
-    "get_state_proof": Method(messages.StateProofRequest),
-    "get_evidence": Method(messages.EvidenceRequest, parts=True),
+    "get_bundle": Method(messages.BundleRequest, cost=5),
+    "get_receipt": Method(messages.ReceiptRequest, cost=10),
+    "get_state_proof": Method(messages.StateProofRequest, cost=5),
+    "get_evidence": Method(messages.EvidenceRequest, parts=True, cost=5),
     "submit_actions": Method(messages.SubmitRequest, request_bytes_max=names.REQUEST_LARGE_BYTES_MAX),
     "action_status": Method(messages.ActionStatusRequest),
     "get_envelopes": Method(messages.EnvelopesRequest, parts=True),
@@ -86,9 +91,9 @@ class MethodTable:
     def routes(self) -> Routes:
         """One rr route per method, for open_network."""
         return {
-            name: PartsRoute(self._parts_handler(name, method), method.request_bytes_max)
+            name: PartsRoute(self._parts_handler(name, method), method.request_bytes_max, cost=method.cost)
             if method.parts
-            else Route(self._handler(name, method), method.request_bytes_max)
+            else Route(self._handler(name, method), method.request_bytes_max, cost=method.cost)
             for name, method in METHODS.items()
         }
 

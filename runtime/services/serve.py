@@ -107,7 +107,7 @@ class NodeDesk:
             *context.gauges.read(),
         ]
         counters = {**context.network.counters(), **context.dht.counters(), **context.counters}
-        counters["store.disk_bytes"] = await context.offload(context.db.disk_bytes)
+        counters["store.disk_bytes"] = disk_bytes
         counters["store.lost_blobs"] = len(context.blobs.lost)
         return StatusAnswer(
             peer_id=context.peer_id,

@@ -312,6 +312,18 @@ async def test_too_many_requests_in_a_second_are_told_when_to_come_again(autojum
         assert server.marks == []
 
 
+async def test_a_costly_method_counts_as_several_requests(autojump_clock):
+    async with serving({"echo": Route(echo), "dear": Route(echo, cost=4)}, requests_per_s_max=5) as server:
+        wire = server.open()
+        await wire.send(frames.encode_request(0, "dear", b""))
+        assert isinstance(await wire.frame(), frames.Answer)
+        await wire.send(frames.encode_request(0, "dear", b""))
+        frame = await wire.frame()
+        assert (frame.code, frame.retry_after_ms) == (Code.ERR_RATE_LIMITED, 600)
+        await wire.send(ECHO)
+        assert isinstance(await wire.frame(), frames.Answer)
+
+
 async def test_the_rate_is_the_peers_and_not_the_streams(autojump_clock):
     async with serving({"echo": Route(echo)}, requests_per_s_max=1) as server:
         first, second = server.open(), server.open()

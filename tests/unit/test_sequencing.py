@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime import limits
+from runtime import limits, sequencing
 from runtime.errors import Busy, Corrupt, Denied, Ignored, Invalid, Mismatch
 from runtime.records import Commit, Envelope, LeaseGrant, seal, sealed_from_bytes
 from runtime.sequencing import ActionMempool, Certified, LeaseManager, certify, check_memory, refreshed
@@ -99,6 +99,35 @@ class TestMempool:
         with pytest.raises(Busy):
             pool.add(self.make(world, 1, 5), PEER, 0)
         assert len(pool) == 3
+
+    def test_a_full_share_gives_the_places_of_those_who_wait_to_one_who_need_not(
+        self, pool: ActionMempool, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A gateway passes on what strangers gossip: nonces whose predecessors never come must not shut it out."""
+        monkeypatch.setattr(limits, "MEMPOOL_PEER_ENVELOPES_MAX", 3)
+        monkeypatch.setattr(sequencing, "EVICTED_AT_ONCE", 1)
+        furthest, far, others = self.make(world, 0, 200), self.make(world, 0, 150), self.make(world, 1, 9)
+        pool.add(others, b"another peer", 0)
+        for envelope in (furthest, far, self.make(world, 2, 0)):
+            pool.add(envelope, PEER, 0)
+        assert pool.add(self.make(world, 2, 1), PEER, 0) == [furthest]
+        assert pool.add(self.make(world, 2, 2), PEER, 0) == [far]
+        with pytest.raises(Busy, match="mempool_peer_envelopes_max"):
+            pool.add(self.make(world, 2, 3), PEER, 0)
+        assert others.hash() in pool
+        assert len(pool) == 4
+
+    @pytest.mark.parametrize("name", ["MEMPOOL_PEER_BYTES_MAX", "MEMPOOL_BYTES_MAX"])
+    def test_a_share_that_makes_no_room_evicts_nothing(
+        self, pool: ActionMempool, world: Any, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(limits, "MEMPOOL_PEER_ENVELOPES_MAX", 2)
+        for envelope in (self.make(world, 0, 200), self.make(world, 1, 0)):
+            pool.add(envelope, PEER, 0)
+        monkeypatch.setattr(limits, name, 100)
+        with pytest.raises(Busy):
+            pool.add(self.make(world, 2, 0), PEER, 0)
+        assert len(pool) == 2
 
     def test_a_batch_is_ordered_by_time_and_hash_with_nonces_in_order(
         self, pool: ActionMempool, world: Any
