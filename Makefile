@@ -59,7 +59,7 @@ test: $(STAMP)
 	$(BIN)/mypy
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/network --ignore tests/crash
-	$(BIN)/pytest tests/network tests/crash
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/network tests/crash
 else
 	$(BIN)/pytest $(ARGS)
 endif
