@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -11,16 +12,17 @@ import pytest
 import trio
 import trio.testing
 
+from p2p.errors import Unreachable
 from runtime import world as kernel
 from runtime.epoch_tables import EpochTables
 from runtime.errors import Corrupt, Halted, Invalid
 from runtime.evidence import AuthoritiesFork, WrongRootProof, attestation_fork, commit_fork
 from runtime.keys import SigningKey
-from runtime.messages import EvidenceRequest
+from runtime.messages import EvidenceItem, EvidenceRequest
 from runtime.records import BlockAttestation, Resume, SignedAuthorities, seal
 from runtime.services.authorities import Authorities
 from runtime.services.context import Context
-from runtime.services.evidence import EvidenceKeeper
+from runtime.services.evidence import ASK_MS, ASKED_AT_ONCE_MAX, EvidenceKeeper
 from runtime.services.fetch import Sources
 from runtime.services.replica import Applied, Replica
 from runtime.world_db import MemoryWorldDb, Table
@@ -349,3 +351,47 @@ async def test_a_replica_goes_on_from_where_it_went_back_to(small: World) -> Non
     await run_block(one, small)
     assert one.replica.height == 3
     assert one.replica.tables.nonce(small.actors[0].identity) == 3
+
+
+class SilentPeers:
+    """A network whose peers take a request and never answer; who was asked, and with what patience, is kept."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self.waited_ms: list[int] = []
+
+    def peers(self) -> list[bytes]:
+        """Nobody to ask of one's own accord."""
+        return []
+
+    @asynccontextmanager
+    async def request_parts(
+        self, peer: bytes, method: str, body: bytes, *, deadline_ms: int, bytes_max: int
+    ) -> AsyncIterator[Any]:
+        self.asked.append(peer)
+        self.waited_ms.append(deadline_ms)
+        await trio.sleep(deadline_ms / 1_000)
+        raise Unreachable(peer.hex(), "no answer")
+        yield
+
+
+async def test_who_announces_evidence_and_is_silent_keeps_no_other_waiting(
+    small: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    db, network = MemoryWorldDb(), SilentPeers()
+    one = node(small, db)
+    context = replace(one.context, network=cast("Any", network))
+    sources = Sources(context, small.world_id)
+    keeper = EvidenceKeeper(context, small.genesis, one.tables, one.authorities, sources, one.replica)
+    announced = [EvidenceItem(kind="commit_fork", height=1, content_hash=bytes([n]) * 32) for n in range(9)]
+    for number, item in enumerate(announced):
+        keeper._want(bytes([number]), item)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keeper.run, Silence())
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(network.asked) == [bytes([n]) for n in range(ASKED_AT_ONCE_MAX)]
+        await trio.sleep(2.5 * ASK_MS / 1_000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(network.asked) == [bytes([n]) for n in range(9)]
+        nursery.cancel_scope.cancel()
+    assert set(network.waited_ms) == {ASK_MS}
