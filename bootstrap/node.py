@@ -7,6 +7,7 @@ the database is closed last.
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import random
@@ -67,6 +68,7 @@ AUTHORITIES_POLL_MS: Final = 1_000
 # A thread that computes holds the interpreter for so long before the event loop, once woken, gets it back. At Python's
 # own 5 ms a node that executes a full block hears its peers 200 times a second at most.
 SWITCH_INTERVAL_S: Final = 0.000_5
+GC_ALLOCATIONS: Final = 700  # CPython's own; while it starts, the command looks less often
 _log = logging.getLogger(__name__)
 
 Ready = Callable[[dict[str, object]], None]
@@ -199,6 +201,8 @@ async def _run_with(
                 nursery.start_soon(_watch_authorities, path, node)
             page = {} if metrics is None else {"metrics": metrics.url}
             ready(_ready_event(config, data_dir, identity, network, chosen) | page)
+            gc.freeze()  # what starting has made stays: looking at it again and again finds nothing
+            gc.set_threshold(GC_ALLOCATIONS)
             await trio.sleep_forever()
 
 

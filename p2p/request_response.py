@@ -156,6 +156,7 @@ class RequestClient:
             except trio.WouldBlock:
                 await self._jobs.send(job)
         except trio.BrokenResourceError:
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise gone(peer, "this node is closing") from None
 
     def _forget(self, session: Session) -> None:

@@ -66,15 +66,18 @@ class TokenBucket:
         self._level = float(per_s)
         self._at_s = now_s
 
-    def take(self, count: int, now_s: float) -> int:
-        """Take `count` tokens and return 0, or take none and return the ms until they would be there."""
+    def wait_ms(self, count: int, now_s: float) -> int:
+        """0 when `count` tokens are there, else the ms until they would be."""
         self._level = min(self._per_s, self._level + (now_s - self._at_s) * self._per_s)
         self._at_s = now_s
         wanted = min(count, self._per_s)
         if wanted <= self._level:
-            self._level -= wanted
             return 0
         return max(1, math.ceil((wanted - self._level) * 1000 / self._per_s))
+
+    def take(self, count: int) -> None:
+        """Take tokens of which `wait_ms` has said that they are there."""
+        self._level -= min(count, self._per_s)
 
 
 @dataclass(slots=True)
@@ -233,12 +236,13 @@ class Router:
         if self._in_flight >= limits.in_flight_total_max or load.in_flight >= limits.in_flight_per_peer_max:
             raise self.busy("too many requests in flight")
         now_s = trio.current_time()
-        wait_ms = load.requests.take(self.cost_of(method), now_s) or load.request_bytes.take(
-            size_bytes, now_s
-        )
+        cost = self.cost_of(method)
+        wait_ms = load.requests.wait_ms(cost, now_s) or load.request_bytes.wait_ms(size_bytes, now_s)
         if wait_ms:
             self._counters["rr.rate_limited"] += 1
             raise RequestFailed(Code.ERR_RATE_LIMITED, "too much in a second", retry_after_ms=wait_ms)
+        load.requests.take(cost)
+        load.request_bytes.take(size_bytes)
 
     def busy(self, why: str) -> RequestFailed:
         """A counted BUSY to raise."""

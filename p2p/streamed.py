@@ -116,9 +116,11 @@ class StreamedCall:
                 nursery.cancel_scope.cancel()
 
     async def _converse(self, stream: RawStream, data: bytes) -> None:
+        if self._left.is_set():  # nobody wants the answer: do not have it made
+            self._send.close()
+            await streams.reset(stream)
+            return
         watch = self._watch = streams.StreamWatch(stream)
-        if self._left.is_set():
-            watch.reset_at(-math.inf)
         async with trio.open_nursery() as timers:
             timers.start_soon(watch.run)
             try:

@@ -339,7 +339,7 @@ class Record:
         A node meets a small record several times: in gossip's check and as a message, in the DHT, in answers. The last
         ones are kept, with the hashes that were made of them; a record never changes.
         """
-        if len(data) <= RECORD_CACHED_BYTES_MAX:
+        if type(data) is bytes and len(data) <= RECORD_CACHED_BYTES_MAX:
             record: Self = _decoded(cls, data)  # type: ignore[arg-type]  # a class is hashable
             return record
         return cls._decode(data)

@@ -79,7 +79,8 @@ def sealed_from_value(record: type[R], value: codec.Value, field: str = "") -> S
 
 def sealed_from_bytes(record: type[R], data: bytes) -> Sealed[R]:
     """Read a sealed record from its canonical bytes, at most BYTES_MAX + the seal. The last small ones are kept."""
-    read = _decoded if len(data) <= RECORD_CACHED_BYTES_MAX else _decode
+    is_kept = type(data) is bytes and len(data) <= RECORD_CACHED_BYTES_MAX
+    read = _decoded if is_kept else _decode
     found: Sealed[R] = read(record, data)  # type: ignore[arg-type]  # a class is hashable
     return found
 

@@ -19,6 +19,7 @@ from runtime.errors import Busy, Corrupt, Denied, Ignored, Invalid, Mismatch
 from runtime.heads import check_commit
 from runtime.records import (
     ActionBatch,
+    ActionEnvelope,
     AuthoritySet,
     Commit,
     Envelope,
@@ -32,8 +33,9 @@ from runtime.records import (
 
 LIST_HEAD_BYTES: Final = 5
 ITEM_MEMORY_BYTES: Final = 64  # an empty list or map of CPython
-EVICTED_AT_ONCE: Final = (
-    64  # of a peer whose share is full; each takes more than one newcomer's place at most
+EVICTED_AT_ONCE: Final = 64  # where there is no room for one more: the next newcomers need not look again
+EVICTION_LOOKS_MAX: Final = (
+    2  # at all that waits, for one share and for the whole, until `expire` is called again
 )
 
 
@@ -70,6 +72,7 @@ class _Share:
 
     count: int = 0
     size_bytes: int = 0
+    looks: int = 0  # for something to evict, since `expire`
 
 
 def footprint_bytes(envelope: Envelope) -> int:
@@ -78,13 +81,28 @@ def footprint_bytes(envelope: Envelope) -> int:
     return len(envelope.to_bytes()) + items * ITEM_MEMORY_BYTES
 
 
+def check_timely(record: ActionEnvelope, height: int, now_ms: int, bounds: WorldLimits) -> None:
+    """Raises Denied for what no block soon after `height` may take: it would hold a place as long as it likes."""
+    if record.expires_at_height > height + bounds.expiry_blocks_max:
+        raise Denied(
+            "envelope.expires_at_height",
+            f"more than {bounds.expiry_blocks_max} (expiry_blocks_max) above {height}",
+        )
+    ahead_ms = record.timestamp_ms - now_ms
+    if ahead_ms > bounds.action_skew_ms:
+        raise Denied(
+            "envelope.timestamp_ms", f"{ahead_ms} ms ahead, at most {bounds.action_skew_ms} (action_skew_ms)"
+        )
+
+
 class ActionMempool:
     """Envelopes that wait for a batch. Their signatures are verified before they come here.
 
     Bounds: MEMPOOL_ENVELOPES_MAX and MEMPOOL_BYTES_MAX in all, MEMPOOL_NONCES_AHEAD_MAX nonces and
     MEMPOOL_ACTOR_BYTES_MAX per actor, MEMPOOL_PEER_ENVELOPES_MAX and MEMPOOL_PEER_BYTES_MAX per submitting peer.
     Bytes are those that an envelope takes in memory, `footprint_bytes`. When it, or the share of a peer, is full, the
-    envelope with the highest nonce ahead of its actor's next goes first, and `add` returns what had to go.
+    envelope with the highest nonce ahead of its actor's next goes first, and `add` returns what had to go. To find it
+    all that waits is looked at, which strangers must not cause for each envelope: EVICTION_LOOKS_MAX.
     """
 
     def __init__(self) -> None:
@@ -94,6 +112,7 @@ class ActionMempool:
         # Nonces that commits have ordered and no applied block has taken yet; at most COMMIT_LEAD_MAX batches' worth.
         self._ordered: dict[bytes, int] = {}
         self.size_bytes = 0
+        self._looks = 0  # as in a share
 
     def __len__(self) -> int:
         return len(self._held)
@@ -145,13 +164,17 @@ class ActionMempool:
         """Evict from a full share what waits for most others. Raises Busy, evicting nothing, when that makes no room.
 
         A gateway also passes on what strangers gossip: envelopes that wait for what never comes must not take the
-        places of its own. Many go at once, so that a full share is not looked through for each newcomer.
+        places of its own.
         """
         share = self._per_peer.get(peer, _Share())
         count_over = share.count + 1 - limits.MEMPOOL_PEER_ENVELOPES_MAX
         bytes_over = share.size_bytes + size - limits.MEMPOOL_PEER_BYTES_MAX
         if count_over <= 0 and bytes_over <= 0:
             return []
+        name = "mempool_peer_envelopes_max" if count_over > 0 else "mempool_peer_bytes_max"
+        if share.looks >= EVICTION_LOOKS_MAX:
+            raise Busy(name, limits.BATCH_INTERVAL_MS)
+        share.looks += 1
         bytes_over = max(bytes_over, self.size_bytes + size - limits.MEMPOOL_BYTES_MAX)
         further = [
             (nonce - actor.next_nonce, actor_id, nonce)
@@ -166,7 +189,6 @@ class ActionMempool:
             plan.append((actor_id, nonce))
             bytes_over -= self._held[self._actors[actor_id].waiting[nonce].hash()].size_bytes
         if len(plan) < count_over or bytes_over > 0:
-            name = "mempool_peer_envelopes_max" if len(plan) < count_over else "mempool_peer_bytes_max"
             raise Busy(name, limits.BATCH_INTERVAL_MS)
         return [self._remove(actor_id, nonce) for actor_id, nonce in plan]
 
@@ -176,14 +198,20 @@ class ActionMempool:
         bytes_over = self.size_bytes + size - limits.MEMPOOL_BYTES_MAX
         if count_over <= 0 and bytes_over <= 0:
             return []
+        if self._looks >= EVICTION_LOOKS_MAX:
+            name = "mempool_envelopes_max" if count_over > 0 else "mempool_bytes_max"
+            raise Busy(name, limits.BATCH_INTERVAL_MS)
+        self._looks += 1
         furthest = [
             (actor.next_nonce - max(actor.waiting), actor_id, sorted(actor.waiting))
             for actor_id, actor in self._actors.items()
         ]
         heapq.heapify(furthest)
         plan: list[tuple[bytes, int]] = []
-        while count_over > 0 or bytes_over > 0:
+        while count_over > 0 or bytes_over > 0 or len(plan) < EVICTED_AT_ONCE:
             if not furthest or -furthest[0][0] <= ahead:
+                if count_over <= 0 and bytes_over <= 0:
+                    break
                 raise Busy(
                     "mempool_envelopes_max" if count_over > 0 else "mempool_bytes_max",
                     limits.BATCH_INTERVAL_MS,
@@ -284,7 +312,10 @@ class ActionMempool:
             self._remove(actor_id, old)
 
     def expire(self, height: int) -> list[Envelope]:
-        """Drop and give what can no longer be taken at `height` or later."""
+        """Drop and give what can no longer be taken at `height` or later; then newcomers may evict again."""
+        self._looks = 0
+        for share in self._per_peer.values():
+            share.looks = 0
         dead = [
             (actor_id, nonce)
             for actor_id, actor in self._actors.items()

@@ -9,13 +9,14 @@ Implements docs/protocol.md, section "Evidence".
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NoReturn, TypeAlias
 
 import trio
 
 from p2p import names
-from p2p.errors import NetworkError
+from p2p.errors import NetworkError, RequestFailed
 from p2p.network import PeerId, SendPart, Subscription
 from runtime import codec, limits, rules
 from runtime.epoch_tables import EpochTables, KeptEvidence
@@ -40,6 +41,7 @@ from runtime.services.replica import Replica
 
 ASKED_WAITING_MAX: Final = 64
 ASKED_AT_ONCE_MAX: Final = 4  # an announcement costs nothing to make, so it must not cost much here
+ASKED_OF_PEER_MAX: Final = 8  # waiting and under way
 ASK_MS: Final = 5_000  # one who announces and then is slow keeps others waiting no longer than this
 UNPROVED_MAX: Final = 64
 EVIDENCE_POLL_MS: Final = 5_000
@@ -80,6 +82,7 @@ class EvidenceKeeper:
         self._unwritten: list[KeptEvidence] = []
         self._forgotten: list[bytes] = []
         self._arrived = Signal()
+        self._asked_of: Counter[PeerId] = Counter()
         self._asked, self._to_ask = trio.open_memory_channel[tuple[PeerId, bytes]](ASKED_WAITING_MAX)
         for kept in self._held.values():
             if kept.evidence.HALTS:
@@ -257,21 +260,31 @@ class EvidenceKeeper:
         if item.content_hash in self._held:
             return
         try:
+            if self._asked_of[peer] >= ASKED_OF_PEER_MAX:
+                raise trio.WouldBlock
             self._asked.send_nowait((peer, item.content_hash))
+            self._asked_of[peer] += 1
         except trio.WouldBlock:  # told again, or found by asking
             self._context.counters["evidence.announced_dropped"] += 1
 
     async def _ask_for_announced(self) -> NoReturn:
         while True:
             peer, content_hash = await self._to_ask.receive()
-            if content_hash not in self._held:
+            is_silent = self._sources.is_resting(peer, self._context.now_ms())
+            if content_hash not in self._held and not is_silent:
                 await self._fetch(peer, content_hash)
+            self._asked_of[peer] -= 1
+            if not self._asked_of[peer]:
+                del self._asked_of[peer]
 
     async def _fetch(self, peer: PeerId, content_hash: bytes) -> None:
         try:
             client = DistributedClient(self._context.network, peer)
             self.take(await client.evidence(self._sources.world_id, content_hash, deadline_ms=ASK_MS))
-        except (NetworkError, Missing):
+        except (RequestFailed, Missing):
+            self._context.counters["evidence.not_had"] += 1
+        except NetworkError:
+            self._sources.failed(peer, ASK_MS)
             self._context.counters["evidence.not_had"] += 1
         except WorldError as error:
             self._context.counters["evidence.false"] += 1

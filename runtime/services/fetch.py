@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import trio
 
 from p2p import names
-from p2p.errors import NetworkError, RequestFailed, Unreachable
+from p2p.errors import Code, NetworkError, RequestFailed, Unreachable
 from p2p.network import PeerId, PeerInfo
 from runtime import genesis, limits
 from runtime.errors import HashMismatch, Missing, WorldError
@@ -34,6 +34,8 @@ FALSE_ANSWER_REST_MS: Final = 60_000
 PROVIDERS_FRESH_MS: Final = 15_000
 PROVIDERS_RETRY_MS: Final = 2_000  # a false head asks for what nobody has: that must not cost a look-up each
 PEERS_REMEMBERED_MAX: Final = 1_024
+RATE_WAIT_MS_MAX: Final = 1_000  # a source that asks for less patience than this is asked again, not left
+RATE_TRIES_MAX: Final = 16
 
 
 @dataclass(slots=True)
@@ -67,18 +69,19 @@ class Sources:
         places = limits.FETCH_PROVIDERS_MAX
         of_far = min(len(far), max(places // 2, places - len(near)))
         chosen = [*near[: places - of_far], *far[:of_far]]
-        return sorted(chosen, key=lambda peer: self._is_resting(peer, now_ms))
+        return sorted(chosen, key=lambda peer: self.is_resting(peer, now_ms))
 
     def _rank(self, peer: PeerId, connected: set[PeerId], now_ms: int) -> tuple[bool, ...]:
         return (
-            self._is_resting(peer, now_ms),
+            self.is_resting(peer, now_ms),
             peer not in self.helped,
             peer not in connected,
             peer not in self.known,
             peer not in self.context.network.kept(),
         )
 
-    def _is_resting(self, peer: PeerId, now_ms: int) -> bool:
+    def is_resting(self, peer: PeerId, now_ms: int) -> bool:
+        """Whether this peer has failed lately and is asked last."""
         return self.rests_until_ms.get(peer, 0) > now_ms
 
     async def _look_up(self) -> None:
@@ -162,7 +165,7 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
         began_s = trio.current_time()
         try:
             await sources.reach(peer)
-            found = await ask(peer)
+            found = await _ask_at_its_rate(ask, peer)
         except RequestFailed as failure:
             tried.append(failure.code.name)
             if failure.retryable:
@@ -185,6 +188,18 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
             return found
     sources.forget_lookup()
     raise Missing(what, f"{key} ({len(tried)} peers tried: {', '.join(tried) or 'none known'})")
+
+
+async def _ask_at_its_rate(ask: Callable[[PeerId], Awaitable[T]], peer: PeerId) -> T:
+    """Ask; a source that says when to come again is no bad one: whoever is far behind asks faster than it lets."""
+    for number in range(1, RATE_TRIES_MAX):
+        try:
+            return await ask(peer)
+        except RequestFailed as failure:
+            if failure.code is not Code.ERR_RATE_LIMITED or failure.retry_after_ms > RATE_WAIT_MS_MAX:
+                raise
+            await sleep_ms(number * max(1, failure.retry_after_ms))
+    return await ask(peer)
 
 
 async def ask_first(

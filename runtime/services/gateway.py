@@ -30,6 +30,7 @@ from runtime.messages import (
     WorldRequest,
 )
 from runtime.records import Acceptance, Envelope, seal
+from runtime.sequencing import check_timely
 from runtime.services.authorities import Authorities
 from runtime.services.context import Context, Signal
 from runtime.services.evidence import EvidenceKeeper
@@ -189,17 +190,7 @@ class Gateway:
             raise Denied(
                 "envelope.expires_at_height", f"{record.expires_at_height} is not above height {height}"
             )
-        if record.expires_at_height > height + bounds.expiry_blocks_max:
-            raise Denied(
-                "envelope.expires_at_height",
-                f"more than {bounds.expiry_blocks_max} (expiry_blocks_max) above {height}",
-            )
-        ahead_ms = record.timestamp_ms - self._context.now_ms()
-        if ahead_ms > bounds.action_skew_ms:
-            raise Denied(
-                "envelope.timestamp_ms",
-                f"{ahead_ms} ms ahead, at most {bounds.action_skew_ms} (action_skew_ms)",
-            )
+        check_timely(record, height, self._context.now_ms(), bounds)
         next_nonce = self._tables.nonce(record.actor_id)
         if record.nonce < next_nonce:
             raise NonceDenied(record.nonce, "taken", self._free_nonce(record.actor_id))

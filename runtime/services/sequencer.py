@@ -45,7 +45,7 @@ from runtime.records import (
     encode_envelopes,
     seal,
 )
-from runtime.sequencing import ActionMempool, Gap
+from runtime.sequencing import ActionMempool, Gap, check_timely
 from runtime.services.authorities import Authorities
 from runtime.services.blobs import fetch_from
 from runtime.services.context import Context
@@ -170,8 +170,12 @@ class Sequencer:
         return self._hold(envelope, peer) is None and not was_held and envelope.hash() in self._mempool
 
     def _hold(self, envelope: Envelope, peer: PeerId) -> WorldError | None:
+        replica, record = self._replica, envelope.record
+        height = replica.height if self._parent is None else max(replica.height, self._parent.height)
         try:
-            evicted = self._mempool.add(envelope, peer, self._replica.tables.nonce(envelope.record.actor_id))
+            # Gossip brings what no gateway has judged. A gateway that knows more than this node sends again.
+            check_timely(record, height, self._context.now_ms(), replica.genesis.body.limits)
+            evicted = self._mempool.add(envelope, peer, replica.tables.nonce(record.actor_id))
         except WorldError as error:
             self._context.counters[f"mempool.refused.{type(error).__name__}"] += 1
             return None if isinstance(error, Ignored) else error

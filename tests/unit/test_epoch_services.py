@@ -375,14 +375,35 @@ class SilentPeers:
         yield
 
 
+def keeper_among(small: World, network: SilentPeers) -> EvidenceKeeper:
+    one = node(small, MemoryWorldDb())
+    context = replace(one.context, network=cast("Any", network))
+    sources = Sources(context, small.world_id)
+    return EvidenceKeeper(context, small.genesis, one.tables, one.authorities, sources, one.replica)
+
+
+async def test_one_silent_peer_is_asked_for_little_of_what_it_announces(
+    small: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    network = SilentPeers()
+    keeper = keeper_among(small, network)
+    for number in range(64):
+        item = EvidenceItem(kind="commit_fork", height=1, content_hash=bytes([number]) * 32)
+        keeper._want(b"liar", item)
+    keeper._want(b"honest", EvidenceItem(kind="commit_fork", height=1, content_hash=b"h" * 32))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keeper.run, Silence())
+        await trio.sleep(1.5 * ASK_MS / 1_000)
+        nursery.cancel_scope.cancel()
+    # Those under way when it was found silent; then the rest is not asked for, and the honest one's turn has come.
+    assert network.asked == [b"liar"] * ASKED_AT_ONCE_MAX + [b"honest"]
+
+
 async def test_who_announces_evidence_and_is_silent_keeps_no_other_waiting(
     small: World, autojump_clock: trio.testing.MockClock
 ) -> None:
-    db, network = MemoryWorldDb(), SilentPeers()
-    one = node(small, db)
-    context = replace(one.context, network=cast("Any", network))
-    sources = Sources(context, small.world_id)
-    keeper = EvidenceKeeper(context, small.genesis, one.tables, one.authorities, sources, one.replica)
+    network = SilentPeers()
+    keeper = keeper_among(small, network)
     announced = [EvidenceItem(kind="commit_fork", height=1, content_hash=bytes([n]) * 32) for n in range(9)]
     for number, item in enumerate(announced):
         keeper._want(bytes([number]), item)

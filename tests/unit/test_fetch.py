@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -193,3 +194,30 @@ async def test_only_bytes_that_are_proved_false_are_a_mark(clock: trio.testing.M
             await ask_any(found, "blob", "x", ask)
     net: Any = found.context.network
     assert net.marked == [HONEST]
+
+
+@pytest.mark.parametrize(
+    ("retry_after_ms", "outcome"), [(3, "it"), (5_000, "Missing")], ids=["soon", "much later"]
+)
+async def test_a_source_that_says_when_to_come_again_is_asked_again_then(
+    clock: trio.testing.MockClock, retry_after_ms: int, outcome: str
+) -> None:
+    """A newcomer asks faster than a source lets it: that must not cost it its only source."""
+    asked_at: list[float] = []
+
+    async def ask(who: bytes) -> str:
+        asked_at.append(trio.current_time())
+        if len(asked_at) < 4:
+            raise RequestFailed(Code.ERR_RATE_LIMITED, "too much", retry_after_ms=retry_after_ms)
+        return "it"
+
+    of_world = sources(Net([HONEST]), [])
+    if outcome == "Missing":
+        with pytest.raises(Missing):
+            await ask_any(of_world, "blob", "x", ask)
+        assert len(asked_at) == 1
+        assert of_world.is_resting(HONEST, now_ms())
+    else:
+        assert await ask_any(of_world, "blob", "x", ask) == outcome
+        assert all(later - at >= retry_after_ms / 1_000 for at, later in itertools.pairwise(asked_at))
+        assert not of_world.is_resting(HONEST, now_ms())

@@ -91,6 +91,8 @@ class TestMempool:
         self, pool: ActionMempool, world: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MEMPOOL_ENVELOPES_MAX", 3)
+        monkeypatch.setattr(sequencing, "EVICTED_AT_ONCE", 1)
+        monkeypatch.setattr(sequencing, "EVICTION_LOOKS_MAX", 9)
         far, near, own = self.make(world, 0, 9), self.make(world, 0, 2), self.make(world, 1, 0)
         for envelope in (far, near, own):
             pool.add(envelope, PEER, 0)
@@ -106,6 +108,7 @@ class TestMempool:
         """A gateway passes on what strangers gossip: nonces whose predecessors never come must not shut it out."""
         monkeypatch.setattr(limits, "MEMPOOL_PEER_ENVELOPES_MAX", 3)
         monkeypatch.setattr(sequencing, "EVICTED_AT_ONCE", 1)
+        monkeypatch.setattr(sequencing, "EVICTION_LOOKS_MAX", 9)
         furthest, far, others = self.make(world, 0, 200), self.make(world, 0, 150), self.make(world, 1, 9)
         pool.add(others, b"another peer", 0)
         for envelope in (furthest, far, self.make(world, 2, 0)):
@@ -116,6 +119,31 @@ class TestMempool:
             pool.add(self.make(world, 2, 3), PEER, 0)
         assert others.hash() in pool
         assert len(pool) == 4
+
+    @pytest.mark.parametrize("name", ["MEMPOOL_PEER_ENVELOPES_MAX", "MEMPOOL_ENVELOPES_MAX"])
+    def test_refused_newcomers_do_not_each_look_through_all_that_waits(
+        self, pool: ActionMempool, world: Any, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(limits, name, 2)
+        for actor in (0, 1):
+            pool.add(self.make(world, actor, 0), PEER, 0)
+        looked = 0
+
+        class Counted(dict[bytes, Any]):
+            def items(self) -> Any:
+                nonlocal looked
+                looked += 1
+                return super().items()
+
+        pool._actors = Counted(pool._actors)
+        for nonce in range(20):
+            with pytest.raises(Busy, match=name.lower()):
+                pool.add(self.make(world, 2, nonce), PEER, 0)
+        assert looked == sequencing.EVICTION_LOOKS_MAX
+        pool.expire(1)
+        with pytest.raises(Busy, match=name.lower()):
+            pool.add(self.make(world, 2, 0), PEER, 0)
+        assert looked == sequencing.EVICTION_LOOKS_MAX + 2  # `expire` itself, and once more
 
     @pytest.mark.parametrize("name", ["MEMPOOL_PEER_BYTES_MAX", "MEMPOOL_BYTES_MAX"])
     def test_a_share_that_makes_no_room_evicts_nothing(
@@ -381,3 +409,24 @@ class TestCertify:
         assert refreshed(commit, commit.as_of_ms + limits.COMMIT_REFRESH_MS - 1) is None
         fresh = refreshed(commit, commit.as_of_ms + limits.COMMIT_REFRESH_MS)
         assert fresh == replace(commit, as_of_ms=commit.as_of_ms + limits.COMMIT_REFRESH_MS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"expires_at_height": 10 + 5_001}, "expires_at_height"),
+        ({"timestamp_ms": 1_000 + 60_001}, "timestamp_ms"),
+        ({"expires_at_height": 10 + 5_000, "timestamp_ms": 1_000 + 60_000}, ""),
+    ],
+)
+def test_what_no_block_may_take_soon_is_refused(
+    small_world: Any, changes: dict[str, int], field: str
+) -> None:
+    world = small_world(expiry_blocks_max=5_000, action_skew_ms=60_000)
+    values = {"expires_at_height": 100, "timestamp_ms": 1_000} | changes
+    record = world.envelope(world.actors[0], ("say", {"text": "x"}), **values).record
+    if field:
+        with pytest.raises(Denied, match=field):
+            sequencing.check_timely(record, 10, 1_000, world.genesis.body.limits)
+    else:
+        sequencing.check_timely(record, 10, 1_000, world.genesis.body.limits)
