@@ -62,10 +62,11 @@ def run_without() -> Iterator[Run]:
             order = {"cure": cure, "test": test, "files": files_with(test)}
             print(json.dumps(order), file=server.stdin, flush=True)
             answer: dict[str, Any] = json.loads(server.stdout.readline())
+            assert answer["test"] == test
             return answer
 
         yield run
-        server.stdin.close()
+        server.terminate()
 
 
 @pytest.mark.parametrize("name", sorted(CURES))

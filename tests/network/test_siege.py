@@ -86,17 +86,18 @@ async def keep_company(besieged: Besieged) -> None:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("siege"))
-    thread = threading.Thread(target=lab.live)
+    thread = threading.Thread(target=lab.live, daemon=True)
     thread.start()
-    lab.is_up.wait()
     try:
+        assert lab.is_up.wait(PATIENCE_S), "the nodes did not come up"
         if lab.failure is not None:
             raise lab.failure
         yield lab
     finally:
         if lab.token is not None and lab.failure is None:
             lab.token.run_sync_soon(lab.stop.set)
-        thread.join()
+        thread.join(PATIENCE_S)
+    assert not thread.is_alive()
     assert lab.failure is None
 
 

@@ -1,17 +1,19 @@
 """Runs named tests, each in a process of its own, that has loaded py-libp2p before it began.
 
 A line of stdin is one run, as JSON: {"cure": name taken out, "test": name, "files": [...]}; the answer is one line of
-stdout: {"code": pytest's exit code, "output": what it printed}. What patches classes for good must not stay, and to
-load the libraries anew for each of thirty runs would take longer than the runs.
+stdout: {"test": its name, "code": pytest's exit code, "output": what it printed}. What patches classes for good must
+not stay, and to load the libraries anew for each of thirty runs would take longer than the runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
+import threading
 from typing import IO, Any, NoReturn
 
 import hypothesis
@@ -30,7 +32,7 @@ def _become(order: dict[str, Any], output: IO[bytes]) -> NoReturn:
     """The rest of the life of a fork."""
     code = int(pytest.ExitCode.INTERNAL_ERROR)
     try:
-        signal.alarm(RUN_S_MAX)
+        os.setpgid(0, 0)
         os.environ["AW_WITHOUT_CURE"] = order["cure"]
         for number in (1, 2):
             os.dup2(output.fileno(), number)
@@ -43,21 +45,35 @@ def _become(order: dict[str, Any], output: IO[bytes]) -> NoReturn:
         os._exit(code)
 
 
+def _kill_group(leader: int) -> None:
+    """The fork and what it has started: pytest's own timeout takes the alarm clock for itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
 def run(order: dict[str, Any], output: IO[bytes]) -> int:
     """Exit code of pytest, or minus the signal that ended it."""
     child = os.fork()
     if child == 0:
         _become(order, output)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    killer = threading.Timer(RUN_S_MAX, _kill_group, (child,))
+    killer.start()
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        killer.cancel()
+        killer.join()  # the next fork begins with one thread
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         with tempfile.TemporaryFile() as output:
-            code = run(json.loads(line), output)
+            order = json.loads(line)
+            code = run(order, output)
             output.seek(0)
-            print(json.dumps({"code": code, "output": output.read().decode()}), file=answers)
+            said = output.read().decode()
+            print(json.dumps({"test": order["test"], "code": code, "output": said}), file=answers)
 
 
 if __name__ == "__main__":
