@@ -34,8 +34,7 @@ FALSE_ANSWER_REST_MS: Final = 60_000
 PROVIDERS_FRESH_MS: Final = 15_000
 PROVIDERS_RETRY_MS: Final = 2_000  # a false head asks for what nobody has: that must not cost a look-up each
 PEERS_REMEMBERED_MAX: Final = 1_024
-RATE_WAIT_MS_MAX: Final = 1_000  # a source that asks for less patience than this is asked again, not left
-RATE_TRIES_MAX: Final = 16
+RATE_WAIT_MS_MAX: Final = 1_000  # in all, for one source: one that asks for more patience is left
 
 
 @dataclass(slots=True)
@@ -192,14 +191,17 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
 
 async def _ask_at_its_rate(ask: Callable[[PeerId], Awaitable[T]], peer: PeerId) -> T:
     """Ask; a source that says when to come again is no bad one: whoever is far behind asks faster than it lets."""
-    for number in range(1, RATE_TRIES_MAX):
+    waited_ms = wait_ms = 0
+    while True:
         try:
             return await ask(peer)
         except RequestFailed as failure:
-            if failure.code is not Code.ERR_RATE_LIMITED or failure.retry_after_ms > RATE_WAIT_MS_MAX:
+            # Others of this node wait for the same tokens: each time a little longer.
+            wait_ms = max(1, failure.retry_after_ms) + wait_ms
+            waited_ms += wait_ms
+            if failure.code is not Code.ERR_RATE_LIMITED or waited_ms > RATE_WAIT_MS_MAX:
                 raise
-            await sleep_ms(number * max(1, failure.retry_after_ms))
-    return await ask(peer)
+        await sleep_ms(wait_ms)
 
 
 async def ask_first(

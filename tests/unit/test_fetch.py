@@ -18,7 +18,7 @@ from p2p.providers import CachedDht, ProviderCache
 from runtime import limits
 from runtime.errors import HashMismatch, Missing
 from runtime.services.context import Context
-from runtime.services.fetch import REACH_MS, REST_MS_MAX, Sources, ask_any
+from runtime.services.fetch import RATE_WAIT_MS_MAX, REACH_MS, REST_MS_MAX, Sources, ask_any
 from runtime.world_db import MemoryWorldDb
 
 T = TypeVar("T")
@@ -194,6 +194,21 @@ async def test_only_bytes_that_are_proved_false_are_a_mark(clock: trio.testing.M
             await ask_any(found, "blob", "x", ask)
     net: Any = found.context.network
     assert net.marked == [HONEST]
+
+
+async def test_a_source_that_always_says_soon_is_left_within_its_time(clock: trio.testing.MockClock) -> None:
+    asked = 0
+
+    async def ask(who: bytes) -> str:
+        nonlocal asked
+        asked += 1
+        raise RequestFailed(Code.ERR_RATE_LIMITED, "too much", retry_after_ms=1)
+
+    began = trio.current_time()
+    with pytest.raises(Missing):
+        await ask_any(sources(Net([HONEST]), []), "blob", "x", ask)
+    assert trio.current_time() - began <= RATE_WAIT_MS_MAX / 1_000
+    assert 1 < asked < 50
 
 
 @pytest.mark.parametrize(
