@@ -24,6 +24,7 @@ from p2p.addresses import dialable_ones
 from p2p.dialling import why_not
 from p2p.errors import Unreachable
 from p2p.network import PeerId
+from p2p.stream_cures import messages_heard
 
 HARD_CLOSE_S = 2.0
 INTRODUCE_TRIES = 20
@@ -210,12 +211,14 @@ class Connections:
         try:
             # Two silences in a row: the cause of one may be this process, when it was busy itself.
             for _ in range(PROBES):
+                heard = messages_heard(conn)
                 answered, scope = trio.Event(), trio.CancelScope()
                 nursery.start_soon(_probe, conn, answered, scope)
                 with trio.move_on_after(names.LIVENESS_TIMEOUT_MS / 1_000):
                     await answered.wait()
                 scope.cancel()
-                if answered.is_set():
+                # Who is busy answers a ping late, behind all else that it sends: whatever comes shows that it lives.
+                if answered.is_set() or messages_heard(conn) != heard:
                     return
             self._counters["connections.found_dead"] += 1
             await close_hard(conn)

@@ -21,7 +21,7 @@ from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
-from p2p import names
+from p2p import connections, names
 from p2p.errors import ListenFailed, NetworkError, Unreachable
 from p2p.identity import Identity
 from p2p.network import PartsRoute, Verdict
@@ -367,6 +367,34 @@ async def test_what_a_slow_reader_is_sent_is_bounded(open_node, until, monkeypat
 
 
 # --- the dead
+
+
+async def test_a_peer_that_answers_no_ping_and_is_heard_all_the_time_stays(open_node, until, monkeypatch):
+    """One that is busy answers pings late; to close it costs both a handshake, and makes them busier."""
+    monkeypatch.setattr(names, "LIVENESS_PERIOD_MS", 50)
+    monkeypatch.setattr(names, "LIVENESS_TIMEOUT_MS", 100)
+    pinged = 0
+
+    async def never_answered(conn, answered, scope):
+        nonlocal pinged
+        with scope:
+            pinged += 1
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(connections, "_probe", never_answered)
+    async with open_node(1) as one, open_node(2) as other, trio.open_nursery() as nursery:
+        await one.connect(other.addrs())
+        (before,) = one._host.get_network().get_connections(ID(other.peer_id))
+
+        async def talk():
+            while True:
+                await one.request(other.peer_id, "echo", b"here I am")
+
+        nursery.start_soon(talk)
+        await until(lambda: pinged >= 20)
+        assert one._host.get_network().get_connections(ID(other.peer_id)) == [before]
+        assert not one.counters().get("connections.found_dead")
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_peer_whose_process_is_stopped_is_noticed_and_closed(
