@@ -196,15 +196,16 @@ class WorldTables:
         return self._read(Table.HEADS, b"", WorldHeadAnnounce.from_bytes)
 
     def applied_head(self) -> WorldHeadAnnounce | None:
-        """A head that was kept when its block was applied; there may be newer ones."""
+        """The newest head that was kept together with its block; newer ones may have been heard of."""
         return self._read(Table.HEADS, _APPLIED, WorldHeadAnnounce.from_bytes)
 
-    def put_head(self, head: WorldHeadAnnounce, applied: WorldHeadAnnounce | None = None) -> list[Row]:
-        """Keep the best head, and the one whose block is applied: what can be served after a restart, at once."""
-        rows: list[Row] = [Put(Table.HEADS, self._key(b""), head.to_bytes())]
-        if applied is not None:
-            rows.append(Put(Table.HEADS, self._key(_APPLIED), applied.to_bytes()))
-        return rows
+    def put_head(self, head: WorldHeadAnnounce) -> list[Row]:
+        """Keep the best head that was heard of: where a restart goes on from."""
+        return [Put(Table.HEADS, self._key(b""), head.to_bytes())]
+
+    def put_applied_head(self, head: WorldHeadAnnounce) -> list[Row]:
+        """Keep a head together with its block: what can be served after a restart, at once."""
+        return [Put(Table.HEADS, self._key(_APPLIED), head.to_bytes())]
 
     # --- order (the coordinator's memory: services/lease_store.py) ------------------------------------------
 

@@ -434,7 +434,7 @@ class Executor:
                 self._replica.reached(head)
                 self._tracker.offer(head)
                 self._tracker.follower.applied(head)
-                await self._tracker.keep()
+                await self._tracker.keep(head)
                 await blocks.publish(BlockAnnounce(block, attestation).to_bytes())
                 await heads.publish(head.to_bytes())
                 self._context.counters["executor.announced"] += 1

@@ -188,9 +188,12 @@ async def sync_to(replica: Replica, head: WorldHeadAnnounce, sources: Sources, p
         try:
             async with aclosing(_pipeline(replica, sources, hashes, first, nursery)) as materials:
                 async for material in materials:
-                    await replica.apply(
-                        await sources.context.offload(partial(_judged, replica, material, head))
-                    )
+                    judged = await sources.context.offload(partial(_judged, replica, material, head))
+                    is_last = (
+                        judged.block.height == target
+                    )  # then what is held can be served, whatever comes next
+                    rows = replica.tables.put_applied_head(head) if is_last else ()
+                    await replica.apply(judged, rows)
                     progress(replica.height, target)
         except WorldError as error:  # carried out of the nursery as itself, not as a group
             failure = error

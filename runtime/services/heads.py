@@ -49,9 +49,9 @@ class HeadTracker:
         self.claims: deque[BlockAnnounce] = deque(maxlen=CLAIMS_WAITING_MAX)  # for an executor to compare
         self.claimed = Signal()
         self.follower = chain.HeadFollower(self.world_id)
-        stored = tables.head()
-        if stored is not None:
-            self.offer(stored)
+        for stored in (tables.head(), tables.applied_head()):
+            if stored is not None:
+                self.offer(stored)
 
     @property
     def head(self) -> WorldHeadAnnounce | None:
@@ -112,11 +112,13 @@ class HeadTracker:
             self.follower.enter(self._authorities.epoch)
             self.changed.wake()
 
-    async def keep(self) -> None:
-        """Write the best head to disk, where a restart finds it."""
+    async def keep(self, applied: WorldHeadAnnounce | None = None) -> None:
+        """Write the best head to disk, where a restart finds it; and one whose block was applied before it was made."""
         head = self.head
         if head is not None:
-            rows = self._tables.put_head(head, self.follower.current)
+            rows = self._tables.put_head(head)
+            if applied is not None:
+                rows += self._tables.put_applied_head(applied)
             try:
                 await self._context.offload(lambda: self._context.db.commit(rows))
             except StoreFull:  # it is found again after a restart, by asking

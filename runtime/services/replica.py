@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 
 from runtime import chain, limits, world
 from runtime.errors import Corrupt, Missing, MissingBlob
+from runtime.heads import head_order
 from runtime.records import (
     ActionBatch,
     Envelope,
@@ -102,7 +103,9 @@ class Replica:
         self._bring_back = bring_back
         self.epoch = self.tables.epoch()
         for head in (self.tables.applied_head(), self.tables.head()):
-            if head is not None and self.tables.block_hash(head.commit.record.height) == head.block_hash:
+            if head is None or self.tables.block_hash(head.commit.record.height) != head.block_hash:
+                continue
+            if self.head is None or head_order(head) > head_order(self.head):
                 self.head = head
         await self._restore_to(self.tables.cursor(self.cursor), progress)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from runtime.services.context import Context
 from runtime.services.methods import MethodTable
 from runtime.services.publish import HEAD_BEHIND_MS, HEAD_LOOK_MS, is_behind
 from runtime.services.serve import NodeDesk
-from runtime.world_db import MemoryWorldDb
+from runtime.world_db import MemoryWorldDb, Row, Table
 from runtime.world_tables import WorldTables
 
 NOW_MS = 2_000_000
@@ -92,7 +93,7 @@ async def test_storage_that_is_left_alone_after_a_restart_puts_its_head(
 ) -> None:
     hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
     head = small.head_of(run_block(small, db, "a", stored=True))
-    db.commit(WorldTables(db, small.world_id).put_head(head, head))
+    db.commit(WorldTables(db, small.world_id).put_applied_head(head))
     async with storage_node(hub, small, db, 10) as storage:
         assert await height_told(hub, small, storage) == 1
 
@@ -103,22 +104,52 @@ async def test_it_puts_what_it_serves_and_not_what_it_only_heard_of(
     hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
     first = small.head_of(run_block(small, db, "a", stored=True))
     second = small.head_of(run_block(small, db, "b", stored=False))
-    db.commit(WorldTables(db, small.world_id).put_head(second, first))
+    tables = WorldTables(db, small.world_id)
+    db.commit([*tables.put_head(second), *tables.put_applied_head(first)])
     async with storage_node(hub, small, db, 10) as storage:
         assert await height_told(hub, small, storage) == 1
+
+
+class KilledAtTheBlock(MemoryWorldDb):
+    """`left` is what the disk held at the moment at which a block came to be on it; heads alone are late each time."""
+
+    left: MemoryWorldDb | None = None
+
+    def commit(self, rows: Sequence[Row], *more: Any, **options: Any) -> None:
+        if rows and all(row.table is Table.HEADS for row in rows):
+            return
+        super().commit(rows, *more, **options)
+        if any(row.table is Table.CURSORS for row in rows):
+            self.left = None
+            self.left = copy.deepcopy(self)
+
+
+async def test_whoever_is_killed_as_soon_as_it_holds_a_block_puts_the_head_of_that_block(
+    small_world: Any, autojump_clock: Any
+) -> None:
+    hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
+    head = small.head_of(run_block(small, db, "a", stored=True))
+    db.commit(WorldTables(db, small.world_id).put_applied_head(head))
+    killed = KilledAtTheBlock()
+    async with storage_node(hub, small, db, 10) as one, storage_node(hub, small, killed, 11, beside=one):
+        with trio.fail_after(60):
+            while killed.left is None:
+                await trio.sleep(0.01)
+    async with storage_node(hub, small, killed.left, 12) as alone:
+        assert await height_told(hub, small, alone) == 1
 
 
 async def test_one_of_two_puts_and_the_other_leaves_it(small_world: Any, autojump_clock: Any) -> None:
     hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
     head = small.head_of(run_block(small, db, "a", stored=True))
-    db.commit(WorldTables(db, small.world_id).put_head(head, head))
-    copy = MemoryWorldDb()
+    db.commit(WorldTables(db, small.world_id).put_applied_head(head))
+    same = MemoryWorldDb()
     small_copy = small_world()
-    run_block(small_copy, copy, "a", stored=True)
-    copy.commit(WorldTables(copy, small.world_id).put_head(head, head))
+    run_block(small_copy, same, "a", stored=True)
+    same.commit(WorldTables(same, small.world_id).put_applied_head(head))
     async with storage_node(hub, small, db, 10) as one:
         assert await height_told(hub, small, one) == 1
-        async with storage_node(hub, small, copy, 11, beside=one) as other:
+        async with storage_node(hub, small, same, 11, beside=one) as other:
             await trio.sleep(10 * HEAD_LOOK_MS / 1_000)
             assert one.counters["publish.put"] == 1
             assert other.counters["publish.left"] >= 1
