@@ -39,6 +39,7 @@ from runtime.services.methods import MethodTable
 from runtime.services.serve import NodeDesk
 from runtime.world_db import MemoryWorldDb
 
+pytest_plugins = ["tests.warm_start"]
 CREATED_MS = 1_000_000
 
 # For every property test: how fast an example is tells of the machine's load, not of our code.

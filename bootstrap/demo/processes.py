@@ -70,6 +70,7 @@ class NodeProcess:
     directory: Path
     port: int
     seat: Seat
+    program: tuple[str, ...]
     process: trio.Process | None = None
     ready: trio.Event = field(default_factory=trio.Event)
     may_start: trio.Event = field(default_factory=trio.Event)
@@ -105,12 +106,12 @@ class Network:
         self.directory = directory
         self.restarts = 0
         self.nodes: dict[str, NodeProcess] = {}
-        self._program = program
         ports = free_ports(len(layout))
         for (name, roles), port in zip(layout.items(), ports, strict=True):
             path = directory / name
             identity = create_identity(path / "identity.key")
-            node = NodeProcess(name, roles, identity, path, port, (seats or {}).get(name, Seat()))
+            seat = (seats or {}).get(name, Seat())
+            node = NodeProcess(name, roles, identity, path, port, seat, tuple(program))
             node.may_start.set()
             self.nodes[name] = node
 
@@ -186,7 +187,7 @@ class Network:
     async def _start(self, node: NodeProcess) -> trio.Process:
         with node.log.open("ab") as log:
             return await trio.lowlevel.open_process(
-                [*node.seat.command, *self._program, "--config", str(node.directory / "node.toml"), "--json"],
+                [*node.seat.command, *node.program, "--config", str(node.directory / "node.toml"), "--json"],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

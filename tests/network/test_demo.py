@@ -24,9 +24,10 @@ def compressed(data: bytes) -> bytes:
     return gzip.compress(data, mtime=0)
 
 
-def aw_demo(*args: str) -> subprocess.CompletedProcess[str]:
+def aw_demo(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bootstrap.cli", "demo", *args],
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -68,7 +69,8 @@ def report_of(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 def test_a_few_flights_end_verified_and_nothing_is_left_running(tmp_path: Path) -> None:
-    report = report_of(aw_demo("--flights", "40", "--json", "--data-dir", str(tmp_path / "demo")))
+    arguments = ("--flights", "40", "--json", "--data-dir", str(tmp_path / "demo"))
+    report = report_of(aw_demo(*arguments, COLD_STARTS="1"))  # each process as a user's starts
     assert report["verified"] is True
     assert report["flights_flown"] == 40
     assert report["actions_applied"] == report["actions_submitted"]

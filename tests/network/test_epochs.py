@@ -35,23 +35,18 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 T = TypeVar("T")
 PATIENCE_S = 120.0
 ACTORS = (SigningKey(b"a" * 32), SigningKey(b"b" * 32))
-# A node whose folder holds a file `stay-down` waits instead of running; one with a file `lies` attests false roots.
-PROGRAM = """
-import sys, time
+# A node that attests false roots.
+LIAR = """
+import sys
 from dataclasses import replace
-from pathlib import Path
-folder = Path(sys.argv[2]).parent
-while (folder / "stay-down").exists():
-    time.sleep(0.05)
-if (folder / "lies").exists():
-    from runtime.services.executor import Executor
-    step = Executor._step
-    def lie(self, committed):
-        applied = step(self, committed)
-        false = replace(applied.block, state_root=bytes(32))
-        tip = replace(applied.tip, block_hash=false.hash())
-        return replace(applied, block=false, blobs=(false.preimage(), *applied.blobs), tip=tip)
-    Executor._step = lie
+from runtime.services.executor import Executor
+step = Executor._step
+def lie(self, committed):
+    applied = step(self, committed)
+    false = replace(applied.block, state_root=bytes(32))
+    tip = replace(applied.tip, block_hash=false.hash())
+    return replace(applied, block=false, blobs=(false.preimage(), *applied.blobs), tip=tip)
+Executor._step = lie
 from bootstrap.cli import main
 sys.exit(main(["node", *sys.argv[1:]]))
 """
@@ -62,7 +57,7 @@ class Cluster(Network):
 
     def __init__(self, directory: Path, layout: Mapping[str, Sequence[str]]) -> None:
         roles = {name: tuple(held) for name, held in layout.items()}
-        super().__init__(directory, (sys.executable, "-c", PROGRAM), roles)
+        super().__init__(directory, layout=roles)
 
     def share_key(self, name: str, other: str) -> None:
         """The second node gets the key of the first: it was copied."""
@@ -109,15 +104,16 @@ class Lab:
         self.nursery.start_soon(self.cluster._keep, self.node(name))
         await self.cluster._until_ready(self.node(name))
 
-    async def kill(self, name: str, *, for_good: bool) -> None:
-        """kill -9; a node that is lost for good stays down."""
+    async def kill(self, name: str, *, for_good: bool = False) -> None:
+        """kill -9; a node that is lost for good stays down, another one comes back."""
         node, process = self.node(name), self.node(name).process
         assert process is not None
         if for_good:
-            (node.directory / "stay-down").touch()
+            node.may_start = trio.Event()
         process.send_signal(signal.SIGKILL)
         with trio.fail_after(PATIENCE_S):
-            while process.returncode is None or node.process is process:
+            await process.wait()
+            while not for_good and node.process is process:
                 await trio.sleep(0.02)
 
     async def client(self, name: str) -> DistributedClient:
@@ -379,8 +375,8 @@ async def test_an_executor_that_lied_is_found_by_an_observer_and_replaced(tmp_pa
     async with open_lab(tmp_path, cluster, ["lead"], "order", knows, start) as lab:
         kept = await lab.work(3, "gate", "watch", 0)
         height = (await lab.status("watch")).verified or 0
-        (cluster.nodes["lead"].directory / "lies").touch()
-        await lab.kill("lead", for_good=False)  # it comes back as a liar
+        cluster.nodes["lead"].program = (sys.executable, "-c", LIAR)
+        await lab.kill("lead")
         waiting = await lab.submit("gate")
         status = await lab.until("watch", lambda status: status.evidence, "has found it")
         assert [item.kind for item in status.evidence or ()] == ["wrong_root_proof"]

@@ -644,12 +644,18 @@ async def test_providers_of_wrong_bytes_and_of_silence_are_rested_and_passed_ove
             open_host(auditor, {}, lab.addrs, HeadRecords()) as network,
         ):
             sources = fetch.Sources(make_context(network, auditor), lab.world_id)
-            for addr in (first, second):  # both have helped before: so they are asked before the honest ones
-                sources.praise(await network.connect([addr]))
+            liar_id, mute_id = [await network.connect([addr]) for addr in (first, second)]
+            for peer in (
+                liar_id,
+                mute_id,
+            ):  # both have helped before: so they are asked before the honest ones
+                sources.praise(peer)
             for block_hash in all_hashes(lab.nodes["observer"])[:10]:
                 data = await blobs.fetch_blob(sources, block_hash)
                 assert codec.content_id(data) == block_hash
-                # The first fetch tries them; from then on they are asked after everybody else.
-                assert (liar.asked, mute.asked) == (1, 1)
+                # The first fetch tries them; from then on they are asked after everybody else. On a busy machine
+                # the time of a try may be over before the silent one has heard of it.
+                assert (liar.asked, sources.failures) == (1, {mute_id: 1})
+            assert mute.asked <= 1
             assert sources.context.counters["fetch.false_answer"] == 1
             await lab.goes_on()

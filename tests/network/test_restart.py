@@ -18,7 +18,7 @@ import trio
 
 from bootstrap.demo.flights import AIRPORTS_FILE, FLIGHTS_FILE, packaged, read_airports, read_flights
 from bootstrap.demo.plan import Authorities, Plan, make_plan
-from bootstrap.demo.processes import NODE_PROGRAM, Network, NodeProcess
+from bootstrap.demo.processes import Network, NodeProcess
 from bootstrap.node import now_ms, open_caller
 from p2p import names
 from p2p.errors import NetworkError
@@ -35,15 +35,6 @@ T = TypeVar("T")
 FLIGHTS = 30
 PATIENCE_S = 60.0
 LOAD_S = 0.2  # between envelopes, so that there is load as long as a restart takes
-# A node that is told to stay down waits instead of running; everything else about it is the demo's.
-PROGRAM = """
-import os, sys, time
-from pathlib import Path
-while (Path(sys.argv[2]).parent / "stay-down").exists():
-    time.sleep(0.05)
-program = {program!r}
-os.execv(program[0], [*program, *sys.argv[1:]])
-"""
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
@@ -110,13 +101,14 @@ async def submit(gateway: DistributedClient, envelopes: Sequence[Envelope], acce
         await trio.sleep(LOAD_S)
 
 
-async def end_process(node: NodeProcess, sign: signal.Signals) -> None:
-    """Signal the process that runs now, and wait until it has ended and the next one is there."""
+async def end_process(node: NodeProcess, sign: signal.Signals, comes_back: bool = True) -> None:
+    """Signal the process that runs now, and wait for its end and, unless it stays down, for the next one."""
     process = node.process
     assert process is not None
     process.send_signal(sign)
     with trio.fail_after(PATIENCE_S):
-        while process.returncode is None or node.process is process:
+        await process.wait()
+        while comes_back and node.process is process:
             await trio.sleep(0.02)
     expected = 0 if sign is signal.SIGTERM else -sign
     assert process.returncode == expected, f"{node.name} ended with {process.returncode} after {sign.name}"
@@ -175,8 +167,8 @@ async def left_alone(network: Network, alone: NodeProcess) -> None:
     """Every other node is stopped for good; this one is killed, and comes back with nothing but its disk."""
     for node in network.nodes.values():
         if node is not alone:
-            (node.directory / "stay-down").touch()
-            await end_process(node, signal.SIGTERM)
+            node.may_start = trio.Event()
+            await end_process(node, signal.SIGTERM, comes_back=False)
     await end_process(alone, signal.SIGKILL)
 
 
@@ -190,7 +182,7 @@ async def aw_verify(world_id: str, addr: str) -> dict[str, Any]:
 
 
 async def test_every_process_restarts_under_load_and_storage_alone_serves_a_verifier(tmp_path: Path) -> None:
-    network = Network(tmp_path, [NODE_PROGRAM[0], "-c", PROGRAM.format(program=list(NODE_PROGRAM))])
+    network = Network(tmp_path)
     plan = plan_of(network)
     world_id = plan.genesis.header.world_id
     genesis_file = tmp_path / "world.genesis"
