@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -190,7 +191,8 @@ def test_past_its_budget_a_node_refuses_and_serves_and_a_prune_makes_room(tmp_pa
 
 def until_verified(folder: Path, agent: str) -> None:
     told: dict[str, Any] = {}
-    for _ in range(20):  # each try takes a process, that is pause enough
+    until_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until_s:  # each try takes a process, that is pause enough
         code, told = register(folder, agent)
         if code == 0:
             return
