@@ -178,6 +178,7 @@ async def capacity(besieged: Besieged, seconds: float, per_envelope: int) -> flo
 
 async def _keep_busy(besieged: Besieged, per_envelope: int) -> None:
     while True:
+        await trio.lowlevel.checkpoint()  # where nothing has to be waited for, this is where it ends
         if besieged.unverified >= OUTSTANDING_MAX:
             await trio.sleep(AGAIN_S / 5)
             continue
