@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from p2p import cures, stream_cures
 
+AT_ONCE = 3
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CURES = {
@@ -41,32 +44,49 @@ def files_with(test: str) -> list[str]:
     return sorted(str(file) for file in files if f"def {test}(" in file.read_text())
 
 
-Run = Callable[[str, str], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def run_without() -> Iterator[Run]:
-    """`run_without(cure, test)`: pytest's exit code and output."""
+def in_a_server(orders: Sequence[tuple[str, Future[dict[str, Any]]]], taken: Iterator[int]) -> None:
+    """Run what nobody has taken yet, one after the other, in forks of one loaded process."""
+    command = [sys.executable, str(HERE / "without_cures.py")]
     with subprocess.Popen(
-        [sys.executable, str(HERE / "without_cures.py")],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
-
-        def run(cure: str, test: str) -> dict[str, Any]:
+        while (number := next(taken)) < len(orders):
+            cure, future = orders[number]
+            if not future.set_running_or_notify_cancel():
+                continue
+            test = named_tests(cure)[0]
             order = {"cure": cure, "test": test, "files": files_with(test)}
             print(json.dumps(order), file=server.stdin, flush=True)
-            answer: dict[str, Any] = json.loads(server.stdout.readline())
-            assert answer["test"] == test
-            return answer
-
-        yield run
+            answer = server.stdout.readline()
+            if not answer:
+                future.set_exception(RuntimeError(f"the server ended with {server.wait()}"))
+                break
+            future.set_result(json.loads(answer))
         server.terminate()
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[dict[str, Any]]]]:
+    """By cure, what running its test without it gave: pytest's exit code and output.
+
+    Most of them fail by waiting for what never comes: so a few go on at a time, from when the first is asked for.
+    """
+    chosen = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "runs" in item.fixturenames and item.module is request.module
+    ]
+    futures: dict[str, Future[dict[str, Any]]] = {name: Future() for name in chosen}
+    taken, orders = itertools.count(), list(futures.items())
+    with ThreadPoolExecutor(AT_ONCE) as servers:
+        ends = [servers.submit(in_a_server, orders, taken) for _ in range(AT_ONCE)]
+        yield futures
+        for future in futures.values():
+            future.cancel()
+    for end in ends:
+        end.result()
 
 
 @pytest.mark.parametrize("name", sorted(CURES))
@@ -80,8 +100,9 @@ def test_every_cure_stands_in_the_table():
 
 
 @pytest.mark.parametrize("name", sorted(CURES))
-def test_without_a_cure_the_test_that_it_names_fails(name, run_without):
+def test_without_a_cure_the_test_that_it_names_fails(name, runs):
     test = named_tests(name)[0]
-    done = run_without(name, test)
+    done = runs[name].result()
+    assert done["test"] == test
     assert done["code"] == 1, f"{test} does not fail without {name}:\n{done['output'][-2_000:]}"
     assert re.search(rf"FAILED .*{test}", done["output"]), done["output"][-2_000:]
