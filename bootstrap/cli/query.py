@@ -108,6 +108,7 @@ def _verify(
 
     import trio
 
+    from bootstrap.cli import interrupt
     from bootstrap.node import VerifyReport, verify_world
 
     async def run() -> VerifyReport:
@@ -118,5 +119,5 @@ def _verify(
             Exit.NOT_REACHED, f"world {world_id}", why, "a longer --timeout, or another --bootstrap"
         )
 
-    report: dict[str, object] = plain(trio.run(run))
+    report: dict[str, object] = plain(interrupt.run(run))
     return {"verified": True} | report

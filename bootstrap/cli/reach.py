@@ -55,6 +55,8 @@ def ask_node(
 
     import trio
 
+    from bootstrap.cli import interrupt
+
     async def run() -> T:
         from bootstrap.node import open_client
 
@@ -64,7 +66,7 @@ def ask_node(
         why = f"no answer within {timeout_s:g} s (tried {', '.join(addrs)})"
         raise Failure(Exit.NOT_REACHED, "not reached", why, "a longer --timeout, or another --node")
 
-    return trio.run(run)
+    return interrupt.run(run)
 
 
 def world_id_of(which: str) -> str | None:

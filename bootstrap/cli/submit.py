@@ -132,6 +132,8 @@ def submit(
 
     import trio
 
+    from bootstrap.cli import interrupt
+
     fates = Fates(as_json)
 
     async def run() -> None:
@@ -143,7 +145,7 @@ def submit(
         )
         raise Failure(Exit.NOT_REACHED, "not followed to the end", why, "a longer --timeout; aw status")
 
-    trio.run(run)
+    interrupt.run(run)
     return Exit.NO if fates.refused else Exit.YES
 
 

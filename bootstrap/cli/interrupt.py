@@ -1,0 +1,48 @@
+"""trio.run for commands that Ctrl-C ends, whatever it meets.
+
+Hides: signals. trio raises KeyboardInterrupt wherever the program happens to be, and py-libp2p takes any exception in a
+dial for an address that does not answer (transport/tcp/tcp.py:280): then Ctrl-C would be told as "not reached". Here it
+cancels, which nobody may catch. Guarantees: a second Ctrl-C ends the process at once.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+def run(main: Callable[[], Awaitable[T]]) -> T:
+    """What `await main()` gives. Raises what it raises, and KeyboardInterrupt after a SIGINT."""
+    is_interrupted = False
+
+    async def interruptible() -> T:
+        token, scope = trio.lowlevel.current_trio_token(), trio.CancelScope()
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            nonlocal is_interrupted
+            del frame
+            is_interrupted = True
+            signal.signal(number, signal.SIG_DFL)
+            token.run_sync_soon(scope.cancel)
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            with scope:
+                return await main()
+        finally:
+            if not is_interrupted:
+                signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt
+
+    try:
+        return trio.run(interruptible)
+    except Exception as error:
+        if is_interrupted:  # what fails while it is being cancelled is no news
+            raise KeyboardInterrupt from error
+        raise
