@@ -633,7 +633,7 @@ async def silent() -> bytes:
 async def test_providers_of_wrong_bytes_and_of_silence_are_rested_and_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blobs, "TRY_MS", 1_000)  # silence is waited for as long as a try takes
+    monkeypatch.setattr(blobs, "TRY_MS", 3_000)  # silence is waited for as long as a try takes
     liar, mute = FalseProvider(wrong), FalseProvider(silent)
     auditor = Identity(b"u" * 32)
     async with open_lab(FEW) as lab:
@@ -655,7 +655,7 @@ async def test_providers_of_wrong_bytes_and_of_silence_are_rested_and_passed_ove
                 assert codec.content_id(data) == block_hash
                 # The first fetch tries them; from then on they are asked after everybody else. On a busy machine
                 # the time of a try may be over before the silent one has heard of it.
-                assert (liar.asked, sources.failures) == (1, {mute_id: 1})
+                assert (liar.asked, sources.failures.get(mute_id)) == (1, 1)
             assert mute.asked <= 1
             assert sources.context.counters["fetch.false_answer"] == 1
             await lab.goes_on()
