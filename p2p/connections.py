@@ -230,7 +230,7 @@ class Connections:
         again_at = trio.current_time() + INTRODUCE_AGAIN_S
         async with trio.open_nursery() as nursery:
             while True:
-                # A peer that restarts quickly is never seen away: none of its connections is then an old one.
+                # A peer that restarts quickly is never seen away: it has a connection then that it had not before.
                 known, self._known = self._known, self._connections()
                 for peer in sorted(known.keys() - self._known.keys()):
                     self._forget(peer)
@@ -238,7 +238,7 @@ class Connections:
                 if again:
                     again_at = trio.current_time() + INTRODUCE_AGAIN_S
                 for peer in sorted(self._known):
-                    is_new = self._known[peer].isdisjoint(known.get(peer, ()))
+                    is_new = not self._known[peer] <= known.get(peer, frozenset())
                     if is_new or again:
                         nursery.start_soon(self._introduce_one, peer, is_new)
                 await trio.sleep(INTRODUCE_S)

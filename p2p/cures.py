@@ -1,6 +1,7 @@
 """py-libp2p 0.8.1's faults, one function each: what it does wrong, and what is done about it here.
 
-Hides: every patch of library internals in the project (stream_cures.py has those below a stream). Guarantees: nothing
+Hides: every patch of library internals in the project (stream_cures.py has those below a stream, gossip_cures.py those
+of gossip). Guarantees: nothing
 else reaches into libp2p's private parts; each cure names the test that fails without it, so that a newer release shows
 which of them can go.
 
@@ -16,7 +17,6 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import libp2p.pubsub.pubsub as pubsub_module
 import trio
@@ -25,27 +25,22 @@ from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
-from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 from multiaddr import Multiaddr
 
 from p2p import names
+from p2p.gossip_cures import OF_A_START, OF_GOSSIP, is_closed, keep_restarted_peers
 from p2p.standing import make_room_in_key
 from p2p.stream_cures import OF_STREAMS
 
 CURED_VERSION: Final = "0.8.1"
 RESET_S_MAX: Final = 1.0
-DELIVERIES_CLEARED_S: Final = 60.0
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 _log = logging.getLogger(__name__)
 
 dropped: Final[Counter[str]] = Counter()
 """What the cures of the process have dropped, by reason; of all hosts of the process together."""
-
-
-class IgnoredMessage(Exception):
-    """Raised by a topic's validator for a message that is neither forwarded nor held against anybody."""
 
 
 # --- cures of the process ----------------------------------------------------------------------------------
@@ -229,162 +224,15 @@ def stop_auto_connector(host: Any, counters: Counter[str]) -> None:  # noqa: ARG
     host.get_network().auto_connector.maybe_connect = never  # run by the swarm when a peer is lost
 
 
-# --- cures of gossip ---------------------------------------------------------------------------------------
+def keep_own_keys(host: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """The host's own keys are in the peerstore, which forgets them first when it is full: then nothing can be signed.
 
-
-def ignore_messages(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
-    """A validator says yes or no, and no costs the forwarder; there is no IGNORE (pubsub.py:1603).
-
-    An IgnoredMessage raised by a validator leaves before cache, penalty and forwarding; the message is marked as
-    seen, so that its copies cost nothing. Test: test_an_ignored_message_is_judged_once_and_not_forwarded.
+    peer/peerstore.py:201 evicts whoever has no address, above 1,000 peers; any DHT answer can name as many. A publish
+    then raises, and the node ends. Test: test_a_full_peerstore_leaves_a_node_its_own_keys.
     """
-    push = pubsub.push_msg
-
-    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
-        try:
-            await push(forwarder, message)
-        except IgnoredMessage:
-            pubsub._mark_msg_seen(message)  # noqa: SLF001
-
-    pubsub.push_msg = push_msg
-
-
-def guard_push_msg(pubsub: Any, counters: Counter[str]) -> None:
-    """A message whose `from` embeds no key and whose `key` is garbage raises out of the service: the node ends.
-
-    validators.py:62 raises again; so does any bug of a validator. Caught and counted, except for one's own messages.
-    Test: test_a_bug_in_a_check_costs_that_message_only.
-    """
-    push = pubsub.push_msg
-
-    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
-        try:
-            await push(forwarder, message)
-        except Exception as error:
-            if forwarder == pubsub.my_id:
-                raise
-            counters["cure.push_msg"] += 1
-            _log.info("gossip message failed: %s", type(error).__name__)
-
-    pubsub.push_msg = push_msg
-
-
-def keep_restarted_peers(pubsub: Any, counters: Counter[str]) -> None:
-    """A peer that restarts is back before its old stream is found dead: gossip to it is then dead for good.
-
-    pubsub.py:1129. The end of the old connection is taken for the end of the peer, and forgets what the new one has
-    said; or the dead stream stays in `peers`, and "already has a stream" (pubsub.py:892) keeps a new one from being
-    opened. While a peer is connected, only a stream that is closed is dropped, what the peer subscribed to stays, and
-    a new stream is opened. Test: test_gossip_goes_on_over_a_restart_that_overlaps.
-    """
-    end = pubsub._handle_dead_peer  # noqa: SLF001
-
-    def ended(peer: ID) -> None:
-        if not pubsub._peer_is_connected(peer):  # noqa: SLF001
-            end(peer)
-            return
-        stream = pubsub.peers.get(peer)
-        if stream is not None:
-            if not _is_closed(stream):
-                return  # that of an older connection has ended
-            counters["cure.gossip_stream_replaced"] += 1
-            del pubsub.peers[peer]
-            queue = pubsub.peer_queues.pop(peer, None)
-            if queue is not None:
-                queue.close()
-            pubsub.router.remove_peer(peer)
-        pubsub._schedule_peer_stream_retry(peer)  # noqa: SLF001
-
-    pubsub._handle_dead_peer = ended  # noqa: SLF001
-
-
-def _is_closed(stream: Any) -> bool:
-    muxed = stream.muxed_stream
-    return bool(muxed.closed or muxed.send_closed or stream.muxed_conn.is_closed)
-
-
-def mend_gossip_stream(pubsub: Any, peer: ID) -> None:
-    """Drop a gossip stream that is dead and that nothing has told the end of; see keep_restarted_peers."""
-    stream = pubsub.peers.get(peer)
-    if keep_restarted_peers.__name__ in ALL and stream is not None and _is_closed(stream):
-        pubsub._handle_dead_peer(peer)  # noqa: SLF001
-
-
-def take_turns_in_writing(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
-    """Two tasks may write one gossip stream: the queue's sender, and gossipsub's flush of messages that waited.
-
-    gossipsub.py:704 and :788. Past 64 KiB their writes interleave, the peer reads garbage, resets the stream, and
-    gossip between two honest peers is dead. One RPC is written at a time.
-    Test: test_two_writers_of_one_gossip_stream_take_turns.
-    """
-    write, turns = pubsub.write_msg, WeakKeyDictionary[Any, trio.Lock]()
-
-    async def in_turn(stream: Any, rpc: rpc_pb2.RPC) -> bool:
-        async with turns.setdefault(stream, trio.Lock()):
-            return bool(await write(stream, rpc))
-
-    pubsub.write_msg = in_turn
-
-
-def check_authors(pubsub: Any, counters: Counter[str]) -> None:
-    """The library takes any size up to its RPC, several topics, and a `key` field of another key than `from`.
-
-    rust-libp2p refuses that key, so a relay of it would be held against us. Such messages go no further.
-    Tests: test_a_message_whose_key_is_not_its_authors_is_refused, test_an_oversize_message_is_refused.
-    """
-    push = pubsub.push_msg
-
-    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
-        reason = None if forwarder == pubsub.my_id else _refusal(message)
-        if reason is None:
-            await push(forwarder, message)
-        else:
-            counters[f"gossip.refused_{reason}"] += 1
-
-    pubsub.push_msg = push_msg
-
-
-def _refusal(message: rpc_pb2.Message) -> str | None:
-    """Why a message is malformed, or None. An Ed25519 peer id is a prefix and the protobuf of its public key."""
-    author = bytes(message.from_id)
-    if len(message.data) > names.GOSSIP_BYTES_MAX:
-        return "size"
-    if len(message.topicIDs) != 1:
-        return "topics"
-    if len(author) != len(names.PEER_ID_PREFIX) + 32 or not author.startswith(names.PEER_ID_PREFIX):
-        return "author"
-    if message.key and bytes(message.key) != author[2:]:
-        return "key"
-    if len(message.seqno) != 8 or not message.signature:
-        return "unsigned"
-    return None
-
-
-def count_from_now(pubsub: Any, now_ms: int) -> None:
-    """The sequence number starts at seconds, so that a restarted node repeats numbers that its peers have seen.
-
-    pubsub.py:478. The number is the time in ns instead. Test: test_a_restarted_nodes_messages_arrive.
-    """
-    pubsub.counter = now_ms * 1_000_000
-
-
-def deliver_to(pubsub: Any, deliver: Callable[[rpc_pb2.Message], None]) -> None:
-    """A topic's channel holds 32 messages, its overflow is only logged, and nobody is told the forwarder.
-
-    pubsub.py:1372. `deliver` takes each message instead, in the same turn as its validator accepted it.
-    Tests: test_a_burst_of_gossip_arrives_whole, test_overflow_of_a_topic_is_dropped_and_counted.
-    """
-    pubsub.notify_subscriptions = deliver
-
-
-async def clear_recent_deliveries(router: GossipSub, period_s: float = DELIVERIES_CLEARED_S) -> None:
-    """With a steady heartbeat a list of recent deliveries is never pruned: 280 MB a day at 100 messages a second.
-
-    gossipsub.py:1089. Runs until cancelled. Test: test_recent_deliveries_are_cleared.
-    """
-    while True:
-        await trio.sleep(period_s)
-        router.recent_message_deliveries.clear()
+    public_key, private_key = host.get_public_key(), host.get_private_key()
+    host.get_public_key = lambda: public_key
+    host.get_private_key = lambda: private_key
 
 
 # --- cures of the DHT --------------------------------------------------------------------------------------
@@ -489,15 +337,8 @@ OF_A_HOST: Final = (
     limit_inbound_streams,
     give_inbound_slots_back,
     stop_auto_connector,
+    keep_own_keys,
 )
-OF_GOSSIP: Final = (
-    ignore_messages,
-    guard_push_msg,
-    keep_restarted_peers,
-    take_turns_in_writing,
-    check_authors,
-)
-OF_A_START: Final = (count_from_now,)
 OF_THE_DHT: Final = (widen_dht_limits, bound_dht_stores, silence_add_provider)
 
 ALL: Final[dict[str, Callable[..., None]]] = {
@@ -562,3 +403,10 @@ def ask_identify(host: Any, peer: ID) -> None:
     basic_host.py:1383. Test: test_a_peer_whose_first_identify_failed_is_asked_again.
     """
     host._schedule_identify(peer, reason="introduce")  # noqa: SLF001
+
+
+def mend_gossip_stream(pubsub: Any, peer: ID) -> None:
+    """Drop a gossip stream that is dead and that nothing has told the end of; see keep_restarted_peers."""
+    stream = pubsub.peers.get(peer)
+    if keep_restarted_peers.__name__ in ALL and stream is not None and is_closed(stream):
+        pubsub._handle_dead_peer(peer)  # noqa: SLF001

@@ -17,7 +17,7 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
-from p2p import cures, names
+from p2p import gossip_cures, names
 from p2p.network import Check, Gauge, Message, PeerId, Verdict
 
 _COUNTED: Final = {Verdict.ACCEPT: "accepted", Verdict.REJECT: "rejected", Verdict.IGNORE: "ignored"}
@@ -83,7 +83,7 @@ class Gossip:
         self._counters = counters
         self._joined: dict[str, Libp2pSubscription] = {}
         self._accepted: tuple[rpc_pb2.Message, Message] | None = None
-        cures.deliver_to(pubsub, self._deliver)
+        gossip_cures.deliver_to(pubsub, self._deliver)
 
     async def join(self, topic: str, check: Check) -> Libp2pSubscription:
         """Subscribe with a check. Raises ValueError for a topic that is joined already, or past TOPICS_MAX."""
@@ -107,7 +107,7 @@ class Gossip:
             self._judged(sender, verdict)
             match verdict:
                 case Verdict.IGNORE:
-                    raise cures.IgnoredMessage
+                    raise gossip_cures.IgnoredMessage
                 case Verdict.ACCEPT:
                     self._accepted = (message, received)
             return verdict is Verdict.ACCEPT

@@ -34,7 +34,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 from multiaddr.utils import get_network_addrs
 
-from p2p import cures, names, stream_cures
+from p2p import cures, gossip_cures, names, stream_cures
 from p2p.admission import Admission
 from p2p.connections import Connections, split_addr
 from p2p.dht import KadDht, RuleValidator
@@ -246,7 +246,7 @@ async def _keep_up(parts: _Parts, bootstrap: Sequence[str], scope: trio.CancelSc
             nursery.start_soon(parts.connections.watch)
             nursery.start_soon(parts.connections.introduce_newcomers)
             nursery.start_soon(parts.connections.keep_dialled, bootstrap)
-            nursery.start_soon(cures.clear_recent_deliveries, parts.mesh)
+            nursery.start_soon(gossip_cures.clear_recent_deliveries, parts.mesh)
             nursery.start_soon(_tell_new_servers, parts.dht)
 
 

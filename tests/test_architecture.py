@@ -22,7 +22,17 @@ TOP_LEVEL = {
 }  # fmt: skip
 LIBP2P_FILES = {
     f"p2p/{name}.py"
-    for name in ("host", "cures", "stream_cures", "connections", "dialling", "gossip", "dht", "identity")
+    for name in (
+        "host",
+        "cures",
+        "stream_cures",
+        "gossip_cures",
+        "connections",
+        "dialling",
+        "gossip",
+        "dht",
+        "identity",
+    )
 }
 TRIO_FILES = LIBP2P_FILES | {
     f"p2p/{name}.py"

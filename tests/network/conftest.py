@@ -26,7 +26,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
-from p2p import cures, stream_cures
+from p2p import cures, gossip_cures, stream_cures
 from p2p.errors import RecordRefused
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity
@@ -47,8 +47,8 @@ def _take_away(name: str) -> None:
 
     stock: dict[str, tuple[Any, Any]] = {
         "ask_identify": (cures, lambda host, peer: None),
-        "clear_recent_deliveries": (cures, never),
-        "deliver_to": (cures, lambda pubsub, deliver: None),
+        "clear_recent_deliveries": (gossip_cures, never),
+        "deliver_to": (gossip_cures, lambda pubsub, deliver: None),
         "read_promptly": (stream_cures, read),
         "write_patiently": (stream_cures, write),
     }

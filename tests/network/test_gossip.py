@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import env_to_send_in_RPC
 from libp2p.pubsub.pb import rpc_pb2
+from multiaddr import Multiaddr
 
-from p2p import cures, names
+from p2p import cures, gossip_cures, names
 from p2p.gossip import make_gossip_router
 from p2p.network import Message, Verdict
 
@@ -46,6 +50,14 @@ async def send(stranger, victim, *messages):
     stream = await stranger.stream(victim, names.GOSSIP_PROTOCOL)
     for message in messages:
         await stream.write(prefixed(rpc_pb2.RPC(publish=[message]).SerializeToString()))
+
+
+async def prune(stranger, victim, *prunes):
+    stream = await stranger.stream(victim, names.GOSSIP_PROTOCOL)
+    for one in prunes:
+        rpc = rpc_pb2.RPC(control=rpc_pb2.ControlMessage(prune=[one]))
+        await stream.write(prefixed(rpc.SerializeToString()))
+    return stream
 
 
 async def mesh(publisher, subscription, word=b"warm up"):
@@ -281,7 +293,7 @@ async def test_gossip_goes_on_over_a_restart_that_overlaps(open_node, patience, 
 async def test_recent_deliveries_are_cleared(patience, until):
     router = make_gossip_router()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(cures.clear_recent_deliveries, router, 0.01)
+        nursery.start_soon(gossip_cures.clear_recent_deliveries, router, 0.01)
         router.recent_message_deliveries[TOPIC].append(1.0)
         await until(lambda: not router.recent_message_deliveries)
         nursery.cancel_scope.cancel()
@@ -302,3 +314,38 @@ async def test_topics_have_a_limit(open_node, monkeypatch):
             await node.join(f"aw.w.{kind}", accept)
         with pytest.raises(ValueError, match="topics_max"):
             await node.join("aw.w.batch", accept)
+
+
+async def test_a_prune_fills_no_memory_and_has_nobody_dialled(open_node, open_stranger, until, patience):
+    async with open_node(1) as victim, open_stranger(200) as stranger, open_stranger(201) as friend:
+        subscription = await victim.join(TOPIC, accept)
+        router = victim._gossip._pubsub.router
+        envelope, _ = env_to_send_in_RPC(friend.host)
+        known = rpc_pb2.PeerInfo(peerID=friend.peer_id, signedPeerRecord=envelope)
+        elsewhere = [
+            rpc_pb2.ControlPrune(topicID=f"topic {number}", backoff=1 << 40) for number in range(500)
+        ]
+        of_ours = rpc_pb2.ControlPrune(topicID=TOPIC, backoff=1 << 40, peers=[known])
+        stream = await prune(stranger, victim, *elsewhere, of_ours)
+        message = signed(stranger.pair, b"behind them")
+        await stream.write(prefixed(rpc_pb2.RPC(publish=[message]).SerializeToString()))
+        with patience():
+            assert (await subscription.receive()).data == b"behind them"
+        assert sum(map(len, router.back_off.values())) <= 1
+        assert all(
+            till <= time.time() + gossip_cures.BACK_OFF_S_MAX for till in router.back_off[TOPIC].values()
+        )
+        assert friend.peer_id not in victim.peers()
+
+
+async def test_a_full_peerstore_leaves_a_node_its_own_keys(open_node, patience):
+    async with open_node(1) as one, open_node(2) as other:
+        await one.connect(other.addrs())
+        theirs, ours = await other.join(TOPIC, accept), await one.join(TOPIC, accept)
+        peerstore = one._host.get_peerstore()
+        addr = Multiaddr("/ip4/127.0.0.1/tcp/1")
+        for number in range(peerstore.max_peers + 100):
+            pair = create_new_key_pair(number.to_bytes(32, "big"))
+            peerstore.add_addrs(ID.from_pubkey(pair.public_key), [addr], 7_200)
+        with patience():
+            await mesh(ours, theirs, b"signed all the same")

@@ -1,0 +1,213 @@
+"""What py-libp2p 0.8.1's gossip does wrong: one function each, as in cures.py, which applies them.
+
+Hides: Pubsub and GossipSub from the inside. Guarantees: each cure names the test that fails without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import trio
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+
+from p2p import names
+
+DELIVERIES_CLEARED_S: Final = 60.0
+BACK_OFFS_MAX: Final = 1_024  # of a topic; the older half is forgotten then
+BACK_OFF_S_MAX: Final = 600
+_log = logging.getLogger(__name__)
+
+
+class IgnoredMessage(Exception):
+    """Raised by a topic's validator for a message that is neither forwarded nor held against anybody."""
+
+
+def bound_prunes(pubsub: Any, counters: Counter[str]) -> None:
+    """A PRUNE is noted for any topic and any time, without end, and the peers that it names are dialled.
+
+    gossipsub.py:1894 and 1670: a stranger fills the memory with names of topics, and the outbound connections, which no
+    limit holds, with its friends. Only topics of one's own count, for a bounded time, and nobody is dialled.
+    Test: test_a_prune_fills_no_memory_and_has_nobody_dialled.
+    """
+    router = pubsub.router
+    handle = router.handle_prune
+
+    async def handle_prune(message: rpc_pb2.ControlPrune, sender: ID) -> None:
+        if message.topicID not in router.mesh:
+            counters["cure.prune_of_no_topic"] += 1
+            return
+        back_offs = router.back_off.get(message.topicID, {})
+        if len(back_offs) >= BACK_OFFS_MAX:
+            for peer in list(back_offs)[: BACK_OFFS_MAX // 2]:
+                del back_offs[peer]
+        del message.peers[:]
+        message.backoff = min(message.backoff, BACK_OFF_S_MAX)
+        await handle(message, sender)
+
+    router.handle_prune = handle_prune
+
+
+def ignore_messages(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """A validator says yes or no, and no costs the forwarder; there is no IGNORE (pubsub.py:1603).
+
+    An IgnoredMessage raised by a validator leaves before cache, penalty and forwarding; the message is marked as
+    seen, so that its copies cost nothing. Test: test_an_ignored_message_is_judged_once_and_not_forwarded.
+    """
+    push = pubsub.push_msg
+
+    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
+        try:
+            await push(forwarder, message)
+        except IgnoredMessage:
+            pubsub._mark_msg_seen(message)  # noqa: SLF001
+
+    pubsub.push_msg = push_msg
+
+
+def guard_push_msg(pubsub: Any, counters: Counter[str]) -> None:
+    """A message whose `from` embeds no key and whose `key` is garbage raises out of the service: the node ends.
+
+    validators.py:62 raises again; so does any bug of a validator. Caught and counted, except for one's own messages.
+    Test: test_a_bug_in_a_check_costs_that_message_only.
+    """
+    push = pubsub.push_msg
+
+    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
+        try:
+            await push(forwarder, message)
+        except Exception as error:
+            if forwarder == pubsub.my_id:
+                raise
+            counters["cure.push_msg"] += 1
+            _log.info("gossip message failed: %s", type(error).__name__)
+
+    pubsub.push_msg = push_msg
+
+
+def keep_restarted_peers(pubsub: Any, counters: Counter[str]) -> None:
+    """A peer that restarts is back before its old stream is found dead: gossip to it is then dead for good.
+
+    pubsub.py:1129. The end of the old connection is taken for the end of the peer, and forgets what the new one has
+    said; or the dead stream stays in `peers`, and "already has a stream" (pubsub.py:892) keeps a new one from being
+    opened. While a peer is connected, only a stream that is closed is dropped, what the peer subscribed to stays, and
+    a new stream is opened. Test: test_gossip_goes_on_over_a_restart_that_overlaps.
+    """
+    end = pubsub._handle_dead_peer  # noqa: SLF001
+
+    def ended(peer: ID) -> None:
+        if not pubsub._peer_is_connected(peer):  # noqa: SLF001
+            end(peer)
+            return
+        stream = pubsub.peers.get(peer)
+        if stream is not None:
+            if not is_closed(stream):
+                return  # that of an older connection has ended
+            counters["cure.gossip_stream_replaced"] += 1
+            del pubsub.peers[peer]
+            queue = pubsub.peer_queues.pop(peer, None)
+            if queue is not None:
+                queue.close()
+            pubsub.router.remove_peer(peer)
+        pubsub._schedule_peer_stream_retry(peer)  # noqa: SLF001
+
+    pubsub._handle_dead_peer = ended  # noqa: SLF001
+
+
+def is_closed(stream: Any) -> bool:
+    """Whether nothing can be sent over a gossip stream any more."""
+    muxed = stream.muxed_stream
+    return bool(muxed.closed or muxed.send_closed or stream.muxed_conn.is_closed)
+
+
+def take_turns_in_writing(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """Two tasks may write one gossip stream: the queue's sender, and gossipsub's flush of messages that waited.
+
+    gossipsub.py:704 and :788. Past 64 KiB their writes interleave, the peer reads garbage, resets the stream, and
+    gossip between two honest peers is dead. One RPC is written at a time.
+    Test: test_two_writers_of_one_gossip_stream_take_turns.
+    """
+    write, turns = pubsub.write_msg, WeakKeyDictionary[Any, trio.Lock]()
+
+    async def in_turn(stream: Any, rpc: rpc_pb2.RPC) -> bool:
+        async with turns.setdefault(stream, trio.Lock()):
+            return bool(await write(stream, rpc))
+
+    pubsub.write_msg = in_turn
+
+
+def check_authors(pubsub: Any, counters: Counter[str]) -> None:
+    """The library takes any size up to its RPC, several topics, and a `key` field of another key than `from`.
+
+    rust-libp2p refuses that key, so a relay of it would be held against us. Such messages go no further.
+    Tests: test_a_message_whose_key_is_not_its_authors_is_refused, test_an_oversize_message_is_refused.
+    """
+    push = pubsub.push_msg
+
+    async def push_msg(forwarder: ID, message: rpc_pb2.Message) -> None:
+        reason = None if forwarder == pubsub.my_id else _refusal(message)
+        if reason is None:
+            await push(forwarder, message)
+        else:
+            counters[f"gossip.refused_{reason}"] += 1
+
+    pubsub.push_msg = push_msg
+
+
+def _refusal(message: rpc_pb2.Message) -> str | None:
+    """Why a message is malformed, or None. An Ed25519 peer id is a prefix and the protobuf of its public key."""
+    author = bytes(message.from_id)
+    if len(message.data) > names.GOSSIP_BYTES_MAX:
+        return "size"
+    if len(message.topicIDs) != 1:
+        return "topics"
+    if len(author) != len(names.PEER_ID_PREFIX) + 32 or not author.startswith(names.PEER_ID_PREFIX):
+        return "author"
+    if message.key and bytes(message.key) != author[2:]:
+        return "key"
+    if len(message.seqno) != 8 or not message.signature:
+        return "unsigned"
+    return None
+
+
+def count_from_now(pubsub: Any, now_ms: int) -> None:
+    """The sequence number starts at seconds, so that a restarted node repeats numbers that its peers have seen.
+
+    pubsub.py:478. The number is the time in ns instead. Test: test_a_restarted_nodes_messages_arrive.
+    """
+    pubsub.counter = now_ms * 1_000_000
+
+
+def deliver_to(pubsub: Any, deliver: Callable[[rpc_pb2.Message], None]) -> None:
+    """A topic's channel holds 32 messages, its overflow is only logged, and nobody is told the forwarder.
+
+    pubsub.py:1372. `deliver` takes each message instead, in the same turn as its validator accepted it.
+    Tests: test_a_burst_of_gossip_arrives_whole, test_overflow_of_a_topic_is_dropped_and_counted.
+    """
+    pubsub.notify_subscriptions = deliver
+
+
+async def clear_recent_deliveries(router: GossipSub, period_s: float = DELIVERIES_CLEARED_S) -> None:
+    """With a steady heartbeat a list of recent deliveries is never pruned: 280 MB a day at 100 messages a second.
+
+    gossipsub.py:1089. Runs until cancelled. Test: test_recent_deliveries_are_cleared.
+    """
+    while True:
+        await trio.sleep(period_s)
+        router.recent_message_deliveries.clear()
+
+
+OF_GOSSIP: Final = (
+    bound_prunes,
+    ignore_messages,
+    guard_push_msg,
+    keep_restarted_peers,
+    take_turns_in_writing,
+    check_authors,
+)
+OF_A_START: Final = (count_from_now,)
