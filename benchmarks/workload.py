@@ -53,6 +53,7 @@ class Workload:
         self._moves = 0
         self._actors = [key(f"actor {number}") for number in range(actors)]
         self._nonces = [0] * actors
+        self._turns = 0
 
     def registrations(self) -> list[Envelope]:
         """One envelope for each actor, which registers all its agents."""
@@ -67,8 +68,9 @@ class Workload:
     def envelopes(self, actions: int, per_envelope: int) -> list[Envelope]:
         """Envelopes with `actions` moves in all."""
         made: list[Envelope] = []
-        for index in range(actions // per_envelope):
-            actor = index % len(self._actors)
+        for _ in range(actions // per_envelope):
+            actor = self._turns % len(self._actors)
+            self._turns += 1
             moves = []
             for _ in range(per_envelope):
                 self._moves += 1

@@ -325,7 +325,13 @@ def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordR
     peer_id = config.identity.peer_id
     standing = Standing(_peers_of(config.kept))
     admission = Admission(host, standing, counters)
-    router = Router(routes, counters, limits=config.router_limits, on_mark=admission.marked_on_the_wire)
+    router = Router(
+        routes,
+        counters,
+        limits=config.router_limits,
+        on_mark=admission.marked_on_the_wire,
+        is_kept=lambda peer: peer in standing.kept,
+    )
     connections: Connections
 
     async def open_stream(peer: PeerId) -> Libp2pStream:

@@ -89,6 +89,10 @@ SESSION_QUEUE_FRAMES_MAX: Final = 64
 SESSION_WRITE_BATCH_BYTES_MAX: Final = 64 * 1024  # small frames are joined up to this much per write
 
 REQUESTS_PER_S_PER_PEER_MAX: Final = 2_000
+REQUEST_BYTES_AS_ONE: Final = (
+    1_024  # so many bytes of a stranger's request count as one more: they have to be decoded
+)
+IN_FLIGHT_OF_STRANGERS_PER_CENT: Final = 75
 REQUEST_BYTES_PER_S_PER_PEER_MAX: Final = 64 << 20
 
 REQUEST_FIRST_BYTE_MS: Final = 10_000

@@ -52,6 +52,12 @@ class RouterLimits:
 DEFAULT_LIMITS: Final = RouterLimits()
 
 
+def nobody(peer: PeerId) -> bool:
+    """Who has a place held, at a node that holds none."""
+    del peer
+    return False
+
+
 def no_mark(peer: PeerId, reason: str) -> None:
     """The mark of a node that keeps no account of its peers."""
 
@@ -84,6 +90,7 @@ class TokenBucket:
 class _Load:
     """What one peer holds now."""
 
+    peer: PeerId
     requests: TokenBucket
     request_bytes: TokenBucket
     streams: int = 0
@@ -112,8 +119,10 @@ class Router:
         *,
         limits: RouterLimits = DEFAULT_LIMITS,
         on_mark: Mark = no_mark,
+        is_kept: Callable[[PeerId], bool] = nobody,
     ) -> None:
         self._routes = dict(routes)
+        self._is_kept = is_kept
         self._counters = counters
         self.limits = limits
         self._on_mark = on_mark
@@ -213,6 +222,7 @@ class Router:
                 self._forget_idle()
             now_s = trio.current_time()
             load = _Load(
+                peer,
                 TokenBucket(self.limits.requests_per_s_max, now_s),
                 TokenBucket(self.limits.request_bytes_per_s_max, now_s),
             )
@@ -231,12 +241,15 @@ class Router:
         return 1 if route is None else route.cost
 
     def admit(self, load: _Load, method: str, size_bytes: int) -> None:
-        """Let a request in, or raise BUSY or RATE_LIMITED."""
-        limits = self.limits
-        if self._in_flight >= limits.in_flight_total_max or load.in_flight >= limits.in_flight_per_peer_max:
+        """Let a request in, or raise BUSY or RATE_LIMITED. Strangers never hold the last quarter of all places."""
+        limits, is_kept = self.limits, self._is_kept(load.peer)
+        total_max, cost = limits.in_flight_total_max, self.cost_of(method)
+        if not is_kept:
+            total_max = max(1, total_max * names.IN_FLIGHT_OF_STRANGERS_PER_CENT // 100)
+            cost += size_bytes // names.REQUEST_BYTES_AS_ONE
+        if self._in_flight >= total_max or load.in_flight >= limits.in_flight_per_peer_max:
             raise self.busy("too many requests in flight")
         now_s = trio.current_time()
-        cost = self.cost_of(method)
         wait_ms = load.requests.wait_ms(cost, now_s) or load.request_bytes.wait_ms(size_bytes, now_s)
         if wait_ms:
             self._counters["rr.rate_limited"] += 1

@@ -34,6 +34,7 @@ from runtime.records import (
 LIST_HEAD_BYTES: Final = 5
 ITEM_MEMORY_BYTES: Final = 64  # an empty list or map of CPython
 EVICTED_AT_ONCE: Final = 64  # where there is no room for one more: the next newcomers need not look again
+NOTHING_AHEAD: Final = limits.MEMPOOL_NONCES_AHEAD_MAX
 EVICTION_LOOKS_MAX: Final = (
     2  # at all that waits, for one share and for the whole, until `expire` is called again
 )
@@ -73,6 +74,7 @@ class _Share:
     count: int = 0
     size_bytes: int = 0
     looks: int = 0  # for something to evict, since `expire`
+    vain_ahead: int = NOTHING_AHEAD  # from here on a look would find nothing that waits for more
 
 
 def footprint_bytes(envelope: Envelope) -> int:
@@ -113,6 +115,7 @@ class ActionMempool:
         self._ordered: dict[bytes, int] = {}
         self.size_bytes = 0
         self._looks = 0  # as in a share
+        self._vain_ahead = NOTHING_AHEAD
 
     def __len__(self) -> int:
         return len(self._held)
@@ -172,16 +175,17 @@ class ActionMempool:
         if count_over <= 0 and bytes_over <= 0:
             return []
         name = "mempool_peer_envelopes_max" if count_over > 0 else "mempool_peer_bytes_max"
-        if share.looks >= EVICTION_LOOKS_MAX:
+        if ahead >= share.vain_ahead or share.looks >= EVICTION_LOOKS_MAX:
             raise Busy(name, limits.BATCH_INTERVAL_MS)
         share.looks += 1
         bytes_over = max(bytes_over, self.size_bytes + size - limits.MEMPOOL_BYTES_MAX)
-        further = [
+        of_peer = [
             (nonce - actor.next_nonce, actor_id, nonce)
             for actor_id, actor in self._actors.items()
             for nonce, envelope in actor.waiting.items()
-            if nonce - actor.next_nonce > ahead and self._held[envelope.hash()].peer == peer
+            if self._held[envelope.hash()].peer == peer
         ]
+        further = [waiting for waiting in of_peer if waiting[0] > ahead]
         plan: list[tuple[bytes, int]] = []
         for _ahead, actor_id, nonce in sorted(further, reverse=True):
             if len(plan) >= max(count_over, EVICTED_AT_ONCE) and bytes_over <= 0:
@@ -189,6 +193,7 @@ class ActionMempool:
             plan.append((actor_id, nonce))
             bytes_over -= self._held[self._actors[actor_id].waiting[nonce].hash()].size_bytes
         if len(plan) < count_over or bytes_over > 0:
+            share.vain_ahead = ahead if further else max(of_peer, default=(0,))[0]
             raise Busy(name, limits.BATCH_INTERVAL_MS)
         return [self._remove(actor_id, nonce) for actor_id, nonce in plan]
 
@@ -198,8 +203,8 @@ class ActionMempool:
         bytes_over = self.size_bytes + size - limits.MEMPOOL_BYTES_MAX
         if count_over <= 0 and bytes_over <= 0:
             return []
-        if self._looks >= EVICTION_LOOKS_MAX:
-            name = "mempool_envelopes_max" if count_over > 0 else "mempool_bytes_max"
+        name = "mempool_envelopes_max" if count_over > 0 else "mempool_bytes_max"
+        if ahead >= self._vain_ahead or self._looks >= EVICTION_LOOKS_MAX:
             raise Busy(name, limits.BATCH_INTERVAL_MS)
         self._looks += 1
         furthest = [
@@ -212,10 +217,8 @@ class ActionMempool:
             if not furthest or -furthest[0][0] <= ahead:
                 if count_over <= 0 and bytes_over <= 0:
                     break
-                raise Busy(
-                    "mempool_envelopes_max" if count_over > 0 else "mempool_bytes_max",
-                    limits.BATCH_INTERVAL_MS,
-                )
+                self._vain_ahead = ahead if plan or not furthest else -furthest[0][0]
+                raise Busy(name, limits.BATCH_INTERVAL_MS)
             _ahead, actor_id, nonces = heapq.heappop(furthest)
             actor, nonce = self._actors[actor_id], nonces.pop()
             plan.append((actor_id, nonce))
@@ -313,9 +316,9 @@ class ActionMempool:
 
     def expire(self, height: int) -> list[Envelope]:
         """Drop and give what can no longer be taken at `height` or later; then newcomers may evict again."""
-        self._looks = 0
+        self._looks, self._vain_ahead = 0, NOTHING_AHEAD
         for share in self._per_peer.values():
-            share.looks = 0
+            share.looks, share.vain_ahead = 0, NOTHING_AHEAD
         dead = [
             (actor_id, nonce)
             for actor_id, actor in self._actors.items()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import trio._core._run as trio_run
 
 PROGRAM: Final = [sys.executable, "-m", "bootstrap.cli"]
 COLD: Final = "COLD_STARTS"
@@ -112,7 +113,11 @@ class WarmStarter:
             _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
             try:
                 socket.send_fds(self._socket, [json.dumps(order).encode()], streams)
-                answer = json.loads(self._socket.recv(ORDER_BYTES_MAX))
+                answer = json.loads(self._socket.recv(ORDER_BYTES_MAX) or b'{"refused": [5, "it has ended"]}')
+            except BaseException:
+                self._socket.close()  # an answer that nobody waited for must not be taken for the next one's
+                self._socket = None
+                raise
             finally:
                 _libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         if "refused" in answer:
@@ -190,6 +195,7 @@ def _become(order: dict[str, Any], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(order["env"])
     sys.argv = ["aw", *order["arguments"]]
+    trio_run._r.seed()  # the order of tasks and the clock's start, which trio draws once for a process
 
 
 def _serve(orders: socket.socket) -> bool:
@@ -212,11 +218,12 @@ def _serve(orders: socket.socket) -> bool:
                     return True
                 os.write(writing, str(pid).encode())
                 os._exit(0)
-            os.waitpid(between, 0)
-            pid = int(os.read(reading, 32))
-            os.close(reading)
             os.close(writing)
-            orders.send(json.dumps({"pid": pid}).encode())
+            os.waitpid(between, 0)
+            pid = os.read(reading, 32)
+            os.close(reading)
+            answer = {"pid": int(pid)} if pid else {"refused": [11, "no fork"]}
+            orders.send(json.dumps(answer).encode())
         for stream in streams:
             os.close(stream)
 
@@ -225,14 +232,16 @@ def main() -> None:
     """The loaded process: its argument is the number of the socket on which it is asked."""
     orders = socket.socket(fileno=int(sys.argv[1]))
     _load_everything()
-    with contextlib.suppress(KeyboardInterrupt):
-        if _serve(orders):
-            starter = WarmStarter()
-            while sys.argv[1:2] == ["demo"] and starter.serve_self():
-                continue
-            from bootstrap.cli import main as run_command
+    is_command = False
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is for whoever asks
+        is_command = _serve(orders)
+    if is_command:
+        starter = WarmStarter()
+        while sys.argv[1:2] == ["demo"] and starter.serve_self():
+            continue
+        from bootstrap.cli import main as run_command
 
-            sys.exit(run_command())
+        sys.exit(run_command())
 
 
 if __name__ == "__main__":

@@ -244,9 +244,6 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--calm-s", type=float, default=45.0, help="how long the capacity is measured")
-    parser.add_argument(
-        "--settle-s", type=float, default=5.0, help="from the first attack to the honest work"
-    )
     parser.add_argument("--per-envelope", type=int, default=1, help="actions in an envelope")
     parser.add_argument("--pace", type=float, default=1.0, help="times the paces of the table")
     parser.add_argument("--attacks", nargs="*", choices=list(ATTACKS), help="these only")

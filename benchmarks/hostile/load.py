@@ -182,9 +182,8 @@ async def _keep_busy(besieged: Besieged, per_envelope: int) -> None:
         if besieged.unverified >= OUTSTANDING_MAX:
             await trio.sleep(AGAIN_S / 5)
             continue
-        with trio.CancelScope(
-            shield=True
-        ):  # what is signed is handed in: a nonce that is missing blocks all after it
+        # What is signed is handed in: a nonce that is missing blocks all after it.
+        with trio.move_on_after(PATIENCE_S, shield=True):
             await hand_in(besieged, besieged.work.envelopes(CHUNK_ENVELOPES * per_envelope, per_envelope))
 
 
@@ -196,5 +195,11 @@ async def offer(besieged: Besieged, rate: float, per_envelope: int) -> None:
             due = int((trio.current_time() - started + OFFER_S) * rate) - offered
             envelopes = besieged.work.envelopes(due, per_envelope)
             offered += len(envelopes) * per_envelope
-            nursery.start_soon(hand_in, besieged, envelopes)
+            nursery.start_soon(_to_the_end, besieged, envelopes)
             await trio.sleep(OFFER_S)
+
+
+async def _to_the_end(besieged: Besieged, envelopes: Sequence[Envelope]) -> None:
+    """Also when the siege ends meanwhile: what waits behind a missing nonce would else count as lost."""
+    with trio.move_on_after(PATIENCE_S, shield=True):
+        await hand_in(besieged, envelopes)

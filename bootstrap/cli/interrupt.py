@@ -1,8 +1,8 @@
 """trio.run for commands that Ctrl-C ends, whatever it meets.
 
-Hides: signals. trio raises KeyboardInterrupt wherever the program happens to be, and py-libp2p takes any exception in a
-dial for an address that does not answer (transport/tcp/tcp.py:280): then Ctrl-C would be told as "not reached". Here it
-cancels, which nobody may catch. Guarantees: a second Ctrl-C ends the process at once.
+Hides: signals. trio raises KeyboardInterrupt wherever the program happens to be, and some of py-libp2p takes any
+exception for a failure of what it does: Ctrl-C in a dial was told as "not reached". Here it cancels, and the cancelled
+scope remembers. Guarantees: a second Ctrl-C ends the process at once; who ignores SIGINT goes on ignoring it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 def run(main: Callable[[], Awaitable[T]]) -> T:
     """What `await main()` gives. Raises what it raises, and KeyboardInterrupt after a SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+        return trio.run(main)
     is_interrupted = False
 
     async def interruptible() -> T:

@@ -35,13 +35,14 @@ from runtime.records import BlockAttestation, Genesis, LeaseGrant, Sealed, World
 from runtime.services.authorities import Authorities
 from runtime.services.client import DistributedClient
 from runtime.services.context import Context, Signal
-from runtime.services.fetch import FALSE_ANSWER_REST_MS, Sources
+from runtime.services.fetch import FALSE_ANSWER_REST_MS, Sources, sleep_ms
 from runtime.services.methods import Handlers
 from runtime.services.replica import Replica
 
 ASKED_WAITING_MAX: Final = 64
 ASKED_AT_ONCE_MAX: Final = 4  # an announcement costs nothing to make, so it must not cost much here
 ASKED_OF_PEER_MAX: Final = 8  # waiting and under way
+VAIN_ASK_MS: Final = 1_000  # each of them waits so long after one who has not what was announced
 ASK_MS: Final = 5_000  # one who announces and then is slow keeps others waiting no longer than this
 UNPROVED_MAX: Final = 64
 EVIDENCE_POLL_MS: Final = 5_000
@@ -271,16 +272,18 @@ class EvidenceKeeper:
         while True:
             peer, content_hash = await self._to_ask.receive()
             is_silent = self._sources.is_resting(peer, self._context.now_ms())
-            if content_hash not in self._held and not is_silent:
-                await self._fetch(peer, content_hash)
+            if content_hash not in self._held and not is_silent and not await self._fetch(peer, content_hash):
+                await sleep_ms(VAIN_ASK_MS)
             self._asked_of[peer] -= 1
             if not self._asked_of[peer]:
                 del self._asked_of[peer]
 
-    async def _fetch(self, peer: PeerId, content_hash: bytes) -> None:
+    async def _fetch(self, peer: PeerId, content_hash: bytes) -> bool:
+        """Whether the peer gave it, and it proves something."""
         try:
             client = DistributedClient(self._context.network, peer)
             self.take(await client.evidence(self._sources.world_id, content_hash, deadline_ms=ASK_MS))
+            return True
         except (RequestFailed, Missing):
             self._context.counters["evidence.not_had"] += 1
         except NetworkError:
@@ -290,6 +293,7 @@ class EvidenceKeeper:
             self._context.counters["evidence.false"] += 1
             self._sources.rest(peer, FALSE_ANSWER_REST_MS)
             _log.info("false evidence from %s: %s", names.peer_text(peer), error)
+        return False
 
     def take(self, evidence: Evidence) -> bool:
         """Evidence that somebody else has found. Raises Invalid when it proves nothing."""

@@ -113,6 +113,7 @@ class Gateway:
         results: list[SubmitResult | None] = []
         accepted: list[Envelope] = []
         mine: list[tuple[bytes, int]] = []
+        free_nonces: dict[bytes, int] = {}
         others: list[tuple[int, _Promise]] = []  # the same envelope twice: one promise, stored once
         for index, (envelope, fault) in enumerate(zip(envelopes, verdicts, strict=True)):
             key, digest = (envelope.record.actor_id, envelope.record.nonce), envelope.hash()
@@ -122,7 +123,7 @@ class Gateway:
                     raise fault
                 if promise is not None and promise.envelope_hash == digest:
                     others.append((index, promise))
-                elif self._judge(envelope):
+                elif self._judge(envelope, free_nonces):
                     accepted.append(envelope)
                     mine.append(key)
                     self._promising[key] = _Promise(digest)
@@ -139,16 +140,21 @@ class Gateway:
             await promise.stored.wait()
             if self._tables.outbox_entry(promise.envelope_hash) is None:
                 results[index] = full or refusal(Busy("outbox", limits.OUTBOX_RESEND_MS))
-        unkept = frozenset(envelope.hash() for envelope in accepted) if full else frozenset()
-        promises = [
-            result
-            or (full if envelope.hash() in unkept else None)
-            or SubmitResult(
-                outcome="accepted", acceptance=seal(self._acceptance(envelope, now_ms), self._context.key)
-            )
-            for envelope, result in zip(envelopes, results, strict=True)
+        unkept = {envelope.hash(): full for envelope in accepted} if full else {}
+        told = [
+            result or unkept.get(envelope.hash()) for envelope, result in zip(envelopes, results, strict=True)
         ]
-        return SubmitAnswer(results=tuple(promises))
+        # A signature each: not on the event loop.
+        answers = await self._context.offload(
+            lambda: tuple(map(partial(self._told, now_ms), envelopes, told))
+        )
+        return SubmitAnswer(results=answers)
+
+    def _told(self, now_ms: int, envelope: Envelope, refused: SubmitResult | None) -> SubmitResult:
+        if refused is not None:
+            return refused
+        acceptance = seal(self._acceptance(envelope, now_ms), self._context.key)
+        return SubmitResult(outcome="accepted", acceptance=acceptance)
 
     async def _keep(
         self, accepted: list[Envelope], mine: list[tuple[bytes, int]], now_ms: int
@@ -180,7 +186,7 @@ class Gateway:
             return error
         return None
 
-    def _judge(self, envelope: Envelope) -> bool:
+    def _judge(self, envelope: Envelope, free_nonces: dict[bytes, int]) -> bool:
         """True for one to store, False for one that is durable already. Raises the reason of a refusal."""
         record, digest = envelope.record, envelope.hash()
         if self._tables.outbox_entry(digest) is not None or self._tables.place(digest) is not None:
@@ -193,7 +199,7 @@ class Gateway:
         check_timely(record, height, self._context.now_ms(), bounds)
         next_nonce = self._tables.nonce(record.actor_id)
         if record.nonce < next_nonce:
-            raise NonceDenied(record.nonce, "taken", self._free_nonce(record.actor_id))
+            raise NonceDenied(record.nonce, "taken", self._free_nonce(record.actor_id, free_nonces))
         if record.nonce >= next_nonce + limits.MEMPOOL_NONCES_AHEAD_MAX:
             raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
         key = (record.actor_id, record.nonce)
@@ -201,19 +207,32 @@ class Gateway:
         rival = self._tables.outbox_by_nonce(*key) if promise is None else promise.envelope_hash
         if rival is not None and rival != digest:
             raise NonceDenied(
-                record.nonce, f"promised to envelope {rival.hex()}", self._free_nonce(record.actor_id)
+                record.nonce,
+                f"promised to envelope {rival.hex()}",
+                self._free_nonce(record.actor_id, free_nonces),
             )
-        if self._tables.outbox_count() >= limits.OUTBOX_ENVELOPES_MAX:
+        if record.expires_at_height > height + self._may_wait_blocks(bounds.expiry_blocks_max):
             raise Busy("outbox_envelopes_max", limits.OUTBOX_RESEND_MS)
         return True
 
-    def _free_nonce(self, actor_id: bytes) -> int:
-        """The first nonce of an actor that no block has taken and no promise here names."""
+    def _may_wait_blocks(self, blocks_max: int) -> int:
+        """For how many blocks a new promise may last: fewer and fewer as the outbox is more than half full, then none.
+
+        Whoever fills it with what no block takes then fills it for a few blocks, not for as long as an envelope lives.
+        """
+        room = max(0, limits.OUTBOX_ENVELOPES_MAX - self._tables.outbox_count())
+        return min(blocks_max, 2 * blocks_max * room // limits.OUTBOX_ENVELOPES_MAX)
+
+    def _free_nonce(self, actor_id: bytes, found: dict[bytes, int]) -> int:
+        """The first nonce of an actor that no block has taken and no promise here names; looked for once a request."""
+        if actor_id in found:
+            return found[actor_id]
         nonce = self._tables.nonce(actor_id)
         while (actor_id, nonce) in self._promising or self._tables.outbox_by_nonce(
             actor_id, nonce
         ) is not None:
             nonce += 1
+        found[actor_id] = nonce
         return nonce
 
     def _acceptance(self, envelope: Envelope, now_ms: int) -> Acceptance:

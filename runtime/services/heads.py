@@ -136,10 +136,12 @@ class HeadTracker:
             message = await blocks.receive()
             announce = BlockAnnounce.from_bytes(message.data)
             self._evidence.saw_attestation(announce.attestation)
+            if announce.attestation.record.executor_id not in self._authorities.current.executors:
+                continue  # anybody can sign one: it is nothing to compare with, and takes no place of what is
             self.claims.append(announce)
             self.claimed.wake()
-            height, executors = announce.block.height, self._authorities.current.executors
-            if height <= self.height or announce.attestation.record.executor_id not in executors:
+            height = announce.block.height
+            if height <= self.height:
                 continue
             if await self._reaches(height, self._context.jittered_s(limits.GAP_FIRST_ASK_MS)):
                 continue

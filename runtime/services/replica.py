@@ -154,13 +154,15 @@ class Replica:
 
     def _inputs(self, height: int) -> tuple[WorldBlock, ActionBatch, list[Envelope]]:
         """What a block says and what it is made of. Raises MissingBlob, and Corrupt without its row."""
+        block, blobs = self._block(height), self._context.blobs
+        batch = ActionBatch.from_preimage(blobs.get(block.batch_hash))
+        return block, batch, self.decode_actions(blobs.get(batch.actions_ref))
+
+    def _block(self, height: int) -> WorldBlock:
         block_hash = self.tables.block_hash(height)
         if block_hash is None:
             raise Corrupt(f"height {height} of world {self.world_id}", "its row is missing", _REPAIR)
-        blobs = self._context.blobs
-        block = WorldBlock.from_preimage(blobs.get(block_hash))
-        batch = ActionBatch.from_preimage(blobs.get(block.batch_hash))
-        return block, batch, self.decode_actions(blobs.get(batch.actions_ref))
+        return WorldBlock.from_preimage(self._context.blobs.get(block_hash))
 
     def _load(self, height: int) -> Applied:
         block, batch, envelopes = self._inputs(height)
@@ -176,7 +178,7 @@ class Replica:
         """The applied block at a height of 1..height."""
         if self.block is not None and height == self.height:
             return self.block
-        return self._load(height).block
+        return self._block(height)
 
     async def apply(self, applied: Applied, more: Sequence[Row] = ()) -> None:
         """Make a block the newest: one transaction (with `more` rows), then the memory, then the listeners.

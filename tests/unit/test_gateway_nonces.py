@@ -6,8 +6,10 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
+import pytest
 import trio
 
+from runtime import limits
 from runtime.epoch_tables import EpochTables
 from runtime.keys import SigningKey
 from runtime.messages import LeaseAnswer, SubmitRequest, SubmitResult
@@ -153,3 +155,45 @@ async def test_a_copy_that_comes_while_the_first_is_being_stored_waits_for_its_d
             nursery.start_soon(hand_in)
     assert [result.outcome for result in results] == ["accepted"] * 5
     assert tables[0].outbox_count() == 1
+
+
+async def test_the_fuller_the_outbox_the_shorter_a_promise_may_last(
+    small_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, made = small_world(expiry_blocks_max=100), list[WorldTables]()
+    submit = submitter(world, made)
+    monkeypatch.setattr(limits, "OUTBOX_ENVELOPES_MAX", 8)
+
+    async def outcomes(nonce: int, *lives: int) -> list[str]:
+        actor = world.actors[0]
+        told = [
+            await submit(world.envelope(actor, SAY, nonce=nonce, expires_at_height=life)) for life in lives
+        ]
+        return [result.reason or result.outcome for [result] in told]
+
+    for nonce in range(5):
+        assert await outcomes(nonce, 100) == ["accepted"]
+    assert await outcomes(5, 100, 76, 75) == ["Busy", "Busy", "accepted"]
+    assert await outcomes(6, 51, 50) == ["Busy", "accepted"]
+    assert await outcomes(7, 25) == ["accepted"]
+    assert await outcomes(8, 1) == ["Busy"]
+
+
+async def test_the_first_free_nonce_is_looked_for_once_a_request(
+    small_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, made = small_world(), list[WorldTables]()
+    submit = submitter(world, made)
+    actor = world.actors[0]
+    await submit(*(world.envelope(actor, SAY, nonce=nonce) for nonce in range(20)))
+    looked, by_nonce = 0, made[0].outbox_by_nonce
+
+    def counted(actor_id: bytes, nonce: int) -> bytes | None:
+        nonlocal looked
+        looked += 1
+        return by_nonce(actor_id, nonce)
+
+    monkeypatch.setattr(made[0], "outbox_by_nonce", counted)
+    rivals = await submit(*(world.envelope(actor, ("shout", {}), nonce=nonce) for nonce in range(20)))
+    assert {result.next_nonce for result in rivals} == {20}
+    assert looked == 20 + 21  # each rival, and the row of promises once

@@ -75,6 +75,9 @@ class Wire:
         return frame.code
 
 
+KEPT = b"kept"  # has a place held
+
+
 class Serving:
     """A router with its account of marks and its running streams."""
 
@@ -82,7 +85,11 @@ class Serving:
         self.counters = Counter()
         self.marks = []
         self.router = Router(
-            routes, self.counters, limits=limits, on_mark=lambda peer, reason: self.marks.append(reason)
+            routes,
+            self.counters,
+            limits=limits,
+            on_mark=lambda peer, reason: self.marks.append(reason),
+            is_kept=lambda peer: peer == KEPT,
         )
         self.streams = []
         self._nursery = nursery
@@ -322,6 +329,30 @@ async def test_a_costly_method_counts_as_several_requests(autojump_clock):
         assert (frame.code, frame.retry_after_ms) == (Code.ERR_RATE_LIMITED, 600)
         await wire.send(ECHO)
         assert isinstance(await wire.frame(), frames.Answer)
+
+
+async def test_a_strangers_large_request_counts_as_several_and_a_kept_peers_as_one(autojump_clock):
+    large = frames.encode_request(0, "echo", bytes(3 * names.REQUEST_BYTES_AS_ONE))
+    async with serving({"echo": Route(echo)}, requests_per_s_max=5) as server:
+        for peer, second in ((b"stranger", frames.ErrorFrame), (KEPT, frames.Answer)):
+            wire = server.open(peer)
+            await wire.send(large)
+            assert isinstance(await wire.frame(), frames.Answer)
+            await wire.send(large)
+            assert isinstance(await wire.frame(), second)
+
+
+async def test_the_last_quarter_of_all_places_is_for_kept_peers(autojump_clock):
+    routes = {"hang": Route(hang), "echo": Route(echo)}
+    async with serving(routes, in_flight_total_max=4) as server:
+        for peer in (b"a", b"b", b"c"):
+            await server.open(peer).send(frames.encode_request(0, "hang", b""))
+        await trio.testing.wait_all_tasks_blocked()
+        stranger, kept = server.open(b"d"), server.open(KEPT)
+        await stranger.send(ECHO)
+        assert await stranger.error_code() is Code.ERR_BUSY
+        await kept.send(ECHO)
+        assert isinstance(await kept.frame(), frames.Answer)
 
 
 async def test_the_rate_is_the_peers_and_not_the_streams(autojump_clock):

@@ -139,11 +139,25 @@ class TestMempool:
         for nonce in range(20):
             with pytest.raises(Busy, match=name.lower()):
                 pool.add(self.make(world, 2, nonce), PEER, 0)
-        assert looked == sequencing.EVICTION_LOOKS_MAX
+        assert looked == 1  # nothing waits for more than the first: the others are none the better
         pool.expire(1)
         with pytest.raises(Busy, match=name.lower()):
             pool.add(self.make(world, 2, 0), PEER, 0)
-        assert looked == sequencing.EVICTION_LOOKS_MAX + 2  # `expire` itself, and once more
+        assert looked == 3  # `expire` itself, and once more
+
+    @pytest.mark.parametrize("name", ["MEMPOOL_PEER_ENVELOPES_MAX", "MEMPOOL_ENVELOPES_MAX"])
+    def test_vain_looks_of_strangers_leave_one_for_whoever_is_next(
+        self, pool: ActionMempool, world: Any, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(limits, name, 2)
+        for actor in (0, 1):
+            pool.add(self.make(world, actor, 1), PEER, 0)  # each waits for a nonce that never comes
+        for nonce in (9, 8, 7, 3, 2, 1):
+            with pytest.raises(Busy, match=name.lower()):
+                pool.add(self.make(world, 2, nonce), PEER, 0)
+        honest = self.make(world, 2, 0)
+        assert pool.add(honest, PEER, 0)
+        assert honest.hash() in pool
 
     @pytest.mark.parametrize("name", ["MEMPOOL_PEER_BYTES_MAX", "MEMPOOL_BYTES_MAX"])
     def test_a_share_that_makes_no_room_evicts_nothing(

@@ -11,6 +11,8 @@ import pytest
 import trio
 import trio.testing
 
+from p2p.network import Message
+from runtime import chain
 from runtime.epoch_tables import EpochTables
 from runtime.errors import Corrupt, Denied, Halted, Invalid, Missing
 from runtime.evidence import CommitFork, MalformedBatch
@@ -22,7 +24,7 @@ from runtime.messages import (
     LeaseAcquireRequest,
     LeaseTermRequest,
 )
-from runtime.records import seal
+from runtime.records import BlockAnnounce, BlockAttestation, seal
 from runtime.services.authorities import Authorities
 from runtime.services.context import Context
 from runtime.services.coordinator import REQUESTS_WAITING_MAX, Coordinator
@@ -210,3 +212,60 @@ async def test_strangers_do_not_stand_in_the_coordinators_queue(small_world: Cal
         answer = await coordinator.lease_acquire(world.proposer.identity, acquire)
         nursery.cancel_scope.cancel()
     assert answer.lease is not None
+
+
+@dataclass(slots=True)
+class Heard:
+    """A subscription that has these messages, and then nothing."""
+
+    left: list[Message]
+
+    async def receive(self) -> Message:
+        if not self.left:
+            await trio.sleep_forever()
+        return self.left.pop(0)
+
+
+async def test_a_block_that_a_stranger_vouches_for_is_no_claim_to_compare_with(
+    small_world: Callable[..., Any],
+) -> None:
+    world = small_world()
+    _executor, _replica, parts = executor_of(world)
+    block = world.run(world.envelope(world.actors[0], ("say", {"text": "x"}))).block
+    announced = []
+    for key in (world.actors[0], world.executor):
+        attestation = BlockAttestation(
+            world_id=world.world_id, epoch=0, height=1, block_hash=block.hash(), executor_id=key.identity
+        )
+        data = BlockAnnounce(block, seal(attestation, key)).to_bytes()
+        announced.append(Message("aw.w.block", data, key.identity, key.identity))
+    with trio.move_on_after(0.1):
+        await parts.tracker.hear_blocks(cast("Any", Heard(announced)))
+    assert [claim.attestation.record.executor_id for claim in parts.tracker.claims] == [
+        world.executor.identity
+    ]
+
+
+async def test_to_say_which_block_a_height_has_reads_no_more_than_the_block(
+    small_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = small_world()
+    executor, replica, _parts = executor_of(world)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(executor._execute)
+        for height in (1, 2):
+            batch, actions = world.batch([world.envelope(world.actors[0], ("say", {"text": str(height)}))])
+            commit = world.commit(height, batch.hash())
+            request = ExecuteBatchRequest(
+                world_id=world.world_id, batch=seal(batch, world.proposer), commit=commit, actions=actions
+            )
+            await executor.hand_over(world.proposer.identity, request)
+            while replica.height < height:
+                await replica.applied.wait()
+            built = chain.build_block(
+                world.genesis, world.tip, batch, world.form(batch, actions), [True] * batch.envelope_count
+            )
+            world.tip = built.tip
+        nursery.cancel_scope.cancel()
+    monkeypatch.setattr(replica, "decode_actions", None)
+    assert replica.block_at(1).height == 1
