@@ -7,6 +7,7 @@ the observer process has replayed the block that took it; what is offered is dec
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -203,3 +204,11 @@ async def _to_the_end(besieged: Besieged, envelopes: Sequence[Envelope]) -> None
     """Also when the siege ends meanwhile: what waits behind a missing nonce would else count as lost."""
     with trio.move_on_after(PATIENCE_S, shield=True):
         await hand_in(besieged, envelopes)
+
+
+async def counters(besieged: Besieged) -> Counter[str]:
+    """All nodes' counters together."""
+    total: Counter[str] = Counter()
+    for node in besieged.network.nodes.values():
+        total.update((await besieged.status(node)).counters)
+    return total

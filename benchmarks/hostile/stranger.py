@@ -37,10 +37,16 @@ ASK_S_MAX: Final = 10.0
 LEARN_S: Final = 5.0  # how old the head may be that a lie is made of
 REST_S: Final = 0.5  # after an error, before an attack begins anew
 READ_BYTES: Final = 64 * 1024
+NO_STRIKE: Final = ("begun", "cut short")
 _log = logging.getLogger(__name__)
 
 Tally: TypeAlias = Counter[str]
 """What an attack has done, in words."""
+
+
+def strikes(tally: Mapping[str, int]) -> int:
+    """What an attack did, without its beginnings and ends."""
+    return sum(count for what, count in tally.items() if not what.startswith(NO_STRIKE))
 
 
 class Pace:

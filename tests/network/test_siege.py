@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import trio
 
-from benchmarks.hostile.load import Besieged, hand_in, open_besieged
-from benchmarks.hostile.stranger import Ground, Pace, Tally, persist
+from benchmarks.hostile.load import Besieged, counters, hand_in, open_besieged
+from benchmarks.hostile.stranger import Ground, Pace, persist, strikes
 from benchmarks.hostile.table import ATTACKS
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(120)]
@@ -35,7 +35,6 @@ LOOK_S = 0.1
 FASTER = 4  # than in the benchmark: one attack by itself, for a moment
 STRANGERS = 3  # of each attack; a node that asks somebody by chance asks one of them soon
 HONEST = 3  # envelopes verified meanwhile
-NO_STRIKE = ("begun", "cut short")
 
 
 @dataclass(slots=True)
@@ -99,18 +98,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert lab.failure is None
-
-
-async def counters(besieged: Besieged) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for node in besieged.network.nodes.values():
-        total.update((await besieged.status(node)).counters)
-    return total
-
-
-def strikes(tally: Tally) -> int:
-    """What it did, without its beginnings and ends."""
-    return sum(count for what, count in tally.items() if not what.startswith(NO_STRIKE))
 
 
 async def withstand(besieged: Besieged, ground: Ground, name: str) -> None:
