@@ -1,7 +1,8 @@
 """trio.run for commands that Ctrl-C ends, whatever it meets.
 
 Hides: signals. trio raises KeyboardInterrupt wherever the program happens to be, and py-libp2p has a dozen places that
-take any BaseException for a failure of what they do. Here Ctrl-C cancels, and that it came is remembered. Guarantees: a second Ctrl-C ends the process at once; who ignores SIGINT goes on ignoring it.
+take any BaseException for a failure of what they do. Here Ctrl-C cancels, and that it came is remembered.
+Guarantees: a second Ctrl-C ends the process at once; who ignores SIGINT goes on ignoring it.
 """
 
 from __future__ import annotations
