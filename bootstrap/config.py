@@ -65,7 +65,7 @@ class NodeLimits:
     streams_per_peer_max: int = _limit(names.STREAMS_PER_PEER_MAX, 1, 1_024, "open streams of one peer")
     requests_per_s_per_peer_max: int = _limit(
         names.REQUESTS_PER_S_PER_PEER_MAX,
-        100,  # twice what the dearest method counts as
+        100,  # what the dearest method counts as
         1_000_000,
         "requests of one peer in a second",
     )

@@ -189,10 +189,8 @@ async def sync_to(replica: Replica, head: WorldHeadAnnounce, sources: Sources, p
             async with aclosing(_pipeline(replica, sources, hashes, first, nursery)) as materials:
                 async for material in materials:
                     judged = await sources.context.offload(partial(_judged, replica, material, head))
-                    is_last = (
-                        judged.block.height == target
-                    )  # then what is held can be served, whatever comes next
-                    rows = replica.tables.put_applied_head(head) if is_last else ()
+                    # With the last block the head: what is held can be served, whatever comes next.
+                    rows = replica.tables.put_applied_head(head) if judged.block.height == target else ()
                     await replica.apply(judged, rows)
                     progress(replica.height, target)
         except WorldError as error:  # carried out of the nursery as itself, not as a group
@@ -200,6 +198,9 @@ async def sync_to(replica: Replica, head: WorldHeadAnnounce, sources: Sources, p
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+    if not hashes:  # the block was here already, of an epoch before or of a head that was lost
+        rows = replica.tables.put_applied_head(head)
+        await sources.context.store(f"head of height {target}", rows, (), keep=True)
     replica.reached(head)
 
 

@@ -11,8 +11,8 @@ import trio
 from bootstrap.cli import interrupt
 
 
-async def met_in_a_dial() -> str:
-    with suppress(BaseException):  # as libp2p/transport/tcp/tcp.py does
+async def met_where_all_is_caught() -> str:
+    with suppress(BaseException):  # as py-libp2p does in a dozen places
         signal.raise_signal(signal.SIGINT)
     with trio.fail_after(10):
         await trio.sleep_forever()
@@ -27,7 +27,7 @@ async def fails_when_cancelled() -> str:
         raise OSError("closed in the middle")
 
 
-@pytest.mark.parametrize("main", [met_in_a_dial, fails_when_cancelled])
+@pytest.mark.parametrize("main", [met_where_all_is_caught, fails_when_cancelled])
 def test_an_interrupt_is_one_wherever_it_is_met(main):
     before = signal.getsignal(signal.SIGINT)
     try:

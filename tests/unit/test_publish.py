@@ -139,6 +139,21 @@ async def test_whoever_is_killed_as_soon_as_it_holds_a_block_puts_the_head_of_th
         assert await height_told(hub, small, alone) == 1
 
 
+async def test_a_head_whose_block_was_here_before_it_is_kept_as_one_that_can_be_served(
+    small_world: Any, autojump_clock: Any
+) -> None:
+    hub, small, db, bare = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb(), MemoryWorldDb()
+    built = run_block(small, db, "a", stored=True)
+    db.commit(WorldTables(db, small.world_id).put_applied_head(small.head_of(built)))
+    run_block(small_world(), bare, "a", stored=True)
+    tables = WorldTables(bare, small.world_id)
+    async with storage_node(hub, small, db, 10) as one, storage_node(hub, small, bare, 11, beside=one):
+        with trio.fail_after(60):
+            while tables.applied_head() is None:
+                await trio.sleep(0.01)
+    assert tables.applied_head() == small.head_of(built)
+
+
 async def test_one_of_two_puts_and_the_other_leaves_it(small_world: Any, autojump_clock: Any) -> None:
     hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
     head = small.head_of(run_block(small, db, "a", stored=True))
