@@ -96,7 +96,6 @@ class Executor:
         self._arrived = Signal()
         self._announced = Signal()
         self._to_announce: Sealed[Commit] | None = None  # of the newest applied height
-        self._look_at = 0.0  # trio's clock: when to look for a fork again
         self._told = (0, 0)  # epoch and height of the newest block that was vouched for
 
     def handlers(self) -> Handlers:
@@ -158,6 +157,7 @@ class Executor:
             nursery.start_soon(self._execute)
             nursery.start_soon(self._hear, batches)
             nursery.start_soon(self._catch_up)
+            nursery.start_soon(self._watch_for_fork)
             nursery.start_soon(self._watch_applied)
             nursery.start_soon(self._cross_check)
             nursery.start_soon(self._announce, blocks, heads)
@@ -285,7 +285,6 @@ class Executor:
             except (NetworkError, WorldError):  # whoever was asked did not help: others, or later
                 self._context.counters["executor.catch_up_failed"] += 1
                 await trio.sleep(self._context.jittered_s(CATCH_UP_MS))
-            await self._watch_for_fork()
             is_told = self._known_height > self._replica.height or await self._heard.wait_at_most(
                 self._context.jittered_s(CATCH_UP_MS)
             )
@@ -300,15 +299,18 @@ class Executor:
             await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
 
     async def _watch_for_fork(self) -> None:
-        """A head above all that the certifier tells here is of a chain that is not seen here: look who is wrong."""
-        head, at = self._tracker.head, self._replica.height
-        if head is None or head.commit.record.height <= max(at, self._known_height):
-            return
-        own, now = self._tables.order(at), trio.current_time()
-        if own is None or own[1].record.epoch != self._authorities.epoch or now < self._look_at:
-            return
-        self._look_at = now + FORK_LOOK_MS / 1_000
-        await look_for_fork(own[1], self._tracker, self._sources)
+        """A head above all that the certifier tells here is of a chain that is not seen here: look who is wrong.
+
+        A task of its own: everybody is asked, also who is silent, and what is certified must not wait for them.
+        """
+        while True:
+            await trio.sleep(self._context.jittered_s(FORK_LOOK_MS))
+            head, at = self._tracker.head, self._replica.height
+            if head is None or head.commit.record.height <= max(at, self._known_height):
+                continue
+            own = self._tables.order(at)
+            if own is not None and own[1].record.epoch == self._authorities.epoch:
+                await look_for_fork(own[1], self._tracker, self._sources)
 
     async def _learn_commit(self) -> None:
         answer = await self._newest_commit()

@@ -2,9 +2,11 @@
 
 Hides: which peers serve a world, in what order to try them, and who is resting after a failure.
 Guarantees: nothing returned was not checked; a peer whose bytes were false is marked and tried last; every try has a
-deadline and every answer a byte limit. Provider records are free for anybody to make: half of the places belong to
-peers that are connected or have helped before, and who fails rests longer each time, so that however many strangers
-say that they provide a world, an honest provider's turn comes. When nobody helped, Missing says what was tried.
+deadline and every answer a byte limit; one that is silent is soon not waited for alone, so that a dead peer that has
+helped before costs a second and not a whole try (hedged requests: Dean and Barroso, "The Tail at Scale").
+Provider records are free for anybody to make: half of the places belong to peers that are connected or have helped
+before, and who fails rests longer each time, so that however many strangers say that they provide a world, an honest
+provider's turn comes. When nobody helped, Missing says what was tried.
 Implements docs/protocol.md, sections "Methods" (client side) and "DHT" (providers).
 """
 
@@ -31,6 +33,8 @@ TRY_MS: Final = 10_000
 REACH_MS: Final = 5_000  # to connect to a provider, all its addresses together
 REST_MS_MAX: Final = 600_000
 FALSE_ANSWER_REST_MS: Final = 60_000
+HEDGE_MS: Final = 1_000  # who has said nothing for so long is not waited for alone
+HEDGED_MAX: Final = 3  # sources asked for one thing at a time
 PROVIDERS_FRESH_MS: Final = 15_000
 PROVIDERS_RETRY_MS: Final = 2_000  # a false head asks for what nobody has: that must not cost a look-up each
 PEERS_REMEMBERED_MAX: Final = 1_024
@@ -157,36 +161,71 @@ async def call(
 async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId], Awaitable[T]]) -> T:
     """First checked result of `await ask(peer)` over the candidates. Raises Missing when all failed.
 
-    `ask` raises NetworkError or Missing when the peer did not help, and Invalid when what it said is false.
+    `ask` raises NetworkError or Missing when the peer did not help, and Invalid when what it said is false. The next
+    candidate is asked when one has failed, or has been silent for HEDGE_MS: then it is one of HEDGED_MAX at a time.
     """
-    tried = []
-    for peer in await sources.candidates():
-        began_s = trio.current_time()
-        try:
-            await sources.reach(peer)
-            found = await _ask_at_its_rate(ask, peer)
-        except RequestFailed as failure:
-            tried.append(failure.code.name)
-            if failure.retryable:
-                sources.rest(peer, max(limits.FETCH_COOLDOWN_MS, failure.retry_after_ms))
-        except NetworkError as error:
-            tried.append(type(error).__name__)
-            sources.failed(peer, int((trio.current_time() - began_s) * 1_000))
-        except Missing:  # it has something else, or less: no fault of its
-            tried.append("not held")
-        except WorldError as error:
-            tried.append(f"false answer ({error})")
-            sources.context.counters["fetch.false_answer"] += 1
-            if isinstance(
-                error, HashMismatch
-            ):  # else it may be the head, the epoch or the version that differs
-                sources.context.network.mark(peer, "false answer")
-            sources.rest(peer, FALSE_ANSWER_REST_MS)
-        else:
-            sources.praise(peer)
-            return found
+    tried: list[str] = []
+    answers: list[T] = []
+    places = trio.Semaphore(HEDGED_MAX)
+    async with trio.open_nursery() as nursery:
+
+        async def attempt(peer: PeerId, ended: trio.Event) -> None:
+            began_s = trio.current_time()
+            try:
+                answers.append(await _attempt(sources, peer, ask, tried))
+                nursery.cancel_scope.cancel()
+            except _DidNotHelp:
+                ended.set()
+                places.release()
+            except trio.Cancelled:
+                if answers:  # another was quicker: begin with that one next time
+                    sources.failed(peer, int((trio.current_time() - began_s) * 1_000))
+                raise
+
+        for number, peer in enumerate(await sources.candidates()):
+            await places.acquire()
+            sources.context.counters["fetch.hedged"] += number > len(tried)
+            ended = trio.Event()
+            nursery.start_soon(attempt, peer, ended)
+            with trio.move_on_after(HEDGE_MS / 1_000):
+                await ended.wait()
+    if answers:
+        return answers[0]
     sources.forget_lookup()
     raise Missing(what, f"{key} ({len(tried)} peers tried: {', '.join(tried) or 'none known'})")
+
+
+class _DidNotHelp(Exception):
+    """One source has been asked in vain; why is noted."""
+
+
+async def _attempt(
+    sources: Sources, peer: PeerId, ask: Callable[[PeerId], Awaitable[T]], tried: list[str]
+) -> T:
+    """Ask one source. Raises _DidNotHelp, when it is noted in `tried` and held against the source what it did."""
+    began_s = trio.current_time()
+    try:
+        await sources.reach(peer)
+        found = await _ask_at_its_rate(ask, peer)
+    except RequestFailed as failure:
+        tried.append(failure.code.name)
+        if failure.retryable:
+            sources.rest(peer, max(limits.FETCH_COOLDOWN_MS, failure.retry_after_ms))
+    except NetworkError as error:
+        tried.append(type(error).__name__)
+        sources.failed(peer, int((trio.current_time() - began_s) * 1_000))
+    except Missing:  # it has something else, or less: no fault of its
+        tried.append("not held")
+    except WorldError as error:
+        tried.append(f"false answer ({error})")
+        sources.context.counters["fetch.false_answer"] += 1
+        if isinstance(error, HashMismatch):  # else it may be the head, the epoch or the version that differs
+            sources.context.network.mark(peer, "false answer")
+        sources.rest(peer, FALSE_ANSWER_REST_MS)
+    else:
+        sources.praise(peer)
+        return found
+    raise _DidNotHelp
 
 
 async def _ask_at_its_rate(ask: Callable[[PeerId], Awaitable[T]], peer: PeerId) -> T:

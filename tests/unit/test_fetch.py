@@ -12,13 +12,13 @@ import trio
 import trio.testing
 
 from p2p import names
-from p2p.errors import Code, RequestFailed, Unreachable
+from p2p.errors import Code, RequestFailed, RequestTimeout, Unreachable
 from p2p.network import PeerInfo
 from p2p.providers import CachedDht, ProviderCache
 from runtime import limits
 from runtime.errors import HashMismatch, Missing
 from runtime.services.context import Context
-from runtime.services.fetch import RATE_WAIT_MS_MAX, REACH_MS, REST_MS_MAX, Sources, ask_any
+from runtime.services.fetch import HEDGE_MS, RATE_WAIT_MS_MAX, REACH_MS, REST_MS_MAX, TRY_MS, Sources, ask_any
 from runtime.world_db import MemoryWorldDb
 
 T = TypeVar("T")
@@ -139,6 +139,63 @@ async def test_reaching_a_peer_is_bounded_as_a_whole(clock: trio.testing.MockClo
     with pytest.raises(Missing):
         await ask_any(found, "blob", "x", only(HONEST))
     assert trio.current_time() == pytest.approx(REACH_MS / 1_000)
+
+
+def silent_but_for(helpful: bytes, asked: dict[bytes, float]) -> Callable[[bytes], Awaitable[str]]:
+    async def ask(who: bytes) -> str:
+        asked[who] = trio.current_time()
+        if who != helpful:
+            await trio.sleep(TRY_MS / 1_000)
+            raise RequestTimeout(names.peer_text(who), "x", TRY_MS)
+        return "it"
+
+    return ask
+
+
+async def test_a_source_that_has_helped_and_is_silent_now_costs_a_second_once(
+    clock: trio.testing.MockClock,
+) -> None:
+    dead, asked = peer(1), dict[bytes, float]()
+    found = sources(Net([dead, HONEST]), [])
+    found.praise(dead)
+    assert await ask_any(found, "blob", "x", silent_but_for(HONEST, asked)) == "it"
+    assert asked == {dead: 0, HONEST: HEDGE_MS / 1_000}
+    assert found.is_resting(dead, now_ms())
+    before = trio.current_time()
+    assert await ask_any(found, "blob", "y", silent_but_for(HONEST, asked)) == "it"
+    assert trio.current_time() == before
+
+
+async def test_a_slow_answer_is_taken_when_nobody_else_has_one(clock: trio.testing.MockClock) -> None:
+    found = sources(Net([peer(1), peer(2), HONEST]), [])
+    found.praise(HONEST)
+
+    async def ask(who: bytes) -> str:
+        if who != HONEST:
+            raise Missing("blob", "x")
+        await trio.sleep(5)
+        return "it"
+
+    assert await ask_any(found, "blob", "x", ask) == "it"
+    assert trio.current_time() == 5
+    assert not found.is_resting(HONEST, now_ms())
+
+
+async def test_however_many_are_silent_few_are_asked_at_a_time(clock: trio.testing.MockClock) -> None:
+    asked = dict[bytes, float]()
+    found = sources(Net([peer(number) for number in range(1, 8)]), [])
+    with pytest.raises(Missing, match="7 peers tried"):
+        await ask_any(found, "blob", "x", silent_but_for(HONEST, asked))
+    assert sorted(asked.values()) == [0, 1, 2, 10, 11, 12, 20]
+    assert trio.current_time() == 30
+
+
+async def test_an_error_that_is_no_answer_is_not_taken_for_one(clock: trio.testing.MockClock) -> None:
+    async def ask(who: bytes) -> str:
+        raise ZeroDivisionError
+
+    with pytest.RaisesGroup(ZeroDivisionError):
+        await ask_any(sources(Net([HONEST]), []), "blob", "x", ask)
 
 
 async def test_who_fails_rests_longer_than_its_try_took_and_twice_as_long_each_time(

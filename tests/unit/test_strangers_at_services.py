@@ -19,12 +19,13 @@ from runtime.evidence import CommitFork, MalformedBatch
 from runtime.keys import SigningKey
 from runtime.messages import (
     BatchAnswer,
+    CommitAnswer,
     CommitBatchRequest,
     ExecuteBatchRequest,
     LeaseAcquireRequest,
     LeaseTermRequest,
 )
-from runtime.records import BlockAnnounce, BlockAttestation, seal
+from runtime.records import BlockAnnounce, BlockAttestation, SignedAuthorities, seal
 from runtime.services.authorities import Authorities
 from runtime.services.context import Context
 from runtime.services.coordinator import REQUESTS_WAITING_MAX, Coordinator
@@ -244,6 +245,39 @@ async def test_a_block_that_a_stranger_vouches_for_is_no_claim_to_compare_with(
     assert [claim.attestation.record.executor_id for claim in parts.tracker.claims] == [
         world.executor.identity
     ]
+
+
+async def test_a_look_for_a_fork_that_nobody_answers_keeps_no_executor_from_asking_the_certifier(
+    small_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    """The leader that is paused or cut off is among those who are asked; the standby has to go on meanwhile."""
+    world = small_world()
+    executor, replica, parts = executor_of(world)
+    request = hand_over_of(world)
+    looks, asked_at = list[float](), list[float]()
+
+    async def look(*_: object) -> None:
+        looks.append(trio.current_time())
+        await trio.sleep_forever()
+
+    async def newest_commit() -> CommitAnswer:
+        asked_at.append(trio.current_time())
+        return CommitAnswer(SignedAuthorities(world.genesis.authorities), request.commit)
+
+    monkeypatch.setattr("runtime.services.executor.look_for_fork", look)
+    monkeypatch.setattr(executor, "_newest_commit", newest_commit)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(executor._execute)
+        await executor.hand_over(world.proposer.identity, request)
+        while replica.height == 0:
+            await replica.applied.wait()
+        nursery.start_soon(executor._catch_up)
+        nursery.start_soon(executor._watch_for_fork)
+        parts.tracker.offer(world.head(2, bytes(32), bytes(32)))
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert len(looks) == 1
+    assert len([at for at in asked_at if at > looks[0]]) > 10
 
 
 async def test_to_say_which_block_a_height_has_reads_no_more_than_the_block(
