@@ -1,0 +1,203 @@
+"""A peer as a process: commands in, answers and events out, as docs/interop.md has them.
+
+Hides: the process, the numbering of commands, who waits for what. Guarantees: a command that is not answered within its
+deadline is an error, as is a peer that ends; every process that was started here has ended when the block is left.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import trio
+
+Json: TypeAlias = dict[str, Any]
+COMMAND_S: Final = 70.0
+START_S: Final = 30.0
+EVENT_S: Final = 30.0
+LINE_BYTES_MAX: Final = 64 << 20
+STOP_S: Final = 10.0
+
+
+class PeerFailed(Exception):
+    """A peer did not start, did not answer, or ended: what it last said stands in its log."""
+
+
+class CommandFailed(Exception):
+    """A peer answered a command with an error."""
+
+    def __init__(self, peer: str, do: str, error: Json) -> None:
+        super().__init__(f"{peer}: {do}: {error.get('kind')}: {error.get('message')}")
+        self.kind = error.get("kind")
+        self.error = error
+
+
+@dataclass(slots=True)
+class Peer:
+    """One running peer. `addr` is where it listens, with its peer id."""
+
+    name: str
+    process: trio.Process
+    log: Path
+    peer_id: str = ""
+    addr: str = ""
+    events: list[Json] = field(default_factory=list)
+    _answers: dict[int, Json] = field(default_factory=dict)
+    _changed: trio.Event = field(default_factory=trio.Event)
+    _number: int = 0
+    _ended: bool = False
+
+    async def do(self, do: str, *, within_s: float = COMMAND_S, **fields: Any) -> Json:
+        """One command. Raises CommandFailed, or PeerFailed where there is no answer."""
+        self._number += 1
+        number = self._number
+        assert self.process.stdin is not None
+        try:
+            await self.process.stdin.send_all(json.dumps({"id": number, "do": do, **fields}).encode() + b"\n")
+        except trio.BrokenResourceError:
+            raise PeerFailed(f"{self.name} has ended, see {self.log}") from None
+        await self._until(lambda: number in self._answers, within_s, f"an answer to {do}")
+        answer = self._answers.pop(number)
+        if "error" in answer:
+            raise CommandFailed(self.name, do, answer["error"])
+        return dict(answer["ok"])
+
+    async def refused(self, do: str, kind: str, **fields: Any) -> Json:
+        """A command that must fail with this kind of error, which is returned."""
+        try:
+            found = await self.do(do, **fields)
+        except CommandFailed as failure:
+            if failure.kind != kind:
+                raise
+            return dict(failure.error)
+        raise AssertionError(f"{self.name}: {do} was answered with {found}, and should be {kind}")
+
+    async def event(self, event: str, within_s: float = EVENT_S, **fields: Any) -> Json:
+        """The first event with these fields, also when it came before. Raises PeerFailed."""
+
+        def found() -> Json | None:
+            wanted = {"event": event} | fields
+            return next((one for one in self.events if wanted.items() <= one.items()), None)
+
+        await self._until(lambda: found() is not None, within_s, f"event {event} {fields}")
+        one = found()
+        assert one is not None
+        return one
+
+    async def _until(self, holds: Callable[[], bool], within_s: float, what: str) -> None:
+        with trio.move_on_after(within_s):
+            while not holds():
+                if self._ended:
+                    raise PeerFailed(f"{self.name} ended before {what}, see {self.log}")
+                await self._changed.wait()
+            return
+        raise PeerFailed(f"{self.name}: no {what} within {within_s:.0f} s, see {self.log}")
+
+    async def listen(self) -> None:
+        """Take what the peer says until it ends."""
+        assert self.process.stdout is not None
+        left = bytearray()
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for chunk in self.process.stdout:
+                left += chunk
+                *lines, rest = left.split(b"\n")
+                left = bytearray(rest)
+                if len(left) > LINE_BYTES_MAX:
+                    raise PeerFailed(f"{self.name}: a line over {LINE_BYTES_MAX} bytes")
+                for line in lines:
+                    self._take(json.loads(line))
+                self._wake()
+        self._ended = True
+        self._wake()
+
+    def _take(self, said: Json) -> None:
+        if "event" in said:
+            self.events.append(said)
+        else:
+            self._answers[said["id"]] = said
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def freeze(self) -> None:
+        """SIGSTOP: it holds its connections and says nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait."""
+        self.process.kill()
+        await self.process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, then SIGKILL; the exit code."""
+        if self.process.returncode is None:
+            self.thaw()
+            self.process.terminate()
+            with trio.move_on_after(STOP_S):
+                await self.process.wait()
+        if self.process.returncode is None:
+            await self.kill()
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+@dataclass(slots=True)
+class Ground:
+    """Where peers are started. `commands` says how, by language; logs go to `directory`."""
+
+    commands: dict[str, Sequence[str]]
+    directory: Path
+    nursery: trio.Nursery
+    peers: list[Peer] = field(default_factory=list)
+
+    async def start(
+        self, language: str, seed: int, *, careless: bool = False, listen: str | None = None
+    ) -> Peer:
+        """A peer that listens. Raises PeerFailed."""
+        name = f"{language}-{seed}"
+        log = self.directory / f"{name}.log"
+        argv = [*self.commands[language], "--seed", seed.to_bytes(32, "big").hex()]
+        argv += ["--listen", listen] if listen else []
+        argv += ["--careless"] if careless else []
+        with log.open("ab") as stderr:
+            process = await trio.lowlevel.open_process(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            )
+        peer = Peer(name, process, log)
+        self.peers.append(peer)
+        self.nursery.start_soon(peer.listen)
+        ready = await peer.event("ready", within_s=START_S)
+        peer.peer_id, peer.addr = ready["peer_id"], ready["addrs"][0]
+        return peer
+
+    async def stop_all(self) -> None:
+        """End every peer that still runs."""
+        peers, self.peers = self.peers, []
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(peer.stop)
+
+
+@asynccontextmanager
+async def open_ground(commands: dict[str, Sequence[str]], directory: Path) -> AsyncIterator[Ground]:
+    """A place for peers; all of them have ended afterwards."""
+    await trio.Path(directory).mkdir(parents=True, exist_ok=True)
+    async with trio.open_nursery() as nursery:
+        ground = Ground(commands, directory, nursery)
+        try:
+            yield ground
+        finally:
+            with trio.CancelScope(shield=True):
+                await ground.stop_all()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,67 @@
+"""How each peer is built and started. Hides: toolchains. docs/interop.md has the same as a table."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+
+
+class Missing(Exception):
+    """A toolchain that is not there: what to install."""
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """`tool` must be on PATH; `build` runs in the peer's folder; `start` is the command line."""
+
+    tool: str
+    install: str
+    build: Sequence[str]
+    start: Sequence[str]
+
+
+LANGUAGES: Final = {
+    "py": Language(sys.executable, "Python", (), (sys.executable, "-m", "interop.py.peer")),
+    "go": Language(
+        "go",
+        "Go 1.26 or newer (go.dev/doc/install)",
+        ("go", "build", "-o", "peer", "."),
+        (str(HERE / "go/peer"),),
+    ),
+    "rust": Language(
+        "cargo",
+        "Rust 1.88 or newer (rustup.rs)",
+        ("./build",),
+        (str(HERE / "rust/target/interop/peer"),),
+    ),
+    "js": Language("npm", "Node.js 20 or newer with npm", ("npm", "ci"), ("node", str(HERE / "js/peer.js"))),
+}
+
+
+def build(language: str) -> None:
+    """Build one peer. Raises Missing."""
+    how = LANGUAGES[language]
+    if shutil.which(how.tool) is None:
+        raise Missing(
+            f"{language}: {how.tool} is not installed\ntry: install {how.install}, or leave it out with --languages"
+        )
+    if how.build:
+        print(f"building the {language} peer", file=sys.stderr, flush=True)
+        folder = HERE / language
+        ended = subprocess.run(how.build, cwd=folder, stdout=sys.stderr, check=False)
+        if ended.returncode:
+            raise Missing(
+                f"{language}: {' '.join(how.build)} in {folder} failed with code {ended.returncode}"
+            )
+
+
+def command(language: str) -> Sequence[str]:
+    """The command line that starts a peer."""
+    return LANGUAGES[language].start

@@ -1,0 +1,140 @@
+"""One process, one peer: commands in on stdin, JSON lines out on stdout, as docs/interop.md has them.
+
+Hides: the process. Guarantees: every line is answered, whatever is wrong with it; commands run at the same time; the
+peer ends on `quit`, on the end of stdin and on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+
+from interop.py.commands import Commands, Usage, error_of
+from interop.py.rules import TEST_LIMITS, Records, careless_records
+from interop.py.serving import Shelf, routes_of
+from p2p import names
+from p2p.host import HostConfig, Libp2pNetwork, open_network
+from p2p.identity import Identity
+from runtime.services import HeadRecords
+
+LINE_BYTES_MAX: Final = 64 << 20
+WATCH_S: Final = 0.1  # how soon a connection that came or went is told
+
+
+def say(line: dict[str, Any]) -> None:
+    """One line on stdout."""
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Listen, say `ready`, take commands until told to end."""
+    shelf = Shelf()
+    config = HostConfig(
+        identity=Identity(bytes.fromhex(options.seed)),
+        listen=tuple(options.listen or ["/ip4/127.0.0.1/tcp/0"]),
+        rng=random.Random(secrets.randbits(128)),
+        now_ms=now_ms,
+        router_limits=TEST_LIMITS,
+    )
+    record_rule: Records = careless_records() if options.careless else HeadRecords()
+    async with open_network(config, routes_of(shelf), record_rule) as network, trio.open_nursery() as nursery:
+        commands = Commands(network, shelf, say, nursery, is_careless=options.careless)
+        say({"event": "ready", "peer_id": names.peer_text(network.peer_id), "addrs": network.addrs()})
+        nursery.start_soon(tell_connections, network)
+        nursery.start_soon(end_on_sigterm, nursery.cancel_scope)
+        await take_commands(commands.table(), nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def take_commands(
+    table: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]], nursery: trio.Nursery
+) -> None:
+    """Start each line's command; returns at `quit` and at the end of stdin."""
+    left = bytearray()
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+        async for chunk in stdin:
+            left += chunk
+            *lines, rest = left.split(b"\n")
+            left = bytearray(rest)
+            if len(left) > LINE_BYTES_MAX:
+                raise SystemExit(f"error: stdin: a line over {LINE_BYTES_MAX} bytes")
+            for line in filter(None, lines):
+                if not begin(bytes(line), table, nursery):
+                    return
+
+
+def begin(
+    line: bytes,
+    table: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]],
+    nursery: trio.Nursery,
+) -> bool:
+    """Start one command; False for `quit`."""
+    try:
+        command = json.loads(line)
+        number, name = command["id"], command["do"]
+    except (ValueError, KeyError, TypeError) as error:
+        say({"id": None, "error": {"kind": "usage", "message": f"not a command: {error!r}"}})
+        return True
+    if name == "quit":
+        say({"id": number, "ok": {}})
+        return False
+
+    async def answer() -> None:
+        try:
+            if name not in table:
+                raise Usage(f"no such command: {name}")
+            found = await table[name](command)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the driver is told
+            say({"id": number, "error": error_of(error)})
+        else:
+            say({"id": number, "ok": found})
+
+    nursery.start_soon(answer)
+    return True
+
+
+async def tell_connections(network: Libp2pNetwork) -> None:
+    """Events `connected` and `disconnected`."""
+    before: set[bytes] = set()
+    while True:
+        now = set(network.peers())
+        for event, peers in (("connected", now - before), ("disconnected", before - now)):
+            for peer in sorted(peers):
+                say({"event": event, "peer": names.peer_text(peer)})
+        before = now
+        await trio.sleep(WATCH_S)
+
+
+async def end_on_sigterm(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+def now_ms() -> int:
+    """The wall clock, for the sequence numbers of gossip."""
+    return time.time_ns() // 1_000_000
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", required=True, help="32 bytes in hex")
+    parser.add_argument("--listen", action="append", help="a multiaddr, repeatable")
+    parser.add_argument("--careless", action="store_true", help="check nothing: for the liar of a test")
+    trio.run(run, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

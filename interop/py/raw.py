@@ -1,0 +1,109 @@
+"""Streams of /aw/rr/1 that are spoken by hand: one request alone, bytes as they are, and a reset in the middle.
+
+Hides: that these reach past p2p's own ports, into the host; nothing but this peer does. Guarantees: a stream that was
+opened here is closed or reset here.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Final
+
+import trio
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+
+from p2p import frames, names
+from p2p.errors import AnswerTooLarge, FrameError, RequestFailed, RequestTimeout, StreamBroken, Unreachable
+from p2p.host import Libp2pNetwork, Libp2pStream
+
+READ_BYTES: Final = 64 * 1024
+QUIET_S: Final = 1.0
+ANSWER_BYTES_MAX: Final = 1 << 20
+_served: ContextVar[Any] = ContextVar("served")
+
+
+def serve_by_hand(network: Libp2pNetwork) -> None:
+    """Serve the routes as p2p/host.py does, with the stream at hand for whoever answers on it."""
+    router = network._router
+
+    async def serve(stream: Any) -> None:
+        _served.set(stream)
+        await router.serve(Libp2pStream(stream, lambda: None), stream.muxed_conn.peer_id.to_bytes())
+
+    network._host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
+
+
+async def reset_served_stream() -> None:
+    """Reset the stream whose request is being answered."""
+    await _served.get().reset()
+
+
+async def open_stream(network: Libp2pNetwork, peer: bytes) -> Libp2pStream:
+    """A stream of its own. Raises Unreachable."""
+    try:
+        with trio.fail_after(names.NEGOTIATION_S * 2):
+            return Libp2pStream(
+                await network._host.new_stream(ID(peer), [TProtocol(names.RR_PROTOCOL)]), lambda: None
+            )
+    except Exception as error:
+        raise Unreachable(names.peer_text(peer), f"no stream ({type(error).__name__})") from error
+
+
+async def request_alone(
+    network: Libp2pNetwork, peer: bytes, method: str, body: bytes, timeout_ms: int
+) -> bytes:
+    """One request with id 0 on a stream of its own. Raises as DistributedNetwork.request."""
+    with trio.move_on_after(timeout_ms / 1_000):
+        stream = await open_stream(network, peer)
+        try:
+            await stream.write(frames.encode_request(0, method, body))
+            reader = frames.FrameReader()
+            while True:
+                match reader.next_frame():
+                    case frames.Answer(body=answer):
+                        return answer
+                    case frames.ErrorFrame() as failure:
+                        raise RequestFailed(
+                            failure.code,
+                            failure.message,
+                            retry_after_ms=failure.retry_after_ms,
+                            detail=failure.detail,
+                        )
+                    case frames.NEED_DATA:
+                        data = await stream.read(READ_BYTES)
+                        if not data:
+                            raise Unreachable(names.peer_text(peer), "the stream ended before the answer")
+                        reader.feed(data)
+                    case other:
+                        raise FrameError("type", f"{type(other).__name__} is no answer to one request")
+        finally:
+            await _end(stream)
+    raise RequestTimeout(names.peer_text(peer), method, timeout_ms)
+
+
+async def send_raw(network: Libp2pNetwork, peer: bytes, data: bytes, timeout_ms: int) -> tuple[bytes, str]:
+    """Write these bytes; what came back, and how it ended: eof, reset or open (nothing for a second)."""
+    stream, answer = await open_stream(network, peer), bytearray()
+    with trio.move_on_after(timeout_ms / 1_000):
+        try:
+            await stream.write(data)
+            while len(answer) <= ANSWER_BYTES_MAX:
+                with trio.move_on_after(QUIET_S) as quiet:
+                    more = await stream.read(READ_BYTES)
+                    if not more:
+                        return bytes(answer), "eof"
+                    answer += more
+                if quiet.cancelled_caught:
+                    return bytes(answer), "open"
+            raise AnswerTooLarge(names.peer_text(peer), "raw bytes", ANSWER_BYTES_MAX)
+        except StreamBroken:
+            return bytes(answer), "reset"
+        finally:
+            await _end(stream)
+    raise RequestTimeout(names.peer_text(peer), "raw bytes", timeout_ms)
+
+
+async def _end(stream: Libp2pStream) -> None:
+    with trio.move_on_after(1, shield=True):
+        await stream.reset()

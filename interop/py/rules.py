@@ -1,0 +1,58 @@
+"""What this peer refuses, and how a careless one refuses nothing; the limits of a peer that is made to be tested.
+
+Pure. The rules themselves are runtime/rules.py; implements docs/interop.md, "Starting a peer".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from p2p.network import Check, Message, RecordRule, Verdict
+from p2p.router import RouterLimits
+from runtime import rules
+from runtime.errors import Invalid
+from runtime.records import Genesis
+from runtime.services import as_check
+
+Records: TypeAlias = RecordRule
+
+# A driver asks as fast as it can; what a node allows a stranger in a second is no matter of interoperability.
+TEST_LIMITS: Final = RouterLimits(requests_per_s_max=1_000_000, request_bytes_per_s_max=1 << 40)
+
+
+class _AnyRecord:
+    """Takes every record and prefers the last."""
+
+    def validate(self, key: str, value: bytes) -> None:
+        del key, value
+
+    def select(self, key: str, values: Sequence[bytes]) -> int:
+        del key
+        return len(values) - 1
+
+
+def careless_records() -> RecordRule:
+    """The record rule of `--careless`."""
+    return _AnyRecord()
+
+
+def topic_check(
+    topic: str, worlds: dict[str, Genesis], judged: Callable[[Message, Verdict], None], *, is_careless: bool
+) -> Check:
+    """The check of a topic; `judged` is told each verdict. Raises Invalid for a topic that is not known here."""
+    prefix, world_id, kind = [*topic.split("."), "", ""][:3]
+    known = worlds.get(world_id)
+    if prefix != "aw" or known is None:
+        raise Invalid("topic", f"{topic} is of no world that is known here")
+    of_kind = rules.gossip_rules(world_id, known.body.limits.envelope_bytes_max)
+    if kind not in of_kind:
+        raise Invalid("topic", f"{topic} is of no known kind")
+    strict = as_check(of_kind[kind])
+
+    def check(message: Message) -> Verdict:
+        verdict = Verdict.ACCEPT if is_careless else strict(message)
+        judged(message, verdict)
+        return verdict
+
+    return check

@@ -1,0 +1,203 @@
+"""The matrix: every scenario between every two languages, and what has more than two sides. `make interop` calls this.
+
+stdout: the table (with --json FILE also the same as JSON). stderr: progress, and each failure with its log. Exit 0 when
+every cell is green, 1 otherwise, 2 on wrong use or where a toolchain is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from interop.driver import Ground, open_ground
+from interop.languages import LANGUAGES, Missing, build, command
+from interop.scenarios import PAIRS
+from interop.together import NETWORKS, SOLO
+
+SCENARIO_S: Final = 240.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One scenario of one composition. `failure` is empty where it held."""
+
+    scenario: str
+    peers: str  # asker>answerer, or the languages of a network joined by +
+    seconds: float
+    failure: str
+
+
+async def judge(scenario: str, peers: str, run: Callable[[], Awaitable[None]]) -> Cell:
+    """Run one; whatever goes wrong is the cell's."""
+    began, failure = time.monotonic(), ""
+    try:
+        with trio.fail_after(SCENARIO_S):
+            await run()
+    except trio.TooSlowError:
+        failure = f"not within {SCENARIO_S:.0f} s"
+    except Exception as error:  # noqa: BLE001  # every fault is a red cell
+        failure = "".join(traceback.format_exception_only(error)).strip() or repr(error)
+    cell = Cell(scenario, peers, round(time.monotonic() - began, 1), failure)
+    print(
+        f"{'ok  ' if not failure else 'FAIL'} {peers:12} {scenario} ({cell.seconds} s) {failure}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return cell
+
+
+async def run_pair(
+    commands: dict[str, Sequence[str]], one: str, other: str, names: list[str], logs: Path
+) -> list[Cell]:
+    """All scenarios of one pairing, in their order, in the same two processes."""
+    cells = []
+    async with open_ground(commands, logs / f"{one}-{other}") as ground:
+        asker, answerer = await ground.start(one, 1), await ground.start(other, 2)
+        if "connect + identify" not in names:
+            await asker.do("dial", addr=answerer.addr)
+            await answerer.event("connected", peer=asker.peer_id)
+        for name in names:
+            cell = await judge(name, f"{one}>{other}", partial(PAIRS[name], ground, asker, answerer))
+            cells.append(cell)
+    return cells
+
+
+async def run_alone(
+    commands: dict[str, Sequence[str]],
+    name: str,
+    peers: str,
+    run: Callable[[Ground], Awaitable[None]],
+    logs: Path,
+) -> list[Cell]:
+    """A scenario on a ground of its own."""
+    async with open_ground(commands, logs / f"{name.replace(' ', '-')}-{peers}") as ground:
+        return [await judge(name, peers, partial(run, ground))]
+
+
+async def run_all(options: argparse.Namespace, logs: Path) -> list[Cell]:
+    """Every cell that was asked for, `--jobs` grounds at a time."""
+    languages: list[str] = options.languages
+    commands = {language: command(language) for language in languages}
+    wanted = options.scenarios or [*PAIRS, *SOLO, *NETWORKS]
+    work: list[Callable[[], Awaitable[list[Cell]]]] = []
+    for name in (name for name in SOLO if name in wanted):
+        work += [
+            partial(run_alone, commands, name, one, partial(SOLO[name], language=one), logs)
+            for one in languages
+        ]
+    names = [name for name in PAIRS if name in wanted]
+    if names:
+        pairs = [(one, other) for one, other in itertools.product(languages, repeat=2)]
+        chosen = options.pairs or [f"{one}>{other}" for one, other in pairs]
+        work += [
+            partial(run_pair, commands, one, other, names, logs)
+            for one, other in pairs
+            if f"{one}>{other}" in chosen
+        ]
+    for name in (name for name in NETWORKS if name in wanted and len(languages) > 1):
+        work.append(
+            partial(
+                run_alone,
+                commands,
+                name,
+                "+".join(languages),
+                partial(NETWORKS[name], languages=languages),
+                logs,
+            )
+        )
+    cells: list[Cell] = []
+    places = trio.Semaphore(options.jobs)
+
+    async def run(one: Callable[[], Awaitable[list[Cell]]]) -> None:
+        try:
+            cells.extend(await one())
+        finally:
+            places.release()
+
+    async with trio.open_nursery() as nursery:
+        for one in work:
+            await places.acquire()
+            nursery.start_soon(run, one)
+    return cells
+
+
+def table(cells: list[Cell]) -> str:
+    """Scenarios down, compositions across; a dot is green, an X is red."""
+    columns = list(dict.fromkeys(cell.peers for cell in cells))
+    rows = list(dict.fromkeys(cell.scenario for cell in cells))
+    found = {(cell.scenario, cell.peers): cell for cell in cells}
+    width = max(map(len, rows), default=0)
+    lines = [" " * width + "  " + "  ".join(columns)]
+    for row in rows:
+        marks = []
+        for column in columns:
+            cell = found.get((row, column))
+            mark = " " if cell is None else "." if not cell.failure else "X"
+            marks.append(mark.center(len(column)))
+        lines.append(row.ljust(width) + "  " + "  ".join(marks).rstrip())
+    red = sum(bool(cell.failure) for cell in cells)
+    return "\n".join([*lines, "", f"{len(cells) - red} green, {red} red"])
+
+
+def is_there(language: str, options: argparse.Namespace) -> bool:
+    """Build a peer. One whose toolchain is missing is left out, but raises Missing where it was asked for, and in CI."""
+    try:
+        if not options.no_build:
+            build(language)
+    except Missing as missing:
+        if options.languages or os.environ.get("CI"):
+            raise
+        print(f"left out: {missing}", file=sys.stderr)
+        return False
+    return True
+
+
+def main() -> int:
+    """Parse, build, run, print."""
+    parser = argparse.ArgumentParser(prog="make interop", description=__doc__)
+    parser.add_argument("--languages", type=lambda text: text.split(","), help="such as py,go")
+    parser.add_argument("--pairs", type=lambda text: text.split(","), help="such as go>py,py>go")
+    parser.add_argument("--scenarios", type=lambda text: text.split(","))
+    parser.add_argument("--jobs", type=int, default=2, help="compositions at a time")
+    parser.add_argument("--repeat", type=int, default=1, help="the whole matrix so many times in a row")
+    parser.add_argument("--json", type=Path, help="write the cells there")
+    parser.add_argument("--logs", type=Path, help="keep the peers' logs there")
+    parser.add_argument("--no-build", action="store_true", help="the peers are built")
+    options = parser.parse_args()
+    unknown = set(options.languages or ()) - set(LANGUAGES)
+    unknown |= set(options.scenarios or ()) - {*PAIRS, *SOLO, *NETWORKS}
+    if unknown or options.jobs < 1 or options.repeat < 1:
+        parser.error(f"not known: {', '.join(sorted(unknown)) or 'jobs and repeat are at least 1'}")
+    try:
+        options.languages = [one for one in options.languages or LANGUAGES if is_there(one, options)]
+    except Missing as missing:
+        print(f"error: {missing}", file=sys.stderr)
+        return 2
+    cells: list[Cell] = []
+    with tempfile.TemporaryDirectory(prefix="aw-interop-") as temporary:
+        for run in range(options.repeat):
+            cells = trio.run(run_all, options, options.logs or Path(temporary))
+            print(table(cells), flush=True)
+            if any(cell.failure for cell in cells):
+                print(f"run {run + 1} of {options.repeat}: red", file=sys.stderr)
+                break
+    if options.json:
+        options.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
+    return 1 if any(cell.failure for cell in cells) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

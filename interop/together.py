@@ -1,0 +1,256 @@
+"""What one language shows by itself, and what a mixed network does.
+
+Hides: the Python world that foreign peers act in. Guarantees: that world is made of real nodes, each a process; what a
+foreign peer stores is verified by replaying it from genesis, with every other provider stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import trio
+
+from bootstrap.demo.processes import Network, end_process
+from bootstrap.node import verify_world
+from interop.driver import CommandFailed, Ground, Peer
+from interop.scenarios import connected, knows_subscriber, until
+from interop.worlds import HandMadeWorld
+from p2p import names
+from runtime import codec
+from runtime import genesis as genesis_module
+from runtime.keys import SigningKey
+from runtime.records import Bounds, Genesis
+
+VECTORS: Final = Path(__file__).parent / "vectors"
+SETTLE_S: Final = 60.0
+LAYOUT: Final = {
+    "index": ("index", "coordinator"),
+    "world": ("gateway", "sequencer", "executor", "storage"),
+}
+Solo: TypeAlias = Callable[..., Awaitable[None]]
+
+
+async def vectors(ground: Ground, *, language: str) -> None:
+    """Every file of interop/vectors is checked, the refusals included."""
+    peer = await ground.start(language, 1)
+    files = (await peer.do("vectors", dir=str(VECTORS)))["files"]
+    there = {path.stem for path in VECTORS.glob("*.json")}
+    assert {name.removesuffix(".json") for name in files} == there, files
+    for name, counts in files.items():
+        assert counts["checked"] > 0, (name, counts)
+    for name in ("records", "frames", "gossip", "signatures", "state"):
+        counts = files.get(name) or files[f"{name}.json"]
+        assert counts["refused"] > 0, (name, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class PythonWorld:
+    """A running world of real nodes, and one actor with fuel."""
+
+    network: Network
+    genesis: Genesis
+    actor_seed: bytes
+
+    @property
+    def world_id(self) -> str:
+        return self.genesis.header.world_id
+
+    def addr(self, node: str) -> str:
+        return self.network.nodes[node].addr
+
+
+@asynccontextmanager
+async def open_world(directory: Path, name: str) -> AsyncIterator[PythonWorld]:
+    """Two node processes with every role between them."""
+    network = Network(directory, layout=LAYOUT)
+    keys = {node: process.identity.peer_id for node, process in network.nodes.items()}
+    seed = codec.content_id(name.encode())
+    actor = SigningKey(seed)
+    genesis = genesis_module.make_genesis(
+        name=name,
+        root_keys=[SigningKey(bytes(32)).identity],
+        root_threshold=1,
+        proposers=[keys["world"]],
+        executors=[keys["world"]],
+        certifier=keys["index"],
+        body=genesis_module.make_body(
+            bounds=Bounds(0, 1_000_000, 0, 1_000_000, 0, 0),
+            max_move_cm=1_000_000,
+            resource_kinds=["fuel"],
+            balances={(actor.identity, "fuel"): 1_000},
+        ),
+        created_ms=time.time_ns() // 1_000_000,
+    )
+    genesis_file = trio.Path(directory / "world.genesis")
+    await genesis_file.write_bytes(genesis.to_bytes())
+    network.configure(Path(genesis_file))
+    async with network.running():
+        yield PythonWorld(network, genesis, seed)
+
+
+async def world(ground: Ground, *, language: str) -> None:
+    """Act in a Python world and prove what became of it; store the world and serve it to a verifier, alone."""
+    async with open_world(ground.directory, f"for-{language}") as running:
+        peer = await ground.start(language, 1)
+        for node in ("index", "world"):
+            await peer.do("dial", addr=running.addr(node))
+        assert (await peer.do("world", genesis=running.genesis.to_bytes().hex()))[
+            "world_id"
+        ] == running.world_id
+        node = names.peer_text(running.network.nodes["world"].identity.peer_id)
+        await act_and_prove(peer, node, running)
+        await store_and_serve(peer, node, running)
+
+
+async def act_and_prove(peer: Peer, node: str, running: PythonWorld) -> None:
+    """Submit, wait for the block, prove receipt and state by an attested head."""
+    world_id, seed = running.world_id, running.actor_seed.hex()
+    sent: dict[str, Any] = {"world_id": world_id, "seed": seed, "expires_at_height": 1_000, "atomic": True}
+    register = [
+        "register_agent",
+        {"agent_id": "abroad", "x_cm": 1, "y_cm": 2, "z_cm": 0, "endow": {"fuel": 10}},
+    ]
+    move = ["move_agent", {"agent_id": "abroad", "x_cm": 30, "y_cm": 40, "z_cm": 0}]
+    hashes = []
+    for nonce, actions in enumerate(
+        ([register], [move, ["say", {"text": "hello", "data": {"hex": "00ff"}}]])
+    ):
+        now_ms = time.time_ns() // 1_000_000
+        submitted = await peer.do(
+            "submit", peer=node, nonce=nonce, timestamp_ms=now_ms, actions=actions, **sent
+        )
+        assert submitted["outcome"] == "accepted", submitted
+        hashes.append(submitted["envelope_hash"])
+    codes = [[("Applied", 0)], [("AtomicRolledBack", 0), ("UnknownAction", 1)]]
+    for envelope_hash, expected in zip(hashes, codes, strict=True):
+        proved = await proved_receipt(peer, node, world_id, envelope_hash)
+        assert [(one["code"], one["index"]) for one in proved["receipts"]] == expected, proved
+        assert proved["head_height"] >= proved["height"] >= 1
+        assert proved["trust"] == "attested"
+    ask: dict[str, Any] = {"peer": node, "world_id": world_id, "namespace": "agents"}
+    found = await peer.do("state_proof", key=b"abroad".hex(), **ask)
+    cell = codec.decode(bytes.fromhex(found["value"]), 4_096)
+    owner = SigningKey(running.actor_seed).identity
+    assert cell == {"owner": owner, "x_cm": 1, "y_cm": 2, "z_cm": 0}, cell
+    assert "value" not in await peer.do("state_proof", key=b"nobody".hex(), **ask)
+
+    async def head_is_in_the_dht() -> bool:
+        try:
+            head = await peer.do("head", world_id=world_id)
+        except CommandFailed as failure:
+            if failure.kind not in {"not_found", "timeout"}:
+                raise
+            return False
+        return bool(head["height"] >= proved["height"])
+
+    await until(head_is_in_the_dht, "the head in the DHT", SETTLE_S)
+
+
+async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: str) -> dict[str, Any]:
+    """The receipt as soon as a block has it."""
+    with trio.fail_after(SETTLE_S):
+        while True:
+            try:
+                return await peer.do(
+                    "receipt_proof", peer=node, world_id=world_id, envelope_hash=envelope_hash
+                )
+            except CommandFailed as failure:
+                if failure.kind != "rr" or failure.error["name"] != "ERR_NOT_FOUND":
+                    raise
+                await trio.sleep(0.1)
+
+
+async def store_and_serve(peer: Peer, node: str, running: PythonWorld) -> None:
+    """Mirror, publish and provide; stop the world's own provider; verify from genesis with what is left."""
+    world_id = running.world_id
+    mirrored = await peer.do("mirror", world_id=world_id, peer=node)
+    head = await peer.do("head", world_id=world_id, peer=node)
+    assert mirrored["height"] >= 1
+    await peer.do("dht_put", key=names.head_key(world_id), value=head["head"])
+    await peer.do("provide", content_hash=genesis_module.world_content_id(world_id).hex())
+    stopped = running.network.nodes["world"]
+    stopped.may_start = trio.Event()
+    assert stopped.process is not None
+    await end_process(stopped.process)
+    verified = None
+    with trio.fail_after(SETTLE_S):
+        while verified is None or verified.height < mirrored["height"]:
+            verified = await verify_world(world_id, [running.addr("index")], lambda _done, _of: None)
+    assert verified.trust == "replayed_from_genesis"
+    assert verified.blocks_replayed >= mirrored["height"], verified
+
+
+async def mixed(ground: Ground, *, languages: list[str]) -> None:
+    """One peer of each language in a line: gossip, records, providers and blobs reach from end to end."""
+    line = [await ground.start(language, number) for number, language in enumerate(languages, start=1)]
+    for one, other in itertools.pairwise(line):
+        await connected(one, other)
+    made = HandMadeWorld("mixed")
+    await gossip_reaches_all(line, made)
+    for height, (one, other) in enumerate(((line[0], line[-1]), (line[-1], line[0])), start=1):
+        await record_reaches(one, other, made, height)
+        await blob_is_found(one, other)
+
+
+async def gossip_reaches_all(line: list[Peer], made: HandMadeWorld) -> None:
+    """What any of them publishes, each of the others judges once."""
+    topic = names.topic(made.world_id, "action")
+    for peer in line:
+        await peer.do("world", genesis=made.genesis.to_bytes().hex())
+        await peer.do("join", topic=topic)
+    for one, other in itertools.pairwise(line):
+        await knows_subscriber(one, other, topic)
+        await knows_subscriber(other, one, topic)
+    for nonce, sender in enumerate(line):
+        data = made.envelope(nonce).hex()
+        await sender.do("publish", topic=topic, data=data)
+        for hearer in line:
+            if hearer is not sender:
+                await hearer.event("gossip", topic=topic, verdict="accept", data=data)
+    for peer in line:
+        heard = [event["data"] for event in peer.events if event["event"] == "gossip"]
+        assert len(heard) == len(set(heard)), f"{peer.name} judged a message twice"
+
+
+async def record_reaches(writer: Peer, reader: Peer, made: HandMadeWorld, height: int) -> None:
+    """What one end puts into the DHT, the other reads."""
+    key = names.head_key(made.world_id)
+    await writer.do("dht_put", key=key, value=made.head(height).hex())
+
+    async def reads() -> bool:
+        try:
+            found: str = (await reader.do("dht_get", key=key))["value"]
+        except CommandFailed as failure:
+            if failure.kind != "not_found":
+                raise
+            return False
+        return found == made.head(height).hex()
+
+    await until(reads, f"{reader.name} reads what {writer.name} put")
+
+
+async def blob_is_found(holder: Peer, seeker: Peer) -> None:
+    """Found by its hash, dialled where its record says, fetched and checked."""
+    content = (await holder.do("put_blob", seed=5, size=256 * 1024))["content_hash"]
+    await holder.do("provide", content_hash=content)
+    addrs: list[str] = []
+
+    async def finds() -> bool:
+        found = (await seeker.do("find_providers", content_hash=content))["providers"]
+        addrs[:] = [addr for one in found if one["peer"] == holder.peer_id for addr in one["addrs"]]
+        return bool(addrs)
+
+    await until(finds, f"{seeker.name} finds {holder.name}")
+    addr = addrs[0] if "/p2p/" in addrs[0] else f"{addrs[0]}/p2p/{holder.peer_id}"
+    await seeker.do("dial", addr=addr)
+    assert (await seeker.do("fetch", peer=holder.peer_id, content_hash=content))["size"] == 256 * 1024
+
+
+SOLO: Final[dict[str, Solo]] = {"vectors": vectors, "a Python world": world}
+NETWORKS: Final[dict[str, Solo]] = {"a mixed network": mixed}
