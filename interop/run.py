@@ -153,7 +153,7 @@ def table(cells: list[Cell]) -> str:
 
 
 def is_there(language: str, options: argparse.Namespace) -> bool:
-    """Build a peer. One whose toolchain is missing is left out, but raises Missing where it was asked for, and in CI."""
+    """Build a peer. One whose toolchain is missing is left out; where it was asked for, and in CI: Missing."""
     try:
         if not options.no_build:
             build(language)
