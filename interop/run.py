@@ -14,20 +14,23 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
-from interop.driver import Ground, open_ground
+from interop.driver import Ground, Peer, open_ground
 from interop.languages import LANGUAGES, Missing, build, command
-from interop.scenarios import PAIRS
+from interop.scenarios import PAIRS, connected
 from interop.together import NETWORKS, SOLO
 
 SCENARIO_S: Final = 240.0
+OpenGround: TypeAlias = Callable[[str], AbstractAsyncContextManager[Ground]]
+Work: TypeAlias = Callable[[], Awaitable[list["Cell"]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,76 +62,75 @@ async def judge(scenario: str, peers: str, run: Callable[[], Awaitable[None]]) -
     return cell
 
 
-async def run_pair(
-    commands: dict[str, Sequence[str]], one: str, other: str, names: list[str], logs: Path
-) -> list[Cell]:
+async def run_pair(open_one: OpenGround, one: str, other: str, names: list[str]) -> list[Cell]:
     """All scenarios of one pairing, in their order, in the same two processes."""
-    cells = []
-    async with open_ground(commands, logs / f"{one}-{other}") as ground:
-        asker, answerer = await ground.start(one, 1), await ground.start(other, 2)
-        if "connect + identify" not in names:
-            await asker.do("dial", addr=answerer.addr)
-            await answerer.event("connected", peer=asker.peer_id)
-        for name in names:
-            cell = await judge(name, f"{one}>{other}", partial(PAIRS[name], ground, asker, answerer))
-            cells.append(cell)
-    return cells
+    pair = f"{one}>{other}"
+    async with open_one(pair) as ground:
+        started: list[Peer] = []
+
+        async def start() -> None:
+            started.extend([await ground.start(one, 1), await ground.start(other, 2)])
+            if "connect + identify" not in names:
+                await connected(*started)
+
+        begun = await judge("start", pair, start)
+        if begun.failure:
+            return [begun]
+        return [await judge(name, pair, partial(PAIRS[name], ground, *started)) for name in names]
 
 
 async def run_alone(
-    commands: dict[str, Sequence[str]],
-    name: str,
-    peers: str,
-    run: Callable[[Ground], Awaitable[None]],
-    logs: Path,
+    open_one: OpenGround, name: str, peers: str, run: Callable[[Ground], Awaitable[None]]
 ) -> list[Cell]:
     """A scenario on a ground of its own."""
-    async with open_ground(commands, logs / f"{name.replace(' ', '-')}-{peers}") as ground:
+    async with open_one(f"{name}-{peers}".replace(" ", "-")) as ground:
         return [await judge(name, peers, partial(run, ground))]
+
+
+def work_of(options: argparse.Namespace, open_one: OpenGround) -> list[Work]:
+    """All that was asked for, each piece on a ground of its own."""
+    languages: list[str] = options.languages
+    wanted = options.scenarios or [*PAIRS, *SOLO, *NETWORKS]
+    names = [name for name in PAIRS if name in wanted]
+    pairs = [(one, other) for one, other in itertools.product(languages, repeat=2)]
+    chosen = options.pairs or [f"{one}>{other}" for one, other in pairs]
+    alone = [
+        partial(run_alone, open_one, name, one, partial(SOLO[name], language=one))
+        for name in SOLO
+        if name in wanted
+        for one in languages
+    ]
+    paired = [
+        partial(run_pair, open_one, one, other, names)
+        for one, other in pairs
+        if names and f"{one}>{other}" in chosen
+    ]
+    together = [
+        partial(run_alone, open_one, name, "+".join(languages), partial(NETWORKS[name], languages=languages))
+        for name in NETWORKS
+        if name in wanted and len(languages) > 1
+    ]
+    return [*alone, *paired, *together]
 
 
 async def run_all(options: argparse.Namespace, logs: Path) -> list[Cell]:
     """Every cell that was asked for, `--jobs` grounds at a time."""
-    languages: list[str] = options.languages
-    commands = {language: command(language) for language in languages}
-    wanted = options.scenarios or [*PAIRS, *SOLO, *NETWORKS]
-    work: list[Callable[[], Awaitable[list[Cell]]]] = []
-    for name in (name for name in SOLO if name in wanted):
-        work += [
-            partial(run_alone, commands, name, one, partial(SOLO[name], language=one), logs)
-            for one in languages
-        ]
-    names = [name for name in PAIRS if name in wanted]
-    if names:
-        pairs = [(one, other) for one, other in itertools.product(languages, repeat=2)]
-        chosen = options.pairs or [f"{one}>{other}" for one, other in pairs]
-        work += [
-            partial(run_pair, commands, one, other, names, logs)
-            for one, other in pairs
-            if f"{one}>{other}" in chosen
-        ]
-    for name in (name for name in NETWORKS if name in wanted and len(languages) > 1):
-        work.append(
-            partial(
-                run_alone,
-                commands,
-                name,
-                "+".join(languages),
-                partial(NETWORKS[name], languages=languages),
-                logs,
-            )
-        )
+    commands = {language: command(language) for language in options.languages}
+
+    def open_one(name: str) -> AbstractAsyncContextManager[Ground]:
+        return open_ground(commands, logs / name, careless=options.careless)
+
     cells: list[Cell] = []
     places = trio.Semaphore(options.jobs)
 
-    async def run(one: Callable[[], Awaitable[list[Cell]]]) -> None:
+    async def run(one: Work) -> None:
         try:
             cells.extend(await one())
         finally:
             places.release()
 
     async with trio.open_nursery() as nursery:
-        for one in work:
+        for one in work_of(options, open_one):
             await places.acquire()
             nursery.start_soon(run, one)
     return cells
@@ -173,6 +175,9 @@ def main() -> int:
     parser.add_argument("--scenarios", type=lambda text: text.split(","))
     parser.add_argument("--jobs", type=int, default=2, help="compositions at a time")
     parser.add_argument("--repeat", type=int, default=1, help="the whole matrix so many times in a row")
+    parser.add_argument(
+        "--careless", default="", help="this language's peers check nothing: cells must turn red"
+    )
     parser.add_argument("--json", type=Path, help="write the cells there")
     parser.add_argument("--logs", type=Path, help="keep the peers' logs there")
     parser.add_argument("--no-build", action="store_true", help="the peers are built")
