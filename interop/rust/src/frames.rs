@@ -1,0 +1,189 @@
+//! The bytes of a frame on a stream of `/aw/rr/1`; no I/O. Implements the frame table of "Request / response" of
+//! docs/protocol.md.
+
+pub const FRAME_MAX: usize = 1 << 20;
+const LENGTH_BYTES_MAX: usize = 3;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Frame {
+    Request { id: u32, method: String, body: Vec<u8> },
+    Answer { id: u32, body: Vec<u8> },
+    Part { id: u32, body: Vec<u8> },
+    Error { id: u32, error: RrError },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RrError {
+    pub code: u8,
+    pub retry_after_ms: u32,
+    pub message: String,
+    pub detail: Vec<u8>,
+}
+
+const NAMES: [&str; 10] = [
+    "NOT_FOUND",
+    "BAD_REQUEST",
+    "INVALID_HASH",
+    "STATE_MISMATCH",
+    "UNSUPPORTED",
+    "UNAUTHORIZED",
+    "BUSY",
+    "RATE_LIMITED",
+    "TIMEOUT",
+    "NOT_AVAILABLE",
+];
+pub const NOT_FOUND: u8 = 1;
+pub const BAD_REQUEST: u8 = 2;
+pub const UNSUPPORTED: u8 = 5;
+pub const BUSY: u8 = 7;
+pub const NOT_AVAILABLE: u8 = 10;
+
+impl RrError {
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        let retry_after_ms = if code == BUSY { 100 } else { 0 };
+        RrError { code, retry_after_ms, message: message.into(), detail: Vec::new() }
+    }
+
+    pub fn name(&self) -> String {
+        format!("ERR_{}", NAMES[usize::from(self.code) - 1])
+    }
+}
+
+/// Bytes that are no frame; the id where it could still be told.
+#[derive(Debug, PartialEq)]
+pub struct Malformed {
+    pub id: Option<u32>,
+    pub why: &'static str,
+}
+
+fn varint(mut n: u64, out: &mut Vec<u8>) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+struct Cursor<'a> {
+    rest: &'a [u8],
+    id: Option<u32>,
+}
+
+impl<'a> Cursor<'a> {
+    fn fail<T>(&self, why: &'static str) -> Result<T, Malformed> {
+        Err(Malformed { id: self.id, why })
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let Some((taken, rest)) = self.rest.split_at_checked(count) else { return self.fail("ends inside a field") };
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn varint(&mut self) -> Result<u32, Malformed> {
+        let mut n = 0u64;
+        for shift in (0..35).step_by(7) {
+            let byte = self.take(1)?[0];
+            n |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                let minimal = byte != 0 || shift == 0;
+                return u32::try_from(n).ok().filter(|_| minimal).map_or_else(|| self.fail("no minimal varint"), Ok);
+            }
+        }
+        self.fail("varint too long")
+    }
+
+    fn text(&mut self, count: usize) -> Result<String, Malformed> {
+        let taken = self.take(count)?;
+        std::str::from_utf8(taken).map(str::to_owned).or_else(|_| self.fail("no UTF-8"))
+    }
+}
+
+/// The first frame of the buffer and its size with the length prefix, or none while it is not whole.
+pub fn parse(buffer: &[u8]) -> Result<Option<(Frame, usize)>, Malformed> {
+    let (mut length, mut prefix) = (0, 0);
+    loop {
+        if prefix == LENGTH_BYTES_MAX {
+            return Err(Malformed { id: None, why: "length of four bytes" });
+        }
+        let Some(byte) = buffer.get(prefix) else { return Ok(None) };
+        length |= usize::from(byte & 0x7f) << (7 * prefix);
+        prefix += 1;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    let minimal = prefix == 1 || buffer[prefix - 1] != 0;
+    if !minimal || length == 0 || length > FRAME_MAX {
+        return Err(Malformed { id: None, why: "length out of range or not minimal" });
+    }
+    let Some(rest) = buffer.get(prefix..prefix + length) else { return Ok(None) };
+    parse_inner(Cursor { rest, id: None }).map(|frame| Some((frame, prefix + length)))
+}
+
+fn parse_inner(mut at: Cursor) -> Result<Frame, Malformed> {
+    let kind = at.take(1)?[0];
+    let id = at.varint()?;
+    at.id = Some(id);
+    match kind {
+        0 => {
+            let length = usize::from(at.take(1)?[0]);
+            let method = at.text(length)?;
+            if !(1..=64).contains(&length) || !method.bytes().all(|c| c.is_ascii_lowercase() || c == b'_') {
+                return at.fail("no method");
+            }
+            Ok(Frame::Request { id, method, body: at.rest.to_vec() })
+        }
+        1 => Ok(Frame::Answer { id, body: at.rest.to_vec() }),
+        2 => Ok(Frame::Part { id, body: at.rest.to_vec() }),
+        3 => {
+            let code = at.take(1)?[0];
+            let retry_after_ms = at.varint()?;
+            let length = u16::from_be_bytes(at.take(2)?.try_into().unwrap_or_default());
+            if !(1..=10).contains(&code) || length > 1_024 {
+                return at.fail("error code or message out of range");
+            }
+            let message = at.text(usize::from(length))?;
+            Ok(Frame::Error { id, error: RrError { code, retry_after_ms, message, detail: at.rest.to_vec() } })
+        }
+        _ => at.fail("unknown type"),
+    }
+}
+
+impl Frame {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let start = |kind: u8, id: &u32, rest: &mut Vec<u8>| {
+            rest.push(kind);
+            varint(u64::from(*id), rest);
+        };
+        match self {
+            Frame::Request { id, method, body } => {
+                start(0, id, &mut rest);
+                rest.push(method.len() as u8);
+                rest.extend_from_slice(method.as_bytes());
+                rest.extend_from_slice(body);
+            }
+            Frame::Answer { id, body } => {
+                start(1, id, &mut rest);
+                rest.extend_from_slice(body);
+            }
+            Frame::Part { id, body } => {
+                start(2, id, &mut rest);
+                rest.extend_from_slice(body);
+            }
+            Frame::Error { id, error } => {
+                start(3, id, &mut rest);
+                rest.push(error.code);
+                varint(u64::from(error.retry_after_ms), &mut rest);
+                rest.extend_from_slice(&(error.message.len() as u16).to_be_bytes());
+                rest.extend_from_slice(error.message.as_bytes());
+                rest.extend_from_slice(&error.detail);
+            }
+        }
+        let mut out = Vec::with_capacity(rest.len() + LENGTH_BYTES_MAX);
+        varint(rest.len() as u64, &mut out);
+        out.extend_from_slice(&rest);
+        out
+    }
+}

@@ -1,0 +1,191 @@
+//! What this peer holds and serves: blobs, worlds, mirrored chains, and the test methods. Implements "Methods" of
+//! docs/protocol.md and the x_ methods of docs/interop.md.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::cbor::{self, Bad, ITEMS_MAX, Value, ensure, map};
+use crate::crypto::{self, Hash};
+use crate::frames::{BAD_REQUEST, NOT_AVAILABLE, NOT_FOUND, RrError, UNSUPPORTED};
+use crate::records::Head;
+use crate::rr::{IN_FLIGHT_MAX, Reply, Service, lock};
+use crate::schema;
+use crate::world::{Step, World};
+
+const REQUEST_MAX: usize = 65_536;
+const PART_MAX: usize = 262_144;
+const BLOBS_MAX: usize = 1 << 30;
+const BLOCKS_MAX: i64 = 256;
+
+/// What a request must hold before it is looked at, it holds: whatever is wrong with it is the caller's.
+impl From<Bad> for RrError {
+    fn from(bad: Bad) -> Self {
+        RrError::new(BAD_REQUEST, bad.to_string())
+    }
+}
+
+/// A world whose chain this peer fetched and checked.
+pub struct Mirror {
+    pub head: Head,
+    pub steps: Vec<Step>,
+}
+
+#[derive(Default)]
+pub struct Library {
+    blobs: Mutex<HashMap<Hash, Arc<Vec<u8>>>>,
+    worlds: Mutex<HashMap<String, Arc<World>>>,
+    mirrors: Mutex<HashMap<String, Arc<Mirror>>>,
+}
+
+impl Library {
+    pub fn put_blob(&self, data: Vec<u8>) -> cbor::Result<Hash> {
+        let hash = crypto::hash(&data);
+        self.forge_blob(hash, data)?;
+        Ok(hash)
+    }
+
+    /// Keeps any bytes under any hash.
+    pub fn forge_blob(&self, hash: Hash, data: Vec<u8>) -> cbor::Result<()> {
+        let mut blobs = lock(&self.blobs);
+        let held: usize = blobs.values().map(|blob| blob.len()).sum();
+        ensure(held + data.len() <= BLOBS_MAX, "more than 1 GiB of blobs")?;
+        blobs.insert(hash, Arc::new(data));
+        Ok(())
+    }
+
+    pub fn blob(&self, hash: &[u8]) -> Option<Arc<Vec<u8>>> {
+        lock(&self.blobs).get(hash).cloned()
+    }
+
+    pub fn add_world(&self, world: World) -> Arc<World> {
+        let world = Arc::new(world);
+        lock(&self.worlds).insert(world.id.clone(), world.clone());
+        world
+    }
+
+    pub fn world(&self, id: &str) -> Option<Arc<World>> {
+        lock(&self.worlds).get(id).cloned()
+    }
+
+    pub fn add_mirror(&self, mirror: Mirror) {
+        lock(&self.mirrors).insert(mirror.head.world_id.clone(), Arc::new(mirror));
+    }
+
+    fn read(&self, method: &str, body: &[u8]) -> Result<Value, RrError> {
+        let Some((shape, _)) = schema::method(method) else {
+            return Err(RrError::new(UNSUPPORTED, format!("no method {method} here")));
+        };
+        if method.len() + body.len() + 8 > REQUEST_MAX {
+            return Err(RrError::new(BAD_REQUEST, "the request is too large"));
+        }
+        let request = cbor::decode(body, ITEMS_MAX)?;
+        schema::check(&shape, &request, method)?;
+        Ok(request)
+    }
+
+    fn reply(&self, method: &str, request: &Value, body: &[u8]) -> Result<Reply, RrError> {
+        let answer = match method {
+            "hello" => {
+                let worlds = lock(&self.mirrors).keys().map(cbor::text).collect();
+                let versions = ("versions", Value::List(vec![Value::Int(1)]));
+                map([versions, ("max_in_flight", Value::Int(IN_FLIGHT_MAX as i64)), ("worlds", Value::List(worlds))])
+            }
+            "x_echo" => return Ok(Reply::Now(Ok(body.to_vec()))),
+            "x_error" => {
+                let mut error = RrError::new(request.int("code")? as u8, "");
+                error.retry_after_ms = request.int("retry_after_ms")? as u32;
+                error.message = request.text("message")?.to_owned();
+                error.detail = request.bytes("detail")?.to_vec();
+                return Err(error);
+            }
+            "x_wait" => {
+                let pause = Duration::from_millis(request.int("ms")? as u64);
+                return Ok(Reply::Later(Box::pin(async move {
+                    tokio::time::sleep(pause).await;
+                    Ok(map([]).encode())
+                })));
+            }
+            "x_parts" => {
+                let (count, size) = (request.int("count")?, request.int("size")?);
+                let parts = (0..count).map(move |number| vec![number as u8; size as usize]);
+                let last = map([("count", Value::Int(count))]).encode();
+                return Ok(Reply::Parts(Box::new(parts), Some(Ok(last))));
+            }
+            "x_reset" => {
+                let after = request.int("after")?;
+                return Ok(Reply::Parts(Box::new((0..after).map(|number| vec![number as u8; 1_024])), None));
+            }
+            "has_blobs" => {
+                let hashes = request.list("hashes")?.iter();
+                let has = hashes.map(|hash| Value::Bool(hash.as_bytes().is_ok_and(|h| self.blob(h).is_some())));
+                map([("has", Value::List(has.collect()))])
+            }
+            "fetch_blob" => return self.blob_parts(request),
+            _ => return self.of_world(method, request),
+        };
+        Ok(Reply::Now(Ok(answer.encode())))
+    }
+
+    fn blob_parts(&self, request: &Value) -> Result<Reply, RrError> {
+        let hash = request.bytes("content_hash")?;
+        let blob = self.blob(hash).ok_or_else(|| RrError::new(NOT_FOUND, "no such blob here"))?;
+        let optional = |key: &str, otherwise: usize| request.int(key).map_or(otherwise, |n| n as usize);
+        let from = optional("offset", 0);
+        if from > blob.len() {
+            return Err(RrError::new(BAD_REQUEST, "the offset is behind the end"));
+        }
+        let end = from + optional("length", blob.len()).min(blob.len() - from);
+        let last = map([("size", Value::Int(blob.len() as i64))]).encode();
+        let cuts = (from..end).step_by(PART_MAX);
+        let parts = cuts.map(move |at| blob[at..end.min(at + PART_MAX)].to_vec());
+        Ok(Reply::Parts(Box::new(parts), Some(Ok(last))))
+    }
+
+    fn of_world(&self, method: &str, request: &Value) -> Result<Reply, RrError> {
+        let missing = || RrError::new(NOT_FOUND, "not held here");
+        let world_id = request.text("world_id")?;
+        let mirror = lock(&self.mirrors).get(world_id).cloned();
+        let (Some(world), Some(mirror)) = (self.world(world_id), mirror) else {
+            return Err(RrError::new(NOT_AVAILABLE, "the world is not served here"));
+        };
+        let at = |height: i64| usize::try_from(height - 1).ok().and_then(|at| mirror.steps.get(at));
+        let answer = match method {
+            "get_genesis" => map([("genesis", world.genesis.clone())]),
+            "get_world_head" => map([("head", mirror.head.value.clone())]),
+            "get_block" => {
+                let step = match (request.get("height"), request.get("block_hash")) {
+                    (Some(Value::Int(height)), None) => at(*height),
+                    (None, Some(Value::Bytes(hash))) => mirror.steps.iter().find(|s| s.block_hash == hash.as_slice()),
+                    _ => return Err(RrError::new(BAD_REQUEST, "needs a height or a block_hash, not both")),
+                };
+                map([("block", step.ok_or_else(missing)?.block.clone())])
+            }
+            "get_batch" => {
+                let step = at(request.int("height")?);
+                let (batch, commit) = step.and_then(|step| step.order.clone()).ok_or_else(missing)?;
+                map([("batch", batch), ("commit", commit)])
+            }
+            "get_blocks" => {
+                let from = request.int("from_height")?;
+                let count = request.int("count")?.min(BLOCKS_MAX);
+                let blocks: Vec<Value> = (from..from + count).map_while(at).map(|step| step.block.clone()).collect();
+                let parts = (!blocks.is_empty()).then(|| Value::List(blocks).encode());
+                return Ok(Reply::Parts(Box::new(parts.into_iter()), Some(Ok(map([]).encode()))));
+            }
+            _ => return Err(RrError::new(UNSUPPORTED, format!("{method} is not served here"))),
+        };
+        Ok(Reply::Now(Ok(answer.encode())))
+    }
+}
+
+impl Service for Library {
+    fn has_parts(&self, method: &str) -> bool {
+        ["fetch_blob", "get_blocks", "x_parts", "x_reset"].contains(&method)
+    }
+
+    fn answer(&self, method: &str, body: &[u8]) -> Reply {
+        let reply = self.read(method, body).and_then(|request| self.reply(method, &request, body));
+        reply.unwrap_or_else(|error| Reply::Now(Err(error)))
+    }
+}
