@@ -198,12 +198,17 @@ class Connections:
     # --- living and dying ----------------------------------------------------------------------------------
 
     async def watch(self) -> NoReturn:
-        """Every LIVENESS_PERIOD_MS ask each connection for a sign of life; close hard what gives none."""
+        """Every LIVENESS_PERIOD_MS ask each connection that was silent if it lives; close hard what gives no sign."""
+        heard: dict[int, int] = {}
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(names.LIVENESS_PERIOD_MS / 1_000)
+                before, heard = heard, {}
                 for conn in list(self._swarm.get_connections()):
-                    if id(conn) not in self._probed:
+                    # A ping is a stream that is negotiated: whoever is heard anyway is not asked.
+                    heard[id(conn)] = messages_heard(conn)
+                    is_silent = heard[id(conn)] == before.get(id(conn), 0)
+                    if is_silent and id(conn) not in self._probed:
                         self._probed.add(id(conn))
                         nursery.start_soon(self._check, conn, nursery)
 

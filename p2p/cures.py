@@ -30,7 +30,7 @@ from libp2p.pubsub.rpc_queue import RpcQueue
 from multiaddr import Multiaddr
 
 from p2p import names
-from p2p.gossip_cures import OF_A_START, OF_GOSSIP, is_closed, keep_restarted_peers
+from p2p.gossip_cures import OF_A_START, OF_GOSSIP, OF_GOSSIP_MODULES, is_closed, keep_restarted_peers
 from p2p.standing import make_room_in_key
 from p2p.stream_cures import OF_STREAMS
 
@@ -326,6 +326,7 @@ class _NoEcho:
 
 OF_THE_PROCESS: Final = (
     *OF_STREAMS,
+    *OF_GOSSIP_MODULES,
     size_gossip_queues,
     cap_messages_per_rpc,
     name_kad_protocol,

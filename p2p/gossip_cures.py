@@ -6,11 +6,14 @@ Hides: Pubsub and GossipSub from the inside. Guarantees: each cure names the tes
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any, Final
+from hashlib import blake2b
+from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
+import libp2p.pubsub.gossipsub as gossipsub_module
+import libp2p.pubsub.pubsub as pubsub_module
 import trio
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
@@ -21,11 +24,74 @@ from p2p import names
 DELIVERIES_CLEARED_S: Final = 60.0
 BACK_OFFS_MAX: Final = 1_024  # of a topic; the older half is forgotten then
 BACK_OFF_S_MAX: Final = 600
+RECORD_AGAIN_S: Final = 60.0  # the peerstore keeps what a record says for two hours
+RECORDS_REMEMBERED_MAX: Final = names.CONNECTIONS_MAX
+OWN_RECORD_S: Final = 1.0  # so soon a changed address is told
 _log = logging.getLogger(__name__)
 
 
 class IgnoredMessage(Exception):
     """Raised by a topic's validator for a message that is neither forwarded nor held against anybody."""
+
+
+_Consumed: TypeAlias = OrderedDict[ID, tuple[bytes, float]]
+
+
+def consume_records_once() -> None:
+    """Every RPC carries its sender's signed record: each is decoded, verified and stored, a tenth of a node's time.
+
+    pubsub.py:565. A record of the same bytes as the last one of its peer is consumed again after RECORD_AGAIN_S.
+    Test: test_a_senders_record_is_verified_once.
+    """
+    consume = pubsub_module.maybe_consume_signed_record  # type: ignore[attr-defined]
+    of_hosts = WeakKeyDictionary[Any, _Consumed]()
+
+    def once(rpc: rpc_pb2.RPC, host: Any, peer: ID) -> bool:
+        consumed = of_hosts.setdefault(host, OrderedDict())
+        digest, now_s = blake2b(rpc.senderRecord, digest_size=16).digest(), trio.current_time()
+        before = consumed.get(peer)
+        if before is not None and before[0] == digest and now_s - before[1] < RECORD_AGAIN_S:
+            return True
+        if not consume(rpc, host, peer):
+            return False
+        consumed.pop(peer, None)
+        consumed[peer] = (digest, now_s)
+        while len(consumed) > RECORDS_REMEMBERED_MAX:
+            consumed.popitem(last=False)
+        return True
+
+    setattr(pubsub_module, "maybe_consume_signed_record", once)  # noqa: B010  # not exported
+
+
+def keep_own_record() -> None:
+    """For every RPC that is sent the own addresses are listed, and compared with those of the own signed record.
+
+    pubsub.py:1384, gossipsub.py:1007. Its bytes are kept for OWN_RECORD_S.
+    Test: test_the_own_record_is_not_made_for_each_rpc.
+    """
+    make = pubsub_module.env_to_send_in_RPC  # type: ignore[attr-defined]
+    of_hosts = WeakKeyDictionary[Any, tuple[bytes, float]]()
+
+    def kept(host: Any) -> tuple[bytes, bool]:
+        record, made_s = of_hosts.get(host, (b"", -OWN_RECORD_S))
+        now_s = trio.current_time()
+        if now_s - made_s < OWN_RECORD_S and record:
+            return record, False
+        record, is_new = make(host)
+        of_hosts[host] = (record, now_s)
+        return record, is_new
+
+    for module in (pubsub_module, gossipsub_module):
+        setattr(module, "env_to_send_in_RPC", kept)  # noqa: B010  # not exported
+
+
+def forget_verdicts(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """The cache of verdicts is a list that is searched from its start for every message (pubsub.py:294).
+
+    What was seen before is dropped ahead of it, so that nothing is ever found there: it holds the last one only.
+    Test: test_no_list_of_verdicts_is_searched.
+    """
+    pubsub.validation_cache.max_size = 1
 
 
 def bound_prunes(pubsub: Any, counters: Counter[str]) -> None:
@@ -202,7 +268,9 @@ async def clear_recent_deliveries(router: GossipSub, period_s: float = DELIVERIE
         router.recent_message_deliveries.clear()
 
 
+OF_GOSSIP_MODULES: Final = (consume_records_once, keep_own_record)
 OF_GOSSIP: Final = (
+    forget_verdicts,
     bound_prunes,
     ignore_messages,
     guard_push_msg,

@@ -369,32 +369,42 @@ async def test_what_a_slow_reader_is_sent_is_bounded(open_node, until, monkeypat
 # --- the dead
 
 
-async def test_a_peer_that_answers_no_ping_and_is_heard_all_the_time_stays(open_node, until, monkeypatch):
-    """One that is busy answers pings late; to close it costs both a handshake, and makes them busier."""
-    monkeypatch.setattr(names, "LIVENESS_PERIOD_MS", 50)
-    monkeypatch.setattr(names, "LIVENESS_TIMEOUT_MS", 100)
-    pinged = 0
+@pytest.fixture
+def unanswered_pings(monkeypatch):
+    """Every ping is sent, and none is answered; they are counted."""
+    pinged = []
 
     async def never_answered(conn, answered, scope):
-        nonlocal pinged
         with scope:
-            pinged += 1
+            pinged.append(conn)
             await trio.sleep_forever()
 
     monkeypatch.setattr(connections, "_probe", never_answered)
-    async with open_node(1) as one, open_node(2) as other, trio.open_nursery() as nursery:
+    return pinged
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "pings"), [(0.12, range(20, 10_000)), (0.0, range(1))], ids=["now and then", "always"]
+)
+async def test_a_peer_that_is_heard_and_answers_no_ping_stays(
+    open_node, monkeypatch, unanswered_pings, pause_s, pings
+):
+    """One that is busy answers pings late; to close it costs both a handshake, and makes them busier.
+
+    Who is heard in every period is not even asked.
+    """
+    monkeypatch.setattr(names, "LIVENESS_PERIOD_MS", 50 if pause_s else 1_000)
+    monkeypatch.setattr(names, "LIVENESS_TIMEOUT_MS", 200)
+    async with open_node(1) as one, open_node(2) as other:
         await one.connect(other.addrs())
         (before,) = one._host.get_network().get_connections(ID(other.peer_id))
-
-        async def talk():
-            while True:
-                await one.request(other.peer_id, "echo", b"here I am")
-
-        nursery.start_soon(talk)
-        await until(lambda: pinged >= 20)
+        began = trio.current_time()
+        while len(unanswered_pings) < pings.start or trio.current_time() - began < 3:
+            await one.request(other.peer_id, "echo", b"here I am")
+            await trio.sleep(pause_s)
+        assert len(unanswered_pings) in pings
         assert one._host.get_network().get_connections(ID(other.peer_id)) == [before]
         assert not one.counters().get("connections.found_dead")
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_peer_whose_process_is_stopped_is_noticed_and_closed(

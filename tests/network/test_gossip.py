@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 
+import libp2p.pubsub.utils as pubsub_utils
 import pytest
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.envelope import Envelope
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import env_to_send_in_RPC
 from libp2p.pubsub.pb import rpc_pb2
@@ -137,6 +139,67 @@ async def test_an_oversize_message_is_refused(open_node, open_stranger, patience
         with patience():
             assert (await subscription.receive()).data == b"good"
         assert victim.counters()["gossip.refused_size"] == 1
+
+
+@pytest.fixture
+def count_calls(monkeypatch):
+    """Counts the calls of a library's function or method."""
+
+    def count(owner, name):
+        calls, real = [], getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *args, **kwargs: (calls.append(args), real(*args, **kwargs))[1]
+        )
+        return calls
+
+    return count
+
+
+async def thirty_messages(one, other, patience):
+    """Published by one, received by the other."""
+    await one.connect(other.addrs())
+    said, heard = await one.join(TOPIC, accept), await other.join(TOPIC, accept)
+    with patience():
+        await mesh(said, heard)
+        for number in range(30):
+            await said.publish(b"%d" % number)
+            await heard.receive()
+
+
+async def test_a_senders_record_is_verified_once(open_node, patience, count_calls):
+    verified = count_calls(pubsub_utils, "consume_envelope")
+    async with open_node(1) as one, open_node(2) as other:
+        await thirty_messages(one, other, patience)
+    assert 1 <= len(verified) <= 4
+
+
+async def test_a_record_that_differs_from_the_last_one_is_verified_too(open_node, open_stranger, patience):
+    """A false one after a good one: what comes with it is not looked at."""
+    async with open_node(1) as victim, open_stranger() as stranger:
+        subscription = await victim.join(TOPIC, accept)
+        good, _ = env_to_send_in_RPC(stranger.host)
+        stream = await stranger.stream(victim, names.GOSSIP_PROTOCOL)
+        for number, record in enumerate((good, good, good[:-1] + bytes([good[-1] ^ 1]), good), start=1):
+            message = signed(stranger.pair, b"%d" % number, seqno=number)
+            await stream.write(
+                prefixed(rpc_pb2.RPC(publish=[message], senderRecord=record).SerializeToString())
+            )
+        with patience():
+            received = [(await subscription.receive()).data for _ in range(3)]
+        assert received == [b"1", b"2", b"4"]
+
+
+async def test_the_own_record_is_not_made_for_each_rpc(open_node, patience, count_calls):
+    made = count_calls(Envelope, "marshal_envelope")
+    async with open_node(1) as one, open_node(2) as other:
+        await thirty_messages(one, other, patience)
+    assert 1 <= len(made) < 20
+
+
+async def test_no_list_of_verdicts_is_searched(open_node, patience):
+    async with open_node(1) as one, open_node(2) as other:
+        await thirty_messages(one, other, patience)
+        assert len(other._gossip._pubsub.validation_cache.access_order) == 1
 
 
 async def test_an_overfull_rpc_is_cut(open_node, open_stranger, patience, until):

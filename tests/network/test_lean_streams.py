@@ -154,7 +154,7 @@ async def test_a_writer_is_woken_when_the_window_opens(open_node, until, patienc
         def is_blocked():
             connections = server._host.get_network().get_connections()
             streams = [stream for conn in connections for stream in conn.muxed_conn.streams.values()]
-            return any(stream.send_window <= 0 for stream in streams)
+            return any(stream.send_window <= 0 and "_aw_room" in vars(stream) for stream in streams)
 
         with patience():
             async with client.request_parts(server.peer_id, "parts", b"32") as answer:
