@@ -634,6 +634,9 @@ async def test_providers_of_wrong_bytes_and_of_silence_are_rested_and_passed_ove
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blobs, "TRY_MS", 3_000)  # silence is waited for as long as a try takes
+    monkeypatch.setattr(
+        fetch, "HEDGE_MS", 60_000
+    )  # one after the other: who is slow on a busy machine loses no race
     liar, mute = FalseProvider(wrong), FalseProvider(silent)
     auditor = Identity(b"u" * 32)
     async with open_lab(FEW) as lab:
