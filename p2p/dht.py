@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
 
 import trio
 from libp2p.kad_dht.kad_dht import KadDHT
@@ -54,6 +56,48 @@ class RuleValidator(Validator):
         return self._rule.select(key, values)
 
 
+_asked: Final[ContextVar[bytes]] = ContextVar("asked", default=b"")
+"""The key that the running task asks the network for."""
+
+
+@contextmanager
+def _asking_for(key: bytes) -> Iterator[None]:
+    token = _asked.set(key)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def _ask_afresh(kad: KadDHT, rule: RuleValidator) -> None:
+    """Whoever asks the network gets the network's answer: the library would answer from its own stores, and fill them.
+
+    Only the task that asks is kept from them: others are served what is held, however long the question takes. What it
+    finds does not replace a better record, and providers that it finds are not served as if they had told us.
+    """
+    values, providers = kad.value_store, kad.provider_store
+    held, keep, listed, add = values.get, values.put, providers.get_providers, providers.add_provider
+
+    def get(key: bytes) -> Any:
+        return None if key == _asked.get() else held(key)
+
+    def put(key: bytes, value: bytes, validity: float = 0.0) -> None:
+        own = held(key) if key == _asked.get() else None
+        if own is None or rule.select(key.decode(), [bytes(own.value), value]) == 1:
+            keep(key, value, validity)
+
+    def get_providers(key: bytes) -> list[LibPeerInfo]:
+        return [] if key == _asked.get() else listed(key)
+
+    def add_provider(key: bytes, provider: LibPeerInfo) -> None:
+        if key != _asked.get():
+            add(key, provider)
+
+    for store, methods in ((values, (get, put)), (providers, (get_providers, add_provider))):
+        for method in methods:
+            setattr(store, method.__name__, method)
+
+
 class KadDht:
     """A DistributedDht over the library's KadDHT."""
 
@@ -62,11 +106,11 @@ class KadDht:
         self._rule = RuleValidator(rule, counters)
         self._peer_id = peer_id
         self._counters = counters
+        _ask_afresh(kad, self._rule)
         self._put: dict[str, bytes] = {}
         self._provided: dict[
             bytes, float
         ] = {}  # and when, so that what is not provided any more is not told again
-        self._reading: dict[str, trio.Event] = {}
         self._grown = 0
 
     def counters(self) -> dict[str, int]:
@@ -110,29 +154,10 @@ class KadDht:
         await self._within_deadline("put", self._kad.put_value(key, value))
 
     async def get_record(self, key: str) -> bytes | None:
-        while key in self._reading:  # one reader takes the own copy out for a moment: others wait for it
-            await self._reading[key].wait()
-        self._reading[key] = trio.Event()
-        try:
-            return await self._read(key)
-        finally:
-            self._reading.pop(key).set()
-
-    async def _read(self, key: str) -> bytes | None:
-        """The library answers from its own copy when it has one, so that copy is taken out while it asks."""
-        store, key_bytes = self._kad.value_store.store, key.encode()
         self._counters["dht.lookups"] += 1
-        own = store.pop(key_bytes, None)
-        try:
+        with _asking_for(key.encode()):
             await self._within_deadline("get", self._kad.get_value(key))
-        finally:
-            found = store.get(key_bytes)
-            if own is not None and (
-                found is None or self._rule.select(key, [bytes(own[0].value), bytes(found[0].value)]) == 0
-            ):
-                store[key_bytes] = own
-        best = store.get(key_bytes)
-        return None if best is None else bytes(best[0].value)
+        return self._own(key)
 
     # --- providers -----------------------------------------------------------------------------------------
 
@@ -153,38 +178,18 @@ class KadDht:
     ) -> list[PeerInfo]:
         key = names.provider_key(content_id)
         self._counters["dht.lookups"] += 1
-        # What was found before is kept for 48 h with a new time, so that the dead would live on: ask afresh.
-        own = self._kad.provider_store.providers.pop(key, None)
-        try:
+        with _asking_for(key):
             found = await self._within_deadline(
                 "find_providers", self._kad.provider_store.find_providers(key, PROVIDERS_ASKED)
             )
-        except NetworkError:
-            self._keep_served(key, own, ())
-            raise
-        self._keep_served(key, own, [str(info.peer_id) for info in found])
         distinct: dict[PeerId, PeerInfo] = {}
-        for info in [*self._served(own), *found]:
+        for info in [*self._kad.provider_store.get_providers(key), *found]:
             peer_id = info.peer_id.to_bytes()
             if peer_id != self._peer_id and is_peer_id(peer_id):
                 addrs = dialable_ones(info.addrs, peer_id)
                 if addrs or peer_id not in distinct:
                     distinct[peer_id] = PeerInfo(peer_id, addrs)
         return list(distinct.values())[:count_max]
-
-    def _served(self, own: Any) -> Sequence[LibPeerInfo]:
-        """Records that this node keeps as a server, for everybody."""
-        return (
-            [] if own is None else [LibPeerInfo(record.peer_id, record.addresses) for record in own.values()]
-        )
-
-    def _keep_served(self, key: bytes, own: Any, found: Sequence[str]) -> None:
-        """Keep what was told to this node as a server, and nothing that it only found."""
-        store = self._kad.provider_store.providers
-        told = {peer: record for peer, record in store.pop(key, {}).items() if peer not in found}
-        kept = {**told, **(own or {})}
-        if kept:
-            store[key] = kept
 
     # --- servers come and go -------------------------------------------------------------------------------
 

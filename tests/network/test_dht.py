@@ -101,6 +101,36 @@ async def test_what_is_provided_is_told_to_a_server_that_comes_later(open_node, 
                     await trio.sleep(0.05)
 
 
+async def test_who_asks_the_network_serves_what_it_holds_meanwhile(open_node, until, patience, monkeypatch):
+    """A look-up takes seconds where servers are dead: whoever asks this one must not be told that there is nothing."""
+    async with open_node(1) as server, open_node(2, listen=()) as client:
+        async with open_node(3) as gone:
+            await gone.connect(server.addrs())
+            await until(lambda: gone.dht.counters().get("dht.introduced"))
+            await gone.dht.provide(content(1))
+        await client.connect(server.addrs())
+        await until(lambda: client.dht.counters().get("dht.introduced"))
+        await server.dht.put_record(KEY, b"v7:seven")
+        routing, asked, answered = server.dht._kad.peer_routing, [], trio.Event()
+
+        async def slow(key):
+            asked.append(key)
+            await answered.wait()
+            return []
+
+        monkeypatch.setattr(routing, "find_closest_peers_network", slow)
+        with patience():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.dht.get_record, KEY)
+                nursery.start_soon(server.dht.find_providers, content(1))
+                await until(lambda: len(asked) == 2)
+                assert await client.dht.get_record(KEY) == b"v7:seven"
+                found = await client.dht.find_providers(content(1))
+                assert [info.peer_id for info in found] == [gone.peer_id]
+                answered.set()
+        assert await server.dht.get_record(KEY) == b"v7:seven"
+
+
 async def test_more_than_ten_provides_in_a_row_are_all_kept(open_node, until, patience):
     async with open_node(2) as server:
         async with open_node(1) as provider:
