@@ -1,0 +1,276 @@
+// The client of /aw/rr/1: one session with each peer, one-shot streams, and streams of parts.
+// docs/protocol.md: Request / response.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+const (
+	waitingMax = 4096             // requests of one session without an answer
+	clientIdle = 30 * time.Second // well before the server gives an idle session up, so that no request meets that
+)
+
+var errTooLarge = errors.New("the answer is above the limit")
+
+// streamError: the peer could not be reached, or the stream ended before the answer.
+type streamError struct{ err error }
+
+func (e *streamError) Error() string { return e.err.Error() }
+func (e *streamError) Unwrap() error { return e.err }
+
+// ioError tells a timeout from every other end of a stream.
+func ioError(err error) error {
+	if timedOut(err) {
+		return context.DeadlineExceeded
+	}
+	return &streamError{err}
+}
+
+type client struct {
+	host host.Host
+
+	mu       sync.Mutex
+	sessions map[peer.ID]*session
+}
+
+type session struct {
+	w      *frameWriter
+	cancel func()
+
+	mu      sync.Mutex
+	next    uint32
+	waiting map[uint32]chan *frame
+	ended   bool
+}
+
+func openStream(ctx context.Context, h host.Host, p peer.ID) (network.Stream, error) {
+	s, err := h.NewStream(ctx, p, rrProtocol)
+	if err != nil {
+		return nil, ioError(err)
+	}
+	return s, nil
+}
+
+// call sends a request in the session with the peer, opening one where there is none.
+func (c *client) call(ctx context.Context, p peer.ID, method string, body []byte) ([]byte, error) {
+	s, id, answer, err := c.enter(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer s.forget(id)
+	if err := s.w.push((&frame{kind: frameRequest, id: id, method: method, body: body}).encode()); err != nil {
+		return nil, &streamError{err}
+	}
+	select {
+	case f := <-answer:
+		return finish(f)
+	case <-s.w.ctx.Done():
+		select { // the answer may have come just before the end
+		case f := <-answer:
+			return finish(f)
+		default:
+			return nil, &streamError{errEnded}
+		}
+	case <-ctx.Done():
+		return nil, ioError(ctx.Err())
+	}
+}
+
+func finish(f *frame) ([]byte, error) {
+	if f.kind == frameError {
+		return nil, &rrError{f.code, f.retry, f.message, f.body}
+	}
+	return f.body, nil
+}
+
+func (c *client) enter(ctx context.Context, p peer.ID) (*session, uint32, chan *frame, error) {
+	c.mu.Lock()
+	s := c.sessions[p]
+	c.mu.Unlock()
+	if s != nil {
+		if id, answer, err := s.enter(); !errors.Is(err, errEnded) {
+			return s, id, answer, err
+		}
+	}
+	stream, err := openStream(ctx, c.host, p)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	fresh := newSession(stream)
+	c.mu.Lock()
+	if now := c.sessions[p]; now != s && now != nil { // another call was faster
+		c.mu.Unlock()
+		fresh.end()
+		return c.enter(ctx, p)
+	}
+	c.sessions[p] = fresh
+	c.mu.Unlock()
+	go func() {
+		fresh.read()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.sessions[p] == fresh {
+			delete(c.sessions, p)
+		}
+	}()
+	id, answer, err := fresh.enter()
+	return fresh, id, answer, err
+}
+
+func newSession(stream network.Stream) *session {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &session{w: newFrameWriter(ctx, cancel, stream), cancel: cancel, next: 1, waiting: map[uint32]chan *frame{}}
+}
+
+func (s *session) enter() (uint32, chan *frame, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || s.w.ctx.Err() != nil {
+		return 0, nil, errEnded
+	}
+	if len(s.waiting) >= waitingMax {
+		return 0, nil, &streamError{errors.New("too many requests without an answer")}
+	}
+	for s.waiting[s.next] != nil {
+		s.next++
+	}
+	id, answer := s.next, make(chan *frame, 1)
+	s.waiting[id] = answer
+	s.next++
+	return id, answer, nil
+}
+
+func (s *session) forget(id uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.waiting, id)
+}
+
+// end gives the session up; an idle one is closed by both sides at leisure.
+func (s *session) end() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	s.cancel()
+	_ = s.w.stream.Reset() // given up whatever comes of it
+}
+
+func (s *session) read() {
+	defer s.end()
+	r := bufio.NewReaderSize(s.w.stream, joinedMax)
+	for {
+		f, err := nextFrame(s.w.stream, r, clientIdle, frameMax)
+		if errors.Is(err, errIdle) && !s.retire() {
+			continue
+		}
+		if err != nil || f.kind == frameRequest || f.kind == framePart {
+			return
+		}
+		s.mu.Lock()
+		answer := s.waiting[f.id]
+		delete(s.waiting, f.id)
+		s.mu.Unlock()
+		if answer != nil { // else nobody waits for it any more
+			answer <- f
+		}
+	}
+}
+
+// retire ends an idle session before anybody can enter it again.
+func (s *session) retire() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = len(s.waiting) == 0
+	return s.ended
+}
+
+// oneShot sends one request with id 0 on a stream of its own, which stays open until the answer is here:
+// not every muxer answers on a stream that is half closed.
+func (c *client) oneShot(ctx context.Context, p peer.ID, method string, body []byte) ([]byte, error) {
+	answer, _, err := c.parts(ctx, p, method, body, func([]byte) error {
+		return &streamError{errors.New("a part of no parts method")}
+	})
+	return answer, err
+}
+
+// parts does the same with a parts method: take gets each part, total counts their bytes.
+func (c *client) parts(ctx context.Context, p peer.ID, method string, body []byte, take func([]byte) error) (last []byte, total int, err error) {
+	s, err := openStream(ctx, c.host, p)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer s.Reset() // cancels, and is harmless after Close
+	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := s.Write((&frame{kind: frameRequest, method: method, body: body}).encode()); err != nil {
+		return nil, 0, ioError(err)
+	}
+	r := bufio.NewReaderSize(s, joinedMax)
+	for {
+		f, err := readFrame(r, frameMax)
+		if err != nil {
+			return nil, total, ioError(err)
+		}
+		switch {
+		case f.id != 0 || f.kind == frameRequest:
+			return nil, total, &streamError{errors.New("a frame that answers nothing")}
+		case f.kind == framePart:
+			if total += len(f.body); total > answerPartsMax {
+				return nil, total, errTooLarge
+			}
+			if err := take(f.body); err != nil {
+				return nil, total, err
+			}
+		default:
+			last, err = finish(f)
+			_ = s.Close() // the answer is whole
+			return last, total, err
+		}
+	}
+}
+
+// sendRaw writes any bytes on a stream and reads until it ends or nothing came for a second.
+func (c *client) sendRaw(ctx context.Context, p peer.ID, data []byte) (answer []byte, end string, err error) {
+	s, err := openStream(ctx, c.host, p)
+	if err != nil {
+		return nil, "", err
+	}
+	defer s.Reset()
+	if err := s.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+		return nil, "", ioError(err)
+	}
+	if _, err := s.Write(data); err != nil && !errors.Is(err, network.ErrReset) {
+		return nil, "", ioError(err)
+	}
+	buf := make([]byte, joinedMax)
+	for ctx.Err() == nil {
+		if err := s.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			return nil, "", ioError(err)
+		}
+		n, err := s.Read(buf)
+		if answer = append(answer, buf[:n]...); len(answer) > answerPartsMax {
+			return nil, "", errTooLarge
+		}
+		switch {
+		case timedOut(err):
+			return answer, "open", nil
+		case errors.Is(err, io.EOF):
+			return answer, "eof", nil
+		case errors.Is(err, network.ErrReset):
+			return answer, "reset", nil
+		case err != nil:
+			return nil, "", ioError(err)
+		}
+	}
+	return nil, "", ioError(ctx.Err())
+}

@@ -1,0 +1,99 @@
+// Command peer is a foreign peer of Agent World Runtime, driven by commands on stdin. docs/interop.md.
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ed25519"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+type listenFlags []string
+
+func (l *listenFlags) String() string     { return fmt.Sprint(*l) }
+func (l *listenFlags) Set(s string) error { *l = append(*l, s); return nil }
+
+func main() {
+	if err := start(); err != nil {
+		fmt.Fprintln(os.Stderr, "peer:", err)
+		os.Exit(1)
+	}
+}
+
+func start() error {
+	var listen listenFlags
+	seedHex := flag.String("seed", "", "32 bytes in hex: the Ed25519 seed of the identity")
+	careless := flag.Bool("careless", false, "check nothing that is published, put or received by gossip")
+	flag.Var(&listen, "listen", "a multiaddr to listen at; may be given more than once")
+	flag.Parse()
+	seed, err := hex.DecodeString(*seedHex)
+	if err != nil || len(seed) != ed25519.SeedSize {
+		return errors.New("--seed must be 32 bytes in hex")
+	}
+	if len(listen) == 0 {
+		listen = listenFlags{"/ip4/127.0.0.1/tcp/0"}
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer cancel()
+	out := newOutput(os.Stdout)
+	n, err := newNode(ctx, ed25519.NewKeyFromSeed(seed), listen, *careless, out)
+	if err != nil {
+		return err
+	}
+	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: n.host.ID(), Addrs: n.host.Addrs()})
+	if err != nil {
+		return err
+	}
+	out.event("ready", fields{"peer_id": n.host.ID(), "addrs": addrs})
+	ended := make(chan error, 1)
+	go func() { ended <- n.obey(ctx, os.Stdin) }()
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+	}
+	return errors.Join(err, n.host.Close())
+}
+
+// obey runs the commands, at the same time, until quit or the end of the input.
+func (n *node) obey(ctx context.Context, in io.Reader) error {
+	r := bufio.NewReader(in)
+	quit := make(chan struct{})
+	lines := make(chan []byte)
+	failed := make(chan error, 1)
+	go func() {
+		for {
+			line, err := r.ReadBytes('\n')
+			if err != nil {
+				failed <- err
+				return
+			}
+			lines <- line
+		}
+	}()
+	for {
+		select {
+		case line := <-lines:
+			go func() {
+				if n.execute(ctx, line) {
+					quit <- struct{}{}
+				}
+			}()
+		case <-quit:
+			return nil
+		case err := <-failed:
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}

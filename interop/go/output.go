@@ -1,0 +1,35 @@
+// The lines of stdout: answers to commands, and events. docs/interop.md: Commands.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"sync"
+)
+
+type fields map[string]any
+
+type output struct {
+	mu sync.Mutex
+	w  *bufio.Writer
+}
+
+func newOutput(w io.Writer) *output { return &output{w: bufio.NewWriterSize(w, joinedMax)} }
+
+func (o *output) line(f fields) {
+	b, err := json.Marshal(f)
+	if err != nil {
+		panic(err) // values that this program made
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	// Whoever closed the other end has closed stdin too, and with it this peer.
+	_, _ = o.w.Write(append(b, '\n'))
+	_ = o.w.Flush()
+}
+
+func (o *output) event(name string, f fields) {
+	f["event"] = name
+	o.line(f)
+}

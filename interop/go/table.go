@@ -1,0 +1,396 @@
+// What each command does. docs/interop.md: the tables of commands.
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
+	"lukechampine.com/blake3"
+)
+
+const (
+	commandTime  = 10 * time.Second
+	transferTime = 5 * time.Minute // of a blob, or of a world
+)
+
+var commands map[string]func(*args) job
+
+func init() {
+	commands = map[string]func(*args) job{
+		"dial": dial, "identify": identifyPeer, "disconnect": disconnect, "peers": peers, "quit": quit,
+		"request": request, "request_parts": requestParts, "requests": requests, "send_raw": sendRaw,
+		"put_blob": putBlob, "fetch": fetch, "forge_blob": forgeBlob,
+		"world": knowWorld, "join": join, "mesh": mesh, "publish": publish,
+		"dht_put": dhtPut, "dht_get": dhtGet, "dht_peers": dhtPeers, "provide": provide, "find_providers": findProviders,
+		"check_head": checkOneHead, "head": findHead, "state_proof": stateProof, "receipt_proof": receiptProof,
+		"submit": submit, "mirror": mirror, "follow": follow, "vectors": vectors,
+	}
+}
+
+// orEmpty makes JSON of a list say [] and not null.
+func orEmpty[T any](list []T) []T { return append([]T{}, list...) }
+
+func dial(a *args) job {
+	info, err := peer.AddrInfoFromString(a.text("addr"))
+	if err != nil {
+		a.fail("addr: %v", err)
+	}
+	return func(ctx context.Context, n *node) (fields, error) {
+		ctx, cancel := context.WithTimeout(ctx, commandTime)
+		defer cancel()
+		if s, ok := n.host.Network().(*swarm.Swarm); ok {
+			s.Backoff().Clear(info.ID) // whoever is told to dial does not wait out an earlier failure
+		}
+		if err := n.host.Connect(ctx, *info); err != nil {
+			return nil, &streamError{err}
+		}
+		n.identified(info.ID)
+		return fields{"peer": info.ID}, nil
+	}
+}
+
+// identified waits until the peer has said what it is; the library bounds that.
+func (n *node) identified(p peer.ID) bool {
+	conns := n.host.Network().ConnsToPeer(p)
+	if ids, ok := n.host.(interface{ IDService() identify.IDService }); ok {
+		for _, c := range conns {
+			<-ids.IDService().IdentifyWait(c)
+		}
+	}
+	return len(conns) > 0
+}
+
+func identifyPeer(a *args) job {
+	p := a.peer("peer")
+	return func(_ context.Context, n *node) (fields, error) {
+		there := n.identified(p)
+		protocols, err := n.host.Peerstore().GetProtocols(p)
+		agent, unknown := n.host.Peerstore().Get(p, "AgentVersion")
+		if !there || err != nil || unknown != nil {
+			return nil, errNotFound
+		}
+		return fields{"protocols": orEmpty(protocols), "agent": agent}, nil
+	}
+}
+
+func disconnect(a *args) job {
+	p := a.peer("peer")
+	return func(_ context.Context, n *node) (fields, error) { return nil, n.host.Network().ClosePeer(p) }
+}
+
+func peers(*args) job {
+	return func(_ context.Context, n *node) (fields, error) {
+		return fields{"peers": orEmpty(n.host.Network().Peers())}, nil
+	}
+}
+
+func quit(*args) job { return func(context.Context, *node) (fields, error) { return nil, nil } }
+
+// call is what the commands that send a request have in common.
+type call struct {
+	peer    peer.ID
+	method  string
+	body    []byte
+	oneShot bool
+	time    time.Duration
+}
+
+func readCall(a *args) call {
+	c := call{a.peer("peer"), a.text("method"), a.hex("body"), a.flag("one_shot"), timeoutOf(a)}
+	if !methodName.MatchString(c.method) || len(c.method)+len(c.body)+16 > frameMax {
+		a.fail("no name of a method, or a body that fits no frame")
+	}
+	return c
+}
+
+func timeoutOf(a *args) time.Duration {
+	return time.Duration(a.count("timeout_ms", commandTime.Milliseconds())) * time.Millisecond
+}
+
+func (c call) send(ctx context.Context, n *node) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.time)
+	defer cancel()
+	if c.oneShot {
+		return n.rr.oneShot(ctx, c.peer, c.method, c.body)
+	}
+	return n.rr.call(ctx, c.peer, c.method, c.body)
+}
+
+func request(a *args) job {
+	c := readCall(a)
+	return func(ctx context.Context, n *node) (fields, error) {
+		body, err := c.send(ctx, n)
+		return fields{"body": hexBytes(body)}, err
+	}
+}
+
+func requestParts(a *args) job {
+	c := readCall(a)
+	return func(ctx context.Context, n *node) (fields, error) {
+		ctx, cancel := context.WithTimeout(ctx, c.time)
+		defer cancel()
+		joined, parts := blake3.New(32, nil), 0
+		last, total, err := n.rr.parts(ctx, c.peer, c.method, c.body, func(part []byte) error {
+			parts++
+			_, err := joined.Write(part)
+			return err
+		})
+		return fields{"parts": parts, "bytes": total, "hash": hexBytes(joined.Sum(nil)), "last": hexBytes(last)}, err
+	}
+}
+
+func requests(a *args) job {
+	c, count, inFlight := readCall(a), int(a.count("count")), int(a.count("in_flight"))
+	return func(ctx context.Context, n *node) (fields, error) {
+		results, places := make(chan error, count), make(chan struct{}, max(1, inFlight))
+		var wg sync.WaitGroup
+		start := time.Now()
+		for range count {
+			places <- struct{}{}
+			wg.Go(func() {
+				_, err := c.send(ctx, n)
+				results <- err
+				<-places
+			})
+		}
+		wg.Wait()
+		close(results)
+		ok, out := 0, fields{"ms": time.Since(start).Milliseconds()}
+		for err := range results {
+			if err == nil {
+				ok++
+			} else if out["first_error"] == nil {
+				out["first_error"] = failure(err)
+			}
+		}
+		out["ok"], out["failed"] = ok, count-ok
+		return out, nil
+	}
+}
+
+func sendRaw(a *args) job {
+	p, data, time := a.peer("peer"), a.hex("data"), timeoutOf(a)
+	return func(ctx context.Context, n *node) (fields, error) {
+		ctx, cancel := context.WithTimeout(ctx, time)
+		defer cancel()
+		answer, end, err := n.rr.sendRaw(ctx, p, data)
+		return fields{"answer": hexBytes(answer), "end": end}, err
+	}
+}
+
+func putBlob(a *args) job {
+	data, seed, size := a.optHex("data"), a.count("seed", 0), a.count("size", 0)
+	if a.has("data") == a.has("seed") || a.has("seed") != a.has("size") || size > answerPartsMax {
+		a.fail("data, or a seed and a size of at most %d", answerPartsMax)
+	}
+	return func(_ context.Context, n *node) (fields, error) {
+		if a.has("seed") {
+			data = seededBlob(uint64(seed), int(size))
+		}
+		hash := H(data)
+		n.blobs.put(hash, data)
+		return fields{"content_hash": hexBytes(hash)}, nil
+	}
+}
+
+func fetch(a *args) job {
+	p, hash, most := a.peer("peer"), a.hex("content_hash"), a.count("length", answerPartsMax)
+	return func(ctx context.Context, n *node) (fields, error) {
+		ctx, cancel := context.WithTimeout(ctx, transferTime)
+		defer cancel()
+		start := time.Now()
+		blob, err := n.fetchBlob(ctx, p, hash, most)
+		return fields{"size": len(blob), "ms": time.Since(start).Milliseconds()}, err
+	}
+}
+
+func forgeBlob(a *args) job {
+	hash, data := a.hex("content_hash"), a.hex("data")
+	return func(_ context.Context, n *node) (fields, error) {
+		n.blobs.put(hash, data)
+		return nil, nil
+	}
+}
+
+func knowWorld(a *args) job {
+	raw := a.hex("genesis")
+	return func(_ context.Context, n *node) (fields, error) {
+		genesis, err := readRecord("genesis_file", raw)
+		if err != nil {
+			return nil, err
+		}
+		w, err := n.know(genesis, "")
+		return fields{"world_id": w.id}, err
+	}
+}
+
+func join(a *args) job {
+	topic := a.text("topic")
+	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.join(topic) }
+}
+
+func mesh(a *args) job {
+	topic := a.text("topic")
+	return func(_ context.Context, n *node) (fields, error) {
+		return fields{"peers": orEmpty(n.gossip.ps.ListPeers(topic))}, nil
+	}
+}
+
+func publish(a *args) job {
+	topic, data := a.text("topic"), a.hex("data")
+	return func(ctx context.Context, n *node) (fields, error) { return nil, n.gossip.publish(ctx, topic, data) }
+}
+
+func dhtPut(a *args) job {
+	key, value := []byte(a.text("key")), a.hex("value")
+	return func(ctx context.Context, n *node) (fields, error) { return nil, n.dht.Put(ctx, key, value) }
+}
+
+func dhtGet(a *args) job {
+	key := []byte(a.text("key"))
+	return func(ctx context.Context, n *node) (fields, error) {
+		value, err := n.dht.Get(ctx, key)
+		return fields{"value": hexBytes(value)}, err
+	}
+}
+
+func dhtPeers(*args) job {
+	return func(_ context.Context, n *node) (fields, error) {
+		return fields{"peers": orEmpty(n.dht.Peers())}, nil
+	}
+}
+
+func provide(a *args) job {
+	key := providerKey(a.hex("content_hash"))
+	return func(ctx context.Context, n *node) (fields, error) { return nil, n.dht.Provide(ctx, key) }
+}
+
+func findProviders(a *args) job {
+	key := providerKey(a.hex("content_hash"))
+	return func(ctx context.Context, n *node) (fields, error) {
+		found, err := n.dht.FindProviders(ctx, key)
+		providers := []fields{}
+		for _, p := range found {
+			providers = append(providers, fields{"peer": p.ID, "addrs": orEmpty(p.Addrs)})
+		}
+		return fields{"providers": providers}, err
+	}
+}
+
+func headFields(h *head) fields {
+	return fields{"world_id": h.world, "epoch": h.commit().int("epoch"), "height": h.height(), "as_of_ms": h.asOf(), "block_hash": hexBytes(h.blockHash())}
+}
+
+func checkOneHead(a *args) job {
+	raw := a.hex("head")
+	return func(context.Context, *node) (fields, error) {
+		h, err := checkHead(raw, "")
+		if err != nil {
+			return nil, err
+		}
+		return headFields(h), nil
+	}
+}
+
+func findHead(a *args) job {
+	world, p := a.text("world_id"), peer.ID("")
+	if a.has("peer") {
+		p = a.peer("peer")
+	}
+	return func(ctx context.Context, n *node) (fields, error) {
+		h, err := n.findHead(ctx, p, world)
+		if err != nil {
+			return nil, err
+		}
+		out := headFields(h)
+		out["head"] = hexBytes(h.raw)
+		return out, nil
+	}
+}
+
+func stateProof(a *args) job {
+	p, world, namespace, key := a.peer("peer"), a.text("world_id"), a.text("namespace"), a.hex("key")
+	return func(ctx context.Context, n *node) (fields, error) {
+		block, value, err := n.stateProof(ctx, p, world, namespace, key)
+		if err != nil {
+			return nil, err
+		}
+		out := fields{"height": block.int("height"), "state_root": hexBytes(block.bytes("state_root")), "trust": "attested"}
+		if value != nil {
+			out["value"] = hexBytes(value)
+		}
+		return out, nil
+	}
+}
+
+func receiptProof(a *args) job {
+	p, world, envelope := a.peer("peer"), a.text("world_id"), a.hex("envelope_hash")
+	return func(ctx context.Context, n *node) (fields, error) {
+		at, head, proved, err := n.receiptProof(ctx, p, world, envelope)
+		receipts := []fields{}
+		for _, r := range proved {
+			f := fields{"code": r["code"]}
+			if r.has("index") {
+				f["index"] = r["index"]
+			}
+			receipts = append(receipts, f)
+		}
+		return fields{"height": at, "head_height": head, "receipts": receipts, "trust": "attested"}, err
+	}
+}
+
+func submit(a *args) job {
+	p, seed := a.peer("peer"), a.hex("seed")
+	envelope := dict{"v": int64(1), "world_id": a.text("world_id"), "nonce": a.count("nonce"), "expires_at_height": a.count("expires_at_height"),
+		"timestamp_ms": a.count("timestamp_ms"), "atomic": get[bool](a, "atomic"), "actions": (&args{get[[]any](a, "actions"), a.err}).value()}
+	if len(seed) != ed25519.SeedSize {
+		a.fail("seed must be 32 bytes")
+		return nil
+	}
+	key := ed25519.NewKeyFromSeed(seed)
+	envelope["actor_id"] = keyIDOf(key)
+	return func(ctx context.Context, n *node) (fields, error) {
+		sealed, result, err := n.submit(ctx, p, envelope, key)
+		if err != nil {
+			return nil, err
+		}
+		out := fields{"outcome": result["outcome"], "envelope_hash": hexBytes(recordHash("envelope", envelope)), "envelope": hexBytes(encode(sealed))}
+		for _, f := range []string{"reason", "message"} {
+			if result.has(f) {
+				out[f] = result[f]
+			}
+		}
+		return out, nil
+	}
+}
+
+func mirror(a *args) job {
+	p, world := a.peer("peer"), a.text("world_id")
+	return func(ctx context.Context, n *node) (fields, error) {
+		ctx, cancel := context.WithTimeout(ctx, transferTime)
+		defer cancel()
+		w, err := n.mirror(ctx, p, world)
+		if err != nil {
+			return nil, err
+		}
+		return fields{"height": w.head.height()}, nil
+	}
+}
+
+func follow(a *args) job {
+	world := a.text("world_id")
+	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.follow(world) }
+}
+
+func vectors(a *args) job {
+	dir := a.text("dir")
+	return func(context.Context, *node) (fields, error) {
+		files, err := checkVectors(dir)
+		return fields{"files": files}, err
+	}
+}

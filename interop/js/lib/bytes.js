@@ -1,0 +1,22 @@
+/** Byte strings: hex, joining, comparing, big-endian numbers. Hides that Uint8Array has none of these. */
+import { bytesToHex, hexToBytes, concatBytes } from '@noble/hashes/utils.js'
+
+export const toHex = bytesToHex
+export const fromHex = hexToBytes
+export const concat = concatBytes
+export const utf8 = (text) => new TextEncoder().encode(text)
+
+/** Lexicographic, as a sort function. */
+export function compareBytes (a, b) {
+  const n = Math.min(a.length, b.length)
+  for (let i = 0; i < n; i++) if (a[i] !== b[i]) return a[i] - b[i]
+  return a.length - b.length
+}
+
+export const equalBytes = (a, b) => a.length === b.length && compareBytes(a, b) === 0
+
+export function u64be (value) {
+  const bytes = new Uint8Array(8)
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(value))
+  return bytes
+}

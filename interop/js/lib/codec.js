@@ -1,0 +1,91 @@
+/**
+ * Canonical CBOR: the profile of the section "Encoding" of docs/protocol.md. Hides the library's laxness: it takes floats, tags,
+ * any key and wrong orders, so its tokens are judged as they come, and the value is encoded again and compared.
+ *
+ * Maps are decoded to Map (a payload may have the key `__proto__`), integers outside of +-2^53 to BigInt.
+ */
+import { Tokenizer, decode as decodeWith, encode as encodeWith } from 'cborg'
+import { equalBytes, fromHex } from './bytes.js'
+import { Refused, must } from './errors.js'
+import { LIMITS } from './limits.js'
+
+const INT_MAX = 2n ** 63n - 1n
+const INT_MIN = -(2n ** 63n)
+const OPTIONS = {
+  strict: true, allowIndefinite: false, allowUndefined: false, allowNaN: false, allowInfinity: false,
+  rejectDuplicateMapKeys: true, useMaps: true, tags: {}
+}
+const KINDS = new Set(['uint', 'negint', 'bytes', 'string', 'array', 'map', 'false', 'true', 'null'])
+
+/** Judges each token before the library builds anything of it, so that no bytes cost more than their items. */
+class ProfileTokenizer extends Tokenizer {
+  constructor (bytes, itemsMax) {
+    super(bytes, OPTIONS)
+    this.itemsLeft = itemsMax + 1 // the outermost value is no item
+    this.open = [] // for each open array or map: how many values are missing, and whether it is a map
+  }
+
+  next () {
+    const token = super.next()
+    const kind = token.type.name
+    must(KINDS.has(kind), `no canonical CBOR: ${kind}`)
+    must(this.itemsLeft-- > 0, 'more items than allowed')
+    const parent = this.open.at(-1)
+    if (parent !== undefined) {
+      must(!parent.map || parent.missing % 2 === 1 || kind === 'string', 'no canonical CBOR: a key that is no text')
+      parent.missing--
+    }
+    if (kind === 'array' || kind === 'map') {
+      must(this.open.length < LIMITS.depth, 'nested deeper than 32')
+      this.open.push({ map: kind === 'map', missing: kind === 'map' ? 2 * token.value : token.value })
+    } else if (typeof token.value === 'bigint') {
+      must(token.value <= INT_MAX && token.value >= INT_MIN, 'an integer outside of 64 bits')
+    }
+    while (this.open.at(-1)?.missing === 0) this.open.pop()
+    return token
+  }
+}
+
+/** @returns {Uint8Array} canonical CBOR of a value of Maps, plain objects, arrays, bytes, text, integers and booleans */
+export const encode = (value) => encodeWith(value, { ignoreUndefinedProperties: true })
+
+/** @param {Uint8Array} bytes @param {number} [itemsMax] Infinity for the lists that a block names */
+export function decode (bytes, itemsMax = LIMITS.cborItems) {
+  bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length) // a Buffer's slices would share its memory
+  let value
+  try {
+    value = decodeWith(bytes, { ...OPTIONS, tokenizer: new ProfileTokenizer(bytes, itemsMax) })
+  } catch (error) {
+    throw error instanceof Refused ? error : new Refused(`no canonical CBOR: ${error.message}`)
+  }
+  must(equalBytes(encode(value), bytes), 'no canonical CBOR: not as it would be encoded')
+  return value
+}
+
+/** How many keys, values and elements a value holds, at any depth. */
+export function countItems (value) {
+  if (Array.isArray(value)) return value.reduce((sum, item) => sum + 1 + countItems(item), 0)
+  if (!(value instanceof Map)) return 0
+  return [...value.values()].reduce((sum, item) => sum + 2 + countItems(item), 0)
+}
+
+/** A value of JSON, in which bytes are {"hex": ...}, as a value to encode. */
+export function fromJson (json) {
+  if (Array.isArray(json)) return json.map(fromJson)
+  if (typeof json === 'number') must(Number.isInteger(json), 'floats cannot be encoded')
+  if (json === null || typeof json !== 'object') return json
+  const keys = Object.keys(json)
+  if (keys.length === 1 && keys[0] === 'hex') return fromHex(json.hex)
+  return new Map(keys.map((key) => [key, fromJson(json[key])]))
+}
+
+/** JSON.parse rounds integers above 2^53; here they become BigInt. */
+export function parseJson (text) {
+  const marked = text.replace(/"(?:[^"\\]|\\.)*"|-?\d{16,}(?![\d.eE])/g, (token) => token[0] === '"' ? token : `{"\\u0000int":"${token}"}`)
+  return JSON.parse(marked, (_, value) => {
+    const digits = value?.['\u0000int']
+    if (digits === undefined) return value
+    return Number.isSafeInteger(Number(digits)) ? Number(digits) : BigInt(digits)
+  })
+}
+

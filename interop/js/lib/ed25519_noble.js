@@ -1,0 +1,23 @@
+/** The Ed25519 equation [S]B = R + [k]A without the cofactor, in plain JavaScript: for browsers, whose own differ among each other. */
+import { ed25519 } from '@noble/curves/ed25519.js'
+import { sha512 } from '@noble/hashes/sha2.js'
+import { concat } from './bytes.js'
+
+const { Point } = ed25519
+const littleEndian = (bytes) => bytes.reduceRight((sum, byte) => (sum << 8n) | BigInt(byte), 0n)
+
+/** Of keys and signatures whose encodings have been judged already. @returns {boolean} */
+export function equationHolds (publicKey, message, signature) {
+  let A, R
+  try {
+    A = Point.fromBytes(publicKey)
+    R = Point.fromBytes(signature.subarray(0, 32))
+  } catch {
+    return false // no point of the curve
+  }
+  const k = littleEndian(sha512(concat(signature.subarray(0, 32), publicKey, message))) % Point.Fn.ORDER
+  const S = littleEndian(signature.subarray(32))
+  return Point.BASE.multiplyUnsafe(S).equals(R.add(A.multiplyUnsafe(k)))
+}
+
+export const sign = (message, seed) => ed25519.sign(message, seed)

@@ -1,0 +1,197 @@
+/**
+ * Frames on a libp2p stream: reading with backpressure and deadlines, writing with few flushes. Hides how a stream of js-libp2p ends, fills
+ * and drains; knows nothing of Node, as a browser uses it too.
+ */
+import { concat } from './bytes.js'
+import { Failure } from './errors.js'
+import { FrameSplitter } from './frames.js'
+import { LIMITS } from './limits.js'
+
+const HELD_MAX = LIMITS.frameBytes + 3
+/** Above this, js-yamux would send one DATA frame so large that py-libp2p closes the connection. */
+const UNSENT_MAX = 262_144
+const STALL_MS = 10_000
+const CLOSE_MS = 5_000
+
+const turn = typeof setImmediate === 'function' ? () => new Promise((resolve) => setImmediate(resolve)) : () => new Promise((resolve) => setTimeout(resolve))
+const gone = (message) => new Failure('stream', message)
+
+/** Waits for the first of some events of a stream. @returns {Promise<boolean>} false where none came in time */
+function eventOf (stream, names, timeoutMs) {
+  return new Promise((resolve) => {
+    const settle = (value) => {
+      clearTimeout(timer)
+      for (const name of names) stream.removeEventListener(name, settleTrue)
+      resolve(value)
+    }
+    const settleTrue = () => settle(true)
+    const timer = setTimeout(() => settle(false), timeoutMs)
+    for (const name of names) stream.addEventListener(name, settleTrue)
+  })
+}
+
+export class FrameReader {
+  #stream
+  #splitter = new FrameSplitter()
+  #wake = () => {}
+  #end // undefined while open, then null for a clean end, or the error
+  #frameSince = 0
+
+  constructor (stream) {
+    this.#stream = stream
+    stream.addEventListener('message', ({ data }) => {
+      if (this.#splitter.isEmpty) this.#frameSince = Date.now()
+      this.#splitter.push(data.subarray())
+      if (this.#splitter.held > HELD_MAX && stream.readStatus === 'readable') stream.pause()
+      this.#finishIfEnded()
+      this.#wake()
+    })
+    // 'end' comes after the last byte was delivered, 'remoteCloseWrite' may come before it.
+    stream.addEventListener('end', () => this.#finishIfEnded())
+    stream.addEventListener('close', ({ error }) => error ? this.#finish(gone(error.message)) : this.#finishIfEnded())
+    this.#finishIfEnded()
+  }
+
+  get isBetweenFrames () { return this.#splitter.isEmpty }
+
+  /** What came with the negotiation is put back into the stream, where 'end' may have been told already. */
+  #finishIfEnded () {
+    const { readableEnded, readBufferLength, status } = this.#stream
+    if (readableEnded && readBufferLength === 0) this.#finish(['aborted', 'reset'].includes(status) ? gone(`the stream was ${status}`) : null)
+  }
+
+  #finish (end) {
+    if (this.#end === undefined) this.#end = end
+    this.#wake()
+  }
+
+  /**
+   * @param {number} idleMs how long until the first byte of the frame; a frame that has begun must end within 30 s
+   * @returns the next frame, undefined at the end of the stream
+   */
+  async next (idleMs) {
+    const began = Date.now()
+    for (;;) {
+      const frame = this.#splitter.next()
+      if (frame !== undefined) {
+        this.#frameSince = Date.now()
+        return frame
+      }
+      if (this.#end !== undefined) {
+        if (this.#end === null && this.isBetweenFrames) return undefined
+        throw this.#end ?? gone('the stream ended inside a frame')
+      }
+      if (this.#stream.readStatus === 'paused') this.#stream.resume()
+      const deadline = this.isBetweenFrames ? began + idleMs : Math.min(began + idleMs, this.#frameSince + LIMITS.requestTotalMs)
+      await this.#more(deadline - Date.now())
+    }
+  }
+
+  #more (timeoutMs) {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new Failure('timeout', 'no frame in time')), Math.max(0, timeoutMs))
+      this.#wake = () => {
+        clearTimeout(timer)
+        this.#wake = () => {}
+        resolve()
+      }
+    })
+  }
+}
+
+export class FrameWriter {
+  #stream
+  #queue = []
+  #pumping
+  #error
+  #room = []
+
+  constructor (stream) {
+    this.#stream = stream
+  }
+
+  /** Resolves when there is room for a next frame, rejects when the stream is gone. */
+  async write (frame) {
+    if (this.#error !== undefined) throw this.#error
+    this.#queue.push(frame)
+    this.#pumping ??= this.#pump()
+    if (this.#queue.length < LIMITS.sessionQueueFrames) return
+    await new Promise((resolve) => this.#room.push(resolve))
+    if (this.#error !== undefined) throw this.#error
+  }
+
+  /** Resolves when all is with the muxer, or cannot be any more. */
+  async flush () {
+    while (this.#pumping !== undefined) await this.#pumping
+  }
+
+  /** One turn of the event loop before each flush lets frames that come together leave together. */
+  async #pump () {
+    try {
+      while (this.#queue.length > 0) {
+        await turn()
+        for (const piece of pieces(this.#take())) {
+          this.#stream.send(piece)
+          await this.#drained()
+        }
+      }
+    } catch (error) {
+      this.#error = error instanceof Failure ? error : gone(error.message)
+      this.#queue = []
+      this.#stream.abort(this.#error)
+    } finally {
+      this.#pumping = undefined
+      this.#makeRoom()
+    }
+  }
+
+  #take () {
+    let bytes = 0
+    let n = 0
+    while (n < this.#queue.length && (n === 0 || bytes + this.#queue[n].length <= LIMITS.sessionWriteBatchBytes)) bytes += this.#queue[n++].length
+    const frames = this.#queue.splice(0, n)
+    this.#makeRoom()
+    return frames.length === 1 ? frames[0] : concat(...frames)
+  }
+
+  #makeRoom () {
+    if (this.#queue.length < LIMITS.sessionQueueFrames) for (const resolve of this.#room.splice(0)) resolve()
+  }
+
+  /** The library's onDrain() waits only once in the life of a stream. */
+  async #drained () {
+    while (this.#stream.writableNeedsDrain && this.#stream.writeBufferLength > UNSENT_MAX) {
+      const before = this.#stream.writeBufferLength
+      const moved = await eventOf(this.#stream, ['drain', 'close'], STALL_MS)
+      if (!moved && this.#stream.writeBufferLength === before) throw gone('the reader is too slow')
+      if (this.#stream.writeStatus === 'closed') throw gone('the stream is closed')
+    }
+  }
+
+  /** Ends the stream after all that was written. */
+  async close () {
+    await this.flush()
+    await closeStream(this.#stream)
+  }
+
+  /** Resets the stream, after what was written had its chance to leave. */
+  async reset (message) {
+    await this.flush()
+    if (this.#stream.writeBufferLength > 0) await eventOf(this.#stream, ['idle', 'close'], CLOSE_MS)
+    this.#stream.abort(gone(message))
+  }
+}
+
+function * pieces (bytes) {
+  for (let at = 0; at < bytes.length; at += LIMITS.sessionWriteBatchBytes) yield bytes.subarray(at, at + LIMITS.sessionWriteBatchBytes)
+}
+
+/** Ends a stream that has done its work, and forgets it even where the other side never ends it. */
+export async function closeStream (stream) {
+  setTimeout(() => stream.abort(gone('the other side did not end the stream')), CLOSE_MS)
+  try {
+    await stream.close({ signal: AbortSignal.timeout(CLOSE_MS) })
+  } catch (error) {
+    stream.abort(error)
+  }
+}

@@ -1,0 +1,68 @@
+/** Blobs by content id, in memory: "Hashes" and fetch_blob of docs/protocol.md. Hides how bytes are kept, made and fetched in parts. */
+import { concat, equalBytes, toHex, u64be } from '../lib/bytes.js'
+import { decode, encode } from '../lib/codec.js'
+import { Failure, must } from '../lib/errors.js'
+import { H, extendedOutput, hasher } from '../lib/identity.js'
+import { LIMITS } from '../lib/limits.js'
+import { COUNT, open } from '../lib/schema.js'
+
+const TOTAL_BYTES_MAX = 2 ** 30
+const LAST = open({ size: COUNT })
+
+export class Blobs {
+  #blobs = new Map()
+  #bytes = 0
+
+  get (contentHash) { return this.#blobs.get(toHex(contentHash)) }
+
+  /** Serves these bytes under this hash, whatever they are. */
+  set (contentHash, bytes) {
+    const key = toHex(contentHash)
+    const grown = this.#bytes + bytes.length - (this.#blobs.get(key)?.length ?? 0)
+    if (grown > TOTAL_BYTES_MAX) throw new Failure('too_large', 'no room for more blobs')
+    this.#blobs.set(key, bytes)
+    this.#bytes = grown
+  }
+
+  put (bytes) {
+    const contentHash = H(bytes)
+    this.set(contentHash, bytes)
+    return contentHash
+  }
+}
+
+/** The first `size` bytes of BLAKE3's extended output of a seed; others run between its pieces. */
+export async function seededBytes (seed, size) {
+  const bytes = new Uint8Array(size)
+  let at = 0
+  for (const piece of extendedOutput(u64be(seed), size)) {
+    bytes.set(piece, at)
+    at += piece.length
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  return bytes
+}
+
+/**
+ * @param {(method: string, body: Uint8Array, onPart: (part: Uint8Array) => void) => Promise<Uint8Array>} askParts
+ * @returns {Promise<Uint8Array>} bytes of this hash; hashed as they come, so that no long pause blocks the peer
+ */
+export async function fetchBlob (askParts, contentHash, length) {
+  const hash = hasher()
+  const parts = []
+  let size = 0
+  const last = await askParts('fetch_blob', encode({ content_hash: contentHash, length }), (part) => {
+    hash.update(part)
+    parts.push(part)
+    size += part.length
+  })
+  must(LAST(decode(last), 'fetch_blob').size === size, 'fetch_blob: not as many bytes as were said')
+  must(equalBytes(hash.digest(), contentHash), 'fetch_blob: bytes of another hash')
+  return concat(...parts)
+}
+
+/** The bytes asked for, as parts. */
+export function * partsOf (bytes, offset = 0, length = bytes.length) {
+  const end = Math.min(bytes.length, offset + length)
+  for (let at = offset; at < end; at += LIMITS.partBytes) yield bytes.subarray(at, Math.min(end, at + LIMITS.partBytes))
+}

@@ -1,0 +1,228 @@
+/** The commands of docs/interop.md, on a Peer. Hides the difference between JSON and bytes: fields are read by the table of FIELDS. */
+import { peerIdFromString } from '@libp2p/peer-id'
+import { equalBytes, fromHex, toHex } from '../lib/bytes.js'
+import { RECEIPT_ANSWER, checkHeadBlock, checkReceipts } from '../lib/chain.js'
+import { decode, encode, fromJson } from '../lib/codec.js'
+import { Failure, must } from '../lib/errors.js'
+import { checkHead, compareHeads } from '../lib/head.js'
+import { hasher, headKey, peerIdText, seedToKeyId, topicOf, worldContentId } from '../lib/identity.js'
+import { LIMITS } from '../lib/limits.js'
+import { checkRecord, checkSealed, hashOf, mustBeSigned, seal } from '../lib/records.js'
+import { any, bytes, list, oneOf, open, textOf } from '../lib/schema.js'
+import { provedValue } from '../lib/state.js'
+import { fetchBlob, seededBytes } from './blobs.js'
+import { sendRaw } from './raw.js'
+import { checkVectors } from './vectors.js'
+import { askHead, headOfWorld, mirror } from './worlds.js'
+
+const DEFAULT_MS = 10_000
+const STATE_ANSWER = open({ head: any, block: any, proof: bytes(1, LIMITS.proofBytes) })
+const RESULT = open({ outcome: oneOf('accepted', 'pooled', 'refused'), 'acceptance?': any, 'reason?': textOf(0, 64), 'message?': textOf(0, 512) })
+const SUBMIT_ANSWER = open({ results: list(RESULT, 1, 1) })
+
+const is = (type) => (value) => {
+  if (typeof value !== type) throw new Error(`must be a ${type}`)
+  return value
+}
+const hex = (value) => fromHex(is('string')(value))
+const hexOf = (size) => (value) => {
+  const decoded = hex(value)
+  if (decoded.length !== size) throw new Error(`must be ${size} bytes`)
+  return decoded
+}
+const count = (value) => {
+  if (!Number.isSafeInteger(value) || value < 0) throw new Error('must be a count')
+  return value
+}
+const [text, flag] = [is('string'), is('boolean')]
+const peerText = (value) => peerIdFromString(text(value)).toString()
+const actionList = (value) => value.map(([kind, payload]) => [text(kind), fromJson(payload)])
+
+/** How each field is read, whatever the command. */
+const FIELDS = {
+  addr: text, peer: peerText, method: text, topic: text, key: text, dir: text, world_id: text, namespace: text,
+  body: hex, data: hex, genesis: hex, value: hex, head: hex, content_hash: hexOf(32), envelope_hash: hexOf(32),
+  one_shot: flag, atomic: flag, timeout_ms: count, count, in_flight: count, size: count, length: count,
+  nonce: count, expires_at_height: count, timestamp_ms: count, actions: actionList, seed: count
+}
+/** Where a command means something else by the name. */
+const OWN_FIELDS = { submit: { seed: hexOf(32) }, state_proof: { key: hex } }
+
+const aboutHead = ({ worldId, epoch, height, asOfMs, blockHash }) =>
+  ({ world_id: worldId, epoch, height, as_of_ms: asOfMs, block_hash: blockHash })
+
+/** name -> [fields, with `?` where optional, what it does] */
+const COMMANDS = {
+  dial: [['addr'], async (peer, { addr }) => ({ peer: await peer.dial(addr) })],
+  identify: [['peer'], async (peer, { peer: other }) => {
+    const identified = await peer.identified(other)
+    if (identified === undefined) throw new Failure('not_found', 'that peer has not identified itself')
+    return identified
+  }],
+  disconnect: [['peer'], async (peer, { peer: other }) => { await peer.hangUp(other); return {} }],
+  peers: [[], async (peer) => ({ peers: peer.host.getPeers().map(String) })],
+
+  request: [['peer', 'method', 'body', 'one_shot?', 'timeout_ms?'], async (peer, { peer: other, method, body, one_shot: oneShot, timeout_ms: timeoutMs }) =>
+    ({ body: await peer.ask(other, method, body, { oneShot, timeoutMs }) })],
+  request_parts: [['peer', 'method', 'body', 'timeout_ms?'], async (peer, { peer: other, method, body, timeout_ms: timeoutMs }) => {
+    const hash = hasher()
+    let [parts, size] = [0, 0]
+    const last = await peer.askParts(other, method, body, (part) => {
+      hash.update(part)
+      parts++
+      size += part.length
+    }, timeoutMs)
+    return { parts, bytes: size, hash: hash.digest(), last }
+  }],
+  requests: [['peer', 'method', 'body', 'count', 'in_flight', 'one_shot?', 'timeout_ms?'], many],
+  send_raw: [['peer', 'data', 'timeout_ms?'], async (peer, { peer: other, data, timeout_ms: timeoutMs = DEFAULT_MS }) =>
+    await sendRaw(await peer.openStream(other, timeoutMs), data, timeoutMs)],
+
+  put_blob: [['data?', 'seed?', 'size?'], async (peer, { data, seed, size }) => {
+    if (data === undefined && (seed === undefined || size === undefined)) throw new Failure('usage', 'either data, or seed and size')
+    if (size > LIMITS.answerPartsBytes) throw new Failure('too_large', 'larger than a blob may be')
+    return { content_hash: peer.blobs.put(data ?? await seededBytes(seed, size)) }
+  }],
+  fetch: [['peer', 'content_hash', 'length?', 'timeout_ms?'], async (peer, { peer: other, content_hash: contentHash, length, timeout_ms: timeoutMs }) => {
+    const began = performance.now()
+    const blob = await fetchBlob(peer.asking(other, timeoutMs).askParts, contentHash, length)
+    peer.blobs.set(contentHash, blob)
+    return { size: blob.length, ms: Math.round(performance.now() - began) }
+  }],
+  forge_blob: [['content_hash', 'data'], async (peer, { content_hash: contentHash, data }) => { peer.blobs.set(contentHash, data); return {} }],
+
+  world: [['genesis'], async (peer, { genesis }) => ({ world_id: peer.worlds.know(genesis).genesis.worldId })],
+  join: [['topic'], async (peer, { topic }) => { peer.join(topic); return {} }],
+  mesh: [['topic'], async (peer, { topic }) => ({ peers: peer.subscribers(topic) })],
+  publish: [['topic', 'data'], async (peer, { topic, data }) => { await peer.publish(topic, data); return {} }],
+
+  dht_put: [['key', 'value'], async (peer, { key, value }) => { await peer.dht.put(key, value); return {} }],
+  dht_get: [['key'], async (peer, { key }) => ({ value: await peer.dht.get(key) })],
+  dht_peers: [[], async (peer) => ({ peers: peer.dht.peers() })],
+  provide: [['content_hash'], async (peer, { content_hash: contentHash }) => { await peer.dht.provide(contentHash); return {} }],
+  find_providers: [['content_hash'], async (peer, { content_hash: contentHash }) =>
+    ({ providers: [...await peer.dht.findProviders(contentHash)].map(([id, addrs]) => ({ peer: id, addrs: [...addrs] })) })],
+
+  check_head: [['head'], async (_, { head }) => aboutHead(checkHead(head))],
+  head: [['world_id', 'peer?'], async (peer, { world_id: worldId, peer: other }) => {
+    const head = other === undefined
+      ? headOfWorld(await peer.dht.get(headKey(worldId)), worldId)
+      : await askHead(peer.asking(other).ask, worldId)
+    return { ...aboutHead(head), head: head.bytes }
+  }],
+  state_proof: [['peer', 'world_id', 'namespace', 'key'], stateProof],
+  receipt_proof: [['peer', 'world_id', 'envelope_hash'], receiptProof],
+  submit: [['peer', 'world_id', 'seed', 'nonce', 'expires_at_height', 'timestamp_ms', 'atomic', 'actions'], submit],
+  mirror: [['world_id', 'peer', 'timeout_ms?'], async (peer, { world_id: worldId, peer: other, timeout_ms: timeoutMs }) => {
+    const { head } = await mirror(peer.worlds, peer.blobs, peer.asking(other, timeoutMs), worldId)
+    peer.announce(worldContentId(worldId))
+    return { height: head.height }
+  }],
+  follow: [['world_id'], follow],
+  vectors: [['dir'], async (_, { dir }) => ({ files: await checkVectors(dir) })]
+}
+
+async function many (peer, { peer: other, method, body, count: total, in_flight: atOnce, one_shot: oneShot, timeout_ms: timeoutMs }) {
+  const began = performance.now()
+  const result = { ok: 0, failed: 0 }
+  let started = 0
+  const lane = async () => {
+    while (started < total) {
+      started++
+      try {
+        await peer.ask(other, method, body, { oneShot, timeoutMs })
+        result.ok++
+      } catch (error) {
+        result.failed++
+        result.first_error ??= reportOf(error)
+      }
+    }
+  }
+  await Promise.all(Array.from({ length: Math.min(atOnce, total) }, lane))
+  return { ...result, ms: Math.round(performance.now() - began) }
+}
+
+async function stateProof (peer, { peer: other, world_id: worldId, namespace, key }) {
+  const body = encode({ world_id: worldId, namespace, key })
+  const answer = STATE_ANSWER(decode(await peer.ask(other, 'get_state_proof', body)), 'get_state_proof')
+  const head = headOfWorld(encode(answer.head), worldId)
+  const block = checkRecord('block', answer.block)
+  checkHeadBlock(block, head)
+  const value = provedValue(block.state_root, namespace, key, answer.proof)
+  return { height: block.height, state_root: block.state_root, value, trust: 'attested' }
+}
+
+async function receiptProof (peer, { peer: other, world_id: worldId, envelope_hash: envelopeHash }) {
+  const body = encode({ world_id: worldId, envelope_hash: envelopeHash })
+  const answer = RECEIPT_ANSWER(decode(await peer.ask(other, 'get_receipt', body)), 'get_receipt')
+  const head = headOfWorld(encode(answer.head), worldId)
+  const { block, receipts } = checkReceipts(answer, head, envelopeHash)
+  return { height: block.height, head_height: head.height, receipts: receipts.map(({ code, index }) => ({ code, index })), trust: 'attested' }
+}
+
+async function submit (peer, { peer: other, world_id: worldId, seed, ...fields }) {
+  const envelope = checkRecord('envelope', new Map(Object.entries({ v: 1, world_id: worldId, actor_id: seedToKeyId(seed), ...fields })))
+  const sealed = seal('envelope', envelope, seed)
+  const envelopeHash = hashOf('envelope', envelope)
+  const answer = await peer.ask(other, 'submit_actions', encode({ world_id: worldId, envelopes: [sealed] }))
+  const [{ outcome, acceptance, reason, message }] = SUBMIT_ANSWER(decode(answer), 'submit_actions').results
+  must((outcome === 'accepted') === (acceptance !== undefined), 'submit_actions: an outcome without its acceptance, or with one that it has not')
+  if (acceptance !== undefined) {
+    const promise = checkSealed('acceptance', acceptance)
+    const { world_id: ofWorld, envelope_hash: ofEnvelope, gateway_id: gateway } = promise[0]
+    must(ofWorld === worldId && equalBytes(ofEnvelope, envelopeHash) && peerIdText(gateway) === other, 'acceptance: is of another world, envelope or gateway')
+    mustBeSigned('acceptance', promise)
+  }
+  return { outcome, envelope_hash: envelopeHash, envelope: encode(sealed), reason, message }
+}
+
+async function follow (peer, { world_id: worldId }) {
+  let last = peer.worlds.get(worldId)?.head
+  peer.join(topicOf(worldId, 'head'), (data) => {
+    const head = headOfWorld(data, worldId)
+    if (last !== undefined && compareHeads(head, last) <= 0) return
+    last = head
+    peer.emit({ event: 'head', world_id: worldId, height: head.height, block_hash: head.blockHash })
+  })
+  return {}
+}
+
+function readFields (names, command) {
+  const fields = {}
+  for (const name of names) {
+    const key = name.replace(/\?$/, '')
+    if (command[key] === undefined && key !== name) continue
+    try {
+      const read = OWN_FIELDS[command.do]?.[key] ?? FIELDS[key]
+      fields[key] = read(command[key])
+    } catch (error) {
+      throw new Failure('usage', `${key}: ${error.message}`)
+    }
+  }
+  return fields
+}
+
+function reportOf (error) {
+  if (error instanceof Failure) return { kind: error.kind, message: error.message, ...error.fields }
+  if (['AbortError', 'TimeoutError'].includes(error.name)) return { kind: 'timeout', message: error.message }
+  console.error('a command failed:', error)
+  return { kind: 'fault', message: error.message }
+}
+
+/** @returns {Promise<object>} the line that answers a command: bytes in it are Uint8Array */
+export async function perform (peer, command) {
+  const { id = null } = command
+  try {
+    if (!Object.hasOwn(COMMANDS, command.do)) throw new Failure('usage', `no command ${command.do}`)
+    const [names, run] = COMMANDS[command.do]
+    return { id, ok: await run(peer, readFields(names, command)) }
+  } catch (error) {
+    return { id, error: reportOf(error) }
+  }
+}
+
+/** One line of JSON, bytes in hex. A Buffer has its own toJSON, so the value is looked up before that. */
+export const toLine = (value) => JSON.stringify(value, function (key, item) {
+  if (this[key] instanceof Uint8Array) return toHex(this[key])
+  return typeof item === 'bigint' ? Number(item) : item
+}) + '\n'

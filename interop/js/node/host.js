@@ -1,0 +1,54 @@
+/** The libp2p host: "Identity", "Connections" and the transport of "Gossip" of docs/protocol.md. Hides every setting of the libraries. */
+import { noise } from '@chainsafe/libp2p-noise'
+import { yamux } from '@chainsafe/libp2p-yamux'
+import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
+import { gossipsub } from '@libp2p/gossipsub'
+import { identify } from '@libp2p/identify'
+import { ping } from '@libp2p/ping'
+import { tcp } from '@libp2p/tcp'
+import { createLibp2p } from 'libp2p'
+import { concat, u64be } from '../lib/bytes.js'
+import { LIMITS } from '../lib/limits.js'
+import { datastoreOf, kademlia } from './dht.js'
+
+/** Streams are counted by those who serve them; the libraries' own counts would reset quick ones. */
+export const STREAMS = { maxInboundStreams: 4096, maxOutboundStreams: 4096 }
+
+/** How long a busy peer may take to say who it is. */
+export const IDENTIFY_MS = 10_000
+/** The library closes a connection at the first ping that fails: one that may take twice as long is no sign of life twice in a row. */
+const SILENCE_MS = 2 * LIMITS.livenessTimeoutMs
+
+const pubsub = (components) => {
+  const service = gossipsub({
+    globalSignaturePolicy: 'StrictSign',
+    fallbackToFloodsub: false,
+    allowPublishToZeroTopicPeers: true,
+    maxInboundDataLength: 1 << 20,
+    maxOutboundBufferSize: 1 << 24,
+    msgIdFn: ({ from, sequenceNumber }) => concat(from.toMultihash().bytes, u64be(sequenceNumber)), // as py, go and rust have it
+    scoreParams: { IPColocationFactorWeight: 0 } // many peers of a test share one address
+  })(components)
+  service.protocols = ['/meshsub/1.1.0']
+  return service
+}
+
+/** @param {{seed: Uint8Array, listen: string[], careless: boolean}} settings */
+export async function createHost ({ seed, listen, careless }) {
+  const isStranger = (peerId) => peerId.type !== 'Ed25519'
+  return await createLibp2p({
+    privateKey: await generateKeyPairFromSeed('Ed25519', seed),
+    addresses: { listen },
+    transports: [tcp()],
+    connectionEncrypters: [noise()],
+    streamMuxers: [yamux({ ...STREAMS, streamOptions: { maxStreamWindowSize: LIMITS.streamWindowBytes } })],
+    connectionGater: { denyInboundEncryptedConnection: isStranger, denyOutboundEncryptedConnection: isStranger },
+    connectionManager: {
+      maxConnections: LIMITS.connections, inboundConnectionThreshold: 1000, maxIncomingPendingConnections: 100, dialTimeout: LIMITS.dialMs
+    },
+    connectionMonitor: { pingInterval: LIMITS.livenessPeriodMs, pingTimeout: { minTimeout: SILENCE_MS, maxTimeout: SILENCE_MS } },
+    nodeInfo: { name: 'agent-world-js', version: '1.0.0', userAgent: 'agent-world-js/1.0.0' },
+    datastore: datastoreOf(careless),
+    services: { identify: identify({ timeout: IDENTIFY_MS }), ping: ping(STREAMS), pubsub, dht: kademlia(careless) }
+  })
+}

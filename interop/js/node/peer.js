@@ -1,0 +1,180 @@
+/** One peer: host, sessions, gossip and services in one object. Hides libp2p from the commands. */
+import { peerIdFromString } from '@libp2p/peer-id'
+import { multiaddr } from '@multiformats/multiaddr'
+import { RR_PROTOCOL, Session, askOnce, askParts } from '../lib/client.js'
+import { Failure, must } from '../lib/errors.js'
+import { judge } from '../lib/gossip.js'
+import { parseTopic } from '../lib/identity.js'
+import { LIMITS } from '../lib/limits.js'
+import { Blobs } from './blobs.js'
+import { Dht, KAD_PROTOCOL } from './dht.js'
+import { IDENTIFY_MS, STREAMS, createHost } from './host.js'
+import { methodsOf } from './methods.js'
+import { RrServer } from './server.js'
+import { Worlds } from './worlds.js'
+
+const DEFAULT_MS = 10_000
+const IDENTIFY_POLL_MS = 20
+const unreachable = (error) => error instanceof Failure ? error : new Failure('stream', error.message)
+
+/** Lets so many go on at a time. */
+class Semaphore {
+  #waiting = []
+  constructor (places) { this.places = places }
+
+  async run (work) {
+    if (this.places > 0) this.places--
+    else await new Promise((resolve) => this.#waiting.push(resolve))
+    try {
+      return await work()
+    } finally {
+      const next = this.#waiting.shift()
+      if (next) next()
+      else this.places++
+    }
+  }
+}
+
+export class Peer {
+  blobs = new Blobs()
+  worlds = new Worlds()
+  #sessions = new Map() // peer -> {opening: promise of a Session, session: it}
+  #lanes = new Map() // peer -> Semaphore for streams of one request
+  #identified = new Map()
+  #followers = new Map() // topic -> what follows its accepted messages
+
+  /** @param {(event: object) => void} emit */
+  static async start (settings, emit) {
+    const peer = new Peer()
+    peer.careless = settings.careless
+    peer.emit = emit
+    peer.host = await createHost(settings)
+    peer.dht = new Dht(peer.host.services.dht, settings.careless)
+    peer.host.addEventListener('peer:connect', ({ detail }) => emit({ event: 'connected', peer: detail.toString() }))
+    peer.host.addEventListener('peer:disconnect', ({ detail }) => peer.#forget(detail.toString()))
+    peer.host.addEventListener('peer:identify', ({ detail: { peerId, protocols, agentVersion: agent = '' } }) =>
+      peer.#identified.set(peerId.toString(), { protocols, agent }))
+    const speaksKad = (peerId) => peer.#identified.get(peerId.toString())?.protocols.includes(KAD_PROTOCOL)
+    setInterval(() => peer.dht.tryAgain(peer.host.getPeers().filter(speaksKad)), LIMITS.livenessPeriodMs).unref()
+    await peer.host.handle(RR_PROTOCOL, new RrServer(methodsOf(peer.blobs, peer.worlds)).serve, STREAMS)
+    return peer
+  }
+
+  #forget (peer) {
+    for (const held of [this.#sessions, this.#lanes, this.#identified]) held.delete(peer)
+    this.emit({ event: 'disconnected', peer })
+  }
+
+  get id () { return this.host.peerId.toString() }
+  addresses () { return this.host.getMultiaddrs().map(String) }
+  stop () { return this.host.stop() }
+
+  async dial (address) {
+    const target = multiaddr(address)
+    try {
+      const connection = await this.host.dial(target, { signal: AbortSignal.timeout(DEFAULT_MS) })
+      const peer = connection.remotePeer.toString()
+      await this.#identification(connection)
+      return peer
+    } catch (error) {
+      throw unreachable(error)
+    }
+  }
+
+  /** Both sides identify of themselves on each connection; asking at the same time would meet the limit of streams, so it is asked only later. */
+  async #identification (connection) {
+    const peer = connection.remotePeer.toString()
+    for (let waited = 0; waited < IDENTIFY_MS; waited += IDENTIFY_POLL_MS) {
+      if (this.#identified.has(peer)) return
+      await new Promise((resolve) => setTimeout(resolve, IDENTIFY_POLL_MS))
+    }
+    await this.host.services.identify.identify(connection, { signal: AbortSignal.timeout(IDENTIFY_MS) })
+  }
+
+  /** What a peer said of itself, as soon as it has. */
+  async identified (peer) {
+    const [connection] = this.host.getConnections(peerIdFromString(peer))
+    if (connection !== undefined) await this.#identification(connection)
+    return this.#identified.get(peer)
+  }
+
+  hangUp (peer) { return this.host.hangUp(peerIdFromString(peer)) }
+
+  async openStream (peer, timeoutMs) {
+    try {
+      return await this.host.dialProtocol(peerIdFromString(peer), RR_PROTOCOL, { signal: AbortSignal.timeout(timeoutMs), ...STREAMS })
+    } catch (error) {
+      throw error.name === 'TimeoutError' || error.name === 'AbortError' ? new Failure('timeout', error.message) : unreachable(error)
+    }
+  }
+
+  /** @returns {Promise<Uint8Array>} the body of the answer */
+  async ask (peer, method, body, { oneShot = false, timeoutMs = DEFAULT_MS } = {}) {
+    if (oneShot) {
+      if (!this.#lanes.has(peer)) this.#lanes.set(peer, new Semaphore(LIMITS.inFlightPerPeer))
+      return await this.#lanes.get(peer).run(async () => askOnce(await this.openStream(peer, timeoutMs), method, body, timeoutMs))
+    }
+    return await (await this.#session(peer, timeoutMs)).ask(method, body, timeoutMs)
+  }
+
+  async askParts (peer, method, body, onPart, timeoutMs = DEFAULT_MS) {
+    return await askParts(await this.openStream(peer, timeoutMs), method, body, timeoutMs, onPart)
+  }
+
+  /** Both ways of asking one peer, with its time. */
+  asking (peer, timeoutMs) {
+    return {
+      ask: (method, body) => this.ask(peer, method, body, { timeoutMs }),
+      askParts: (method, body, onPart) => this.askParts(peer, method, body, onPart, timeoutMs)
+    }
+  }
+
+  #session (peer, timeoutMs) {
+    const held = this.#sessions.get(peer)
+    if (held !== undefined && held.session?.isOpen !== false) return held.opening
+    const fresh = {}
+    fresh.opening = this.openStream(peer, timeoutMs).then((stream) => (fresh.session = new Session(stream)))
+    this.#sessions.set(peer, fresh)
+    fresh.opening.catch(() => { if (this.#sessions.get(peer) === fresh) this.#sessions.delete(peer) })
+    return fresh.opening
+  }
+
+  /** Subscribes, with the check of the topic. @param {(data: Uint8Array) => void} [onAccept] */
+  join (topic, onAccept) {
+    this.#check(topic, new Uint8Array()) // the topic itself
+    const { pubsub } = this.host.services
+    if (onAccept !== undefined) this.#followers.set(topic, onAccept)
+    pubsub.topicValidators.set(topic, (_, { from, data }) => {
+      const { verdict } = this.careless ? { verdict: 'accept' } : this.#check(topic, data)
+      this.emit({ event: 'gossip', topic, verdict, data, from: from.toString() })
+      if (verdict === 'accept') this.#followers.get(topic)?.(data)
+      return verdict
+    })
+    pubsub.subscribe(topic)
+  }
+
+  #check (topic, data) {
+    const parsed = parseTopic(topic)
+    if (parsed === undefined) throw new Failure('usage', `no topic ${topic}`)
+    const world = this.worlds.get(parsed.worldId)
+    if (world === undefined) throw new Failure('not_found', `the world ${parsed.worldId} is not known`)
+    return judge(topic, data, world.genesis)
+  }
+
+  /** Says in the DHT that this peer has it, now and again: the records of others fade. */
+  announce (contentHash) {
+    const again = () => this.dht.provide(contentHash).catch((error) => console.error('could not be announced:', error.message))
+    void again()
+    setInterval(again, LIMITS.providerRepublishMs).unref()
+  }
+
+  subscribers (topic) { return this.host.services.pubsub.getSubscribers(topic).map(String) }
+
+  async publish (topic, data) {
+    if (!this.careless) {
+      const { verdict, reason } = this.#check(topic, data)
+      must(verdict === 'accept', reason)
+    }
+    await this.host.services.pubsub.publish(topic, data)
+  }
+}

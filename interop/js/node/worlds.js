@@ -1,0 +1,100 @@
+/**
+ * Worlds that this peer knows or mirrors: "Joining a world" of docs/protocol.md without the replay. Hides how a chain is fetched from its
+ * head down, checked from its genesis up, and held.
+ */
+import { equalBytes, toHex } from '../lib/bytes.js'
+import { checkCommitted, checkHeadBlock, checkHeight, rootOf } from '../lib/chain.js'
+import { decode, encode } from '../lib/codec.js'
+import { Failure, must } from '../lib/errors.js'
+import { checkGenesis, checkHead } from '../lib/head.js'
+import { LIMITS } from '../lib/limits.js'
+import { checkRecord, checkSealed, hashOf, preimageOf } from '../lib/records.js'
+import { any, list, open } from '../lib/schema.js'
+import { fetchBlob } from './blobs.js'
+
+const GENESIS_ANSWER = open({ genesis: any })
+const HEAD_ANSWER = open({ 'head?': any })
+const BATCH_ANSWER = open({ batch: any, commit: any })
+
+export class Worlds {
+  #worlds = new Map()
+
+  get (worldId) { return this.#worlds.get(worldId) }
+  ids () { return [...this.#worlds.keys()] }
+
+  /** @returns {object} the world of a genesis file, known from now on */
+  know (genesisBytes) {
+    const genesis = checkGenesis(genesisBytes)
+    if (!this.#worlds.has(genesis.worldId)) {
+      this.#worlds.set(genesis.worldId, { genesis, file: decode(genesisBytes), heights: [], byHash: new Map(), head: undefined })
+    }
+    return this.#worlds.get(genesis.worldId)
+  }
+}
+
+/** The head that a peer gives. @param {(method, body) => Promise<Uint8Array>} ask */
+export async function askHead (ask, worldId) {
+  const { head } = HEAD_ANSWER(decode(await ask('get_world_head', encode({ world_id: worldId }))), 'get_world_head')
+  if (head === undefined) throw new Failure('not_found', 'that peer has no head')
+  return headOfWorld(encode(head), worldId)
+}
+
+export function headOfWorld (headBytes, worldId) {
+  const head = checkHead(headBytes)
+  must(head.worldId === worldId, 'head: is of another world')
+  return head
+}
+
+/** Fetches a world whole, checks it and keeps it. @returns {Promise<object>} the world */
+export async function mirror (worlds, blobs, { ask, askParts }, worldId) {
+  const { genesis: file } = GENESIS_ANSWER(decode(await ask('get_genesis', encode({ world_id: worldId }))), 'get_genesis')
+  const genesisBytes = encode(file)
+  const genesis = checkGenesis(genesisBytes)
+  must(genesis.worldId === worldId, 'get_genesis: is of another world')
+  const head = await askHead(ask, worldId)
+  const blocks = await blocksDown(askParts, worldId, head)
+  let below = rootOf(genesis)
+  const heights = []
+  const byHash = new Map()
+  for (const block of blocks) {
+    const height = await fetchHeight({ ask, askParts }, block)
+    below = checkHeight(height, below)
+    checkCommitted(height.sealedBatch, height.sealedCommit, head.set)
+    for (const blob of [preimageOf('block', block), preimageOf('batch', height.batch), height.actions, height.receipts, height.events]) blobs.put(blob)
+    heights.push({ block, batch: height.sealedBatch, commit: height.sealedCommit })
+    byHash.set(toHex(below.blockHash), heights.at(-1))
+  }
+  return Object.assign(worlds.know(genesisBytes), { heights, byHash, head })
+}
+
+/** Block records from the head's hash down, each linking to the next. @returns {Promise<object[]>} ascending */
+async function blocksDown (askParts, worldId, head) {
+  const blocks = []
+  let expected = head.blockHash
+  for (let top = head.height; top > 0;) {
+    const from = Math.max(1, top - LIMITS.blocksPerAnswer + 1)
+    const answer = []
+    await askParts('get_blocks', encode({ world_id: worldId, from_height: from, count: top - from + 1 }), (part) => {
+      for (const value of list(any, 1, LIMITS.blocksPerAnswer)(decode(part), 'get_blocks')) answer.push(checkRecord('block', value))
+    })
+    must(answer.length === top - from + 1, 'get_blocks: not as many as were asked for')
+    for (; top >= from; top--) {
+      const block = answer[top - from]
+      must(block.height === top && equalBytes(hashOf('block', block), expected), 'get_blocks: a block that does not link')
+      expected = block.prev_block_hash
+      blocks.push(block)
+    }
+  }
+  checkHeadBlock(blocks[0], head)
+  return blocks.reverse()
+}
+
+async function fetchHeight ({ ask, askParts }, block) {
+  const answer = BATCH_ANSWER(decode(await ask('get_batch', encode({ world_id: block.world_id, height: block.height }))), 'get_batch')
+  const sealedBatch = checkSealed('batch', answer.batch)
+  const sealedCommit = checkSealed('commit', answer.commit)
+  const [batch] = sealedBatch
+  must(equalBytes(hashOf('batch', batch), block.batch_hash), 'get_batch: is not the block\'s')
+  const [actions, receipts, events] = await Promise.all([batch.actions_ref, block.receipts_ref, block.journal_ref].map((ref) => fetchBlob(askParts, ref)))
+  return { block, batch, sealedBatch, sealedCommit, actions, receipts, events }
+}
