@@ -172,7 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make interop", description=__doc__)
     parser.add_argument("--languages", type=lambda text: text.split(","), help="such as py,go")
     parser.add_argument("--pairs", type=lambda text: text.split(","), help="such as go>py,py>go")
-    parser.add_argument("--scenarios", type=lambda text: text.split(","))
+    parser.add_argument("--scenarios", type=lambda text: text.split(";"), help="by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="compositions at a time")
     parser.add_argument("--repeat", type=int, default=1, help="the whole matrix so many times in a row")
     parser.add_argument(
