@@ -8,6 +8,7 @@ Implements docs/protocol.md, section "Head" (following).
 from __future__ import annotations
 
 from enum import Enum
+from heapq import heappop, heappush
 from typing import TypeAlias
 
 from runtime import limits
@@ -53,6 +54,7 @@ class HeadFollower:
         self._candidates: dict[_Place, WorldHeadAnnounce] = {}
         self._refused: dict[_Place, None] = {}
         self._commits: dict[tuple[int, int], Sealed[Commit]] = {}
+        self._places: list[tuple[int, int]] = []  # of `_commits`, a heap: the lowest goes first
         if current is not None:
             self._remember(current.commit)
 
@@ -174,9 +176,9 @@ class HeadFollower:
         return Offer.CANDIDATE
 
     def _remember(self, commit: Sealed[Commit]) -> None:
-        self._commits.setdefault((commit.record.epoch, commit.record.height), commit)
-        if (
-            len(self._commits) > limits.COMMITS_KEPT_MAX
-        ):  # a quarter at a time: to find the lowest costs a look at all
-            for lowest in sorted(self._commits)[: limits.COMMITS_KEPT_MAX // 4]:
-                del self._commits[lowest]
+        place = (commit.record.epoch, commit.record.height)
+        if place not in self._commits:
+            self._commits[place] = commit
+            heappush(self._places, place)
+            if len(self._places) > limits.COMMITS_KEPT_MAX:
+                del self._commits[heappop(self._places)]
