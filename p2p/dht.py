@@ -11,8 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any
 
 import trio
 from libp2p.kad_dht.kad_dht import KadDHT
@@ -56,46 +55,62 @@ class RuleValidator(Validator):
         return self._rule.select(key, values)
 
 
-_asked: Final[ContextVar[bytes]] = ContextVar("asked", default=b"")
-"""The key that the running task asks the network for."""
+class _Asking:
+    """Which tasks ask the network for which key, and what the library's stores say and take meanwhile.
 
-
-@contextmanager
-def _asking_for(key: bytes) -> Iterator[None]:
-    token = _asked.set(key)
-    try:
-        yield
-    finally:
-        _asked.reset(token)
-
-
-def _ask_afresh(kad: KadDHT, rule: RuleValidator) -> None:
-    """Whoever asks the network gets the network's answer: the library would answer from its own stores, and fill them.
-
-    Only the task that asks is kept from them: others are served what is held, however long the question takes. What it
-    finds does not replace a better record, and providers that it finds are not served as if they had told us.
+    The library would answer a question from its own stores, and fill them with what it finds. Only the task that asks
+    and those below it are kept from them: others are served what is held, however long the question takes. What is
+    found does not replace a better record, and providers that are found are not served as if they had told us.
+    A context variable would not do: the tasks of a connection that is dialled meanwhile would keep it for ever.
     """
-    values, providers = kad.value_store, kad.provider_store
-    held, keep, listed, add = values.get, values.put, providers.get_providers, providers.add_provider
 
-    def get(key: bytes) -> Any:
-        return None if key == _asked.get() else held(key)
+    def __init__(self, kad: KadDHT, rule: RuleValidator) -> None:
+        self._keys: dict[trio.lowlevel.Task, bytes] = {}
+        values, providers = kad.value_store, kad.provider_store
+        held, keep, listed, add = (
+            values.get,
+            values.put_record,
+            providers.get_providers,
+            providers.add_provider,
+        )
 
-    def put(key: bytes, value: bytes, validity: float = 0.0) -> None:
-        own = held(key) if key == _asked.get() else None
-        if own is None or rule.select(key.decode(), [bytes(own.value), value]) == 1:
-            keep(key, value, validity)
+        def get(key: bytes) -> Any:
+            return None if self._is_asked(key) else held(key)
 
-    def get_providers(key: bytes) -> list[LibPeerInfo]:
-        return [] if key == _asked.get() else listed(key)
+        def put_record(key: bytes, record: Any) -> None:
+            own = held(key) if self._is_asked(key) else None
+            if own is None or rule.select(key.decode(), [bytes(own.value), bytes(record.value)]) == 1:
+                keep(key, record)
 
-    def add_provider(key: bytes, provider: LibPeerInfo) -> None:
-        if key != _asked.get():
-            add(key, provider)
+        def get_providers(key: bytes) -> list[LibPeerInfo]:
+            return [] if self._is_asked(key) else listed(key)
 
-    for store, methods in ((values, (get, put)), (providers, (get_providers, add_provider))):
-        for method in methods:
-            setattr(store, method.__name__, method)
+        def add_provider(key: bytes, provider: LibPeerInfo) -> None:
+            if not self._is_asked(key):
+                add(key, provider)
+
+        for store, methods in ((values, (get, put_record)), (providers, (get_providers, add_provider))):
+            for method in methods:
+                setattr(store, method.__name__, method)
+
+    @contextmanager
+    def for_key(self, key: bytes) -> Iterator[None]:
+        """The running task asks for this key until the block is left."""
+        task = trio.lowlevel.current_task()
+        self._keys[task] = key
+        try:
+            yield
+        finally:
+            del self._keys[task]
+
+    def _is_asked(self, key: bytes) -> bool:
+        """Whether the running task, or one that waits for it, asks for the key."""
+        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        while task is not None:
+            if self._keys.get(task) == key:
+                return True
+            task = None if task.parent_nursery is None else task.parent_nursery.parent_task
+        return False
 
 
 class KadDht:
@@ -106,7 +121,7 @@ class KadDht:
         self._rule = RuleValidator(rule, counters)
         self._peer_id = peer_id
         self._counters = counters
-        _ask_afresh(kad, self._rule)
+        self._asking = _Asking(kad, self._rule)
         self._put: dict[str, bytes] = {}
         self._provided: dict[
             bytes, float
@@ -155,7 +170,7 @@ class KadDht:
 
     async def get_record(self, key: str) -> bytes | None:
         self._counters["dht.lookups"] += 1
-        with _asking_for(key.encode()):
+        with self._asking.for_key(key.encode()):
             await self._within_deadline("get", self._kad.get_value(key))
         return self._own(key)
 
@@ -178,7 +193,7 @@ class KadDht:
     ) -> list[PeerInfo]:
         key = names.provider_key(content_id)
         self._counters["dht.lookups"] += 1
-        with _asking_for(key):
+        with self._asking.for_key(key):
             found = await self._within_deadline(
                 "find_providers", self._kad.provider_store.find_providers(key, PROVIDERS_ASKED)
             )

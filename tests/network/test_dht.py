@@ -131,6 +131,46 @@ async def test_who_asks_the_network_serves_what_it_holds_meanwhile(open_node, un
         assert await server.dht.get_record(KEY) == b"v7:seven"
 
 
+async def test_a_peer_that_was_dialled_during_a_look_up_is_served_for_ever_after(
+    open_node, until, patience, monkeypatch
+):
+    """The tasks of its connection are begun by the task that asks, and are none of its own."""
+    async with open_node(1) as server, open_node(2) as met:
+        await server.dht.put_record(KEY, b"v7:seven")
+        dialled = []
+
+        async def dial(key):
+            dialled.append(await server.connect(met.addrs()))
+            return []
+
+        monkeypatch.setattr(server.dht._kad.peer_routing, "find_closest_peers_network", dial)
+        await server.dht.get_record(KEY)
+        assert dialled == [met.peer_id]
+        monkeypatch.setattr(
+            met.dht._kad.value_store, "put_record", lambda *_: None
+        )  # what it is told is not kept
+        await until(lambda: met.dht.counters().get("dht.introduced"))
+        with patience():
+            record = await met.dht._kad.value_store._get_from_peer(ID(server.peer_id), KEY.encode())
+        assert record == b"v7:seven"
+
+
+async def test_what_is_found_replaces_no_better_record_and_makes_nobody_a_provider_here(open_node, until):
+    async with open_node(1) as asker, open_node(2) as other, open_node(3) as provider:
+        for node in (asker, provider):
+            await node.connect(other.addrs())
+            await until(lambda node=node: node.dht.counters().get("dht.introduced"))
+        await provider.dht.provide(content(1))
+        asker.dht._kad.provider_store.providers.clear()
+        assert provider.peer_id in {info.peer_id for info in await asker.dht.find_providers(content(1))}
+        assert not asker.dht._kad.provider_store.get_providers(names.provider_key(content(1)))
+        asker.dht._kad.value_store.put(KEY.encode(), b"v7:seven")
+        other.dht._kad.value_store.put(KEY.encode(), b"v3:three")
+        assert await asker.dht.get_record(KEY) == b"v7:seven"
+        other.dht._kad.value_store.put(KEY.encode(), b"v9:nine")
+        assert await asker.dht.get_record(KEY) == b"v9:nine"
+
+
 async def test_more_than_ten_provides_in_a_row_are_all_kept(open_node, until, patience):
     async with open_node(2) as server:
         async with open_node(1) as provider:
