@@ -20,11 +20,12 @@ from typing import Any, Final
 import trio
 
 from interop.py.commands import Commands, Usage, error_of
-from interop.py.rules import TEST_LIMITS, Records, careless_records
+from interop.py.rules import TEST_LIMITS, careless_records
 from interop.py.serving import Shelf, routes_of
 from p2p import names
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity
+from p2p.network import RecordRule
 from runtime.services import HeadRecords
 
 LINE_BYTES_MAX: Final = 64 << 20
@@ -47,7 +48,7 @@ async def run(options: argparse.Namespace) -> None:
         now_ms=now_ms,
         router_limits=TEST_LIMITS,
     )
-    record_rule: Records = careless_records() if options.careless else HeadRecords()
+    record_rule: RecordRule = careless_records() if options.careless else HeadRecords()
     async with open_network(config, routes_of(shelf), record_rule) as network, trio.open_nursery() as nursery:
         commands = Commands(network, shelf, say, nursery, is_careless=options.careless)
         say({"event": "ready", "peer_id": names.peer_text(network.peer_id), "addrs": network.addrs()})

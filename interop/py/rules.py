@@ -6,7 +6,7 @@ Pure. The rules themselves are runtime/rules.py; implements docs/interop.md, "St
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 from p2p.network import Check, Message, RecordRule, Verdict
 from p2p.router import RouterLimits
@@ -14,8 +14,6 @@ from runtime import rules
 from runtime.errors import Invalid
 from runtime.records import Genesis
 from runtime.services import as_check
-
-Records: TypeAlias = RecordRule
 
 # A driver asks as fast as it can; what a node allows a stranger in a second is no matter of interoperability.
 TEST_LIMITS: Final = RouterLimits(requests_per_s_max=1_000_000, request_bytes_per_s_max=1 << 40)

@@ -91,6 +91,8 @@ class DistributedClient:
                 result.acceptance.verify()
                 if result.acceptance.record.envelope_hash != envelope.hash():
                     raise Invalid("submit_actions.acceptance", "is of another envelope")
+                if result.acceptance.record.gateway_id != self.peer:
+                    raise Invalid("submit_actions.acceptance.gateway_id", "is not the gateway that was asked")
         return list(answer.results)
 
     async def action_status(self, world_id: str, envelope_hash: bytes) -> messages.ActionStatusAnswer:

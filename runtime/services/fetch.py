@@ -172,15 +172,15 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
         async def attempt(peer: PeerId, ended: trio.Event) -> None:
             began_s = trio.current_time()
             try:
-                answers.append(await _attempt(sources, peer, ask, tried))
-                nursery.cancel_scope.cancel()
-            except _DidNotHelp:
-                ended.set()
-                places.release()
+                answers.extend(await _attempt(sources, peer, ask, tried))
             except trio.Cancelled:
                 if answers:  # another was quicker: begin with that one next time
                     sources.failed(peer, int((trio.current_time() - began_s) * 1_000))
                 raise
+            if answers:
+                nursery.cancel_scope.cancel()
+            ended.set()
+            places.release()
 
         for number, peer in enumerate(await sources.candidates()):
             await places.acquire()
@@ -195,14 +195,10 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
     raise Missing(what, f"{key} ({len(tried)} peers tried: {', '.join(tried) or 'none known'})")
 
 
-class _DidNotHelp(Exception):
-    """One source has been asked in vain; why is noted."""
-
-
 async def _attempt(
     sources: Sources, peer: PeerId, ask: Callable[[PeerId], Awaitable[T]], tried: list[str]
-) -> T:
-    """Ask one source. Raises _DidNotHelp, when it is noted in `tried` and held against the source what it did."""
+) -> list[T]:
+    """Ask one source: its answer, or nothing; then `tried` says why, and what it did is held against the source."""
     began_s = trio.current_time()
     try:
         await sources.reach(peer)
@@ -224,8 +220,8 @@ async def _attempt(
         sources.rest(peer, FALSE_ANSWER_REST_MS)
     else:
         sources.praise(peer)
-        return found
-    raise _DidNotHelp
+        return [found]
+    return []
 
 
 async def _ask_at_its_rate(ask: Callable[[PeerId], Awaitable[T]], peer: PeerId) -> T:
