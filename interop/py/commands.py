@@ -18,7 +18,7 @@ from interop.py import raw
 from interop.py.mirror import mirror
 from interop.py.rules import topic_check
 from interop.py.serving import Shelf
-from interop.py.vectors import check_vectors
+from interop.py.vectors import check_vectors, unshown
 from p2p import names
 from p2p.errors import (
     AnswerTooLarge,
@@ -75,15 +75,6 @@ def error_of(error: Exception) -> Json:
         case _:
             kind, message = "usage", f"{type(error).__name__}: {error}"
     return {"kind": kind, "message": message}
-
-
-def unshown(value: Any) -> Any:
-    """JSON as a value of CBOR: `{"hex": ...}` is a byte string."""
-    if isinstance(value, dict):
-        if value.keys() == {"hex"}:
-            return bytes.fromhex(value["hex"])
-        return {name: unshown(item) for name, item in value.items()}
-    return [unshown(item) for item in value] if isinstance(value, list) else value
 
 
 class Commands:

@@ -52,12 +52,27 @@ def check_vectors(folder: str) -> dict[str, dict[str, int]]:
     """Counts by file. Raises Invalid for the first vector that differs, or a file that is not known."""
     counts = {}
     for path in sorted(Path(folder).glob("*.json")):
-        if path.stem not in _CHECKS:
-            raise Invalid("vectors", f"{path.name} is not known")
-        count = Count(path.stem)
-        _CHECKS[path.stem](json.loads(path.read_text()), count)
+        count = check_file(path.stem, json.loads(path.read_text()))
         counts[path.stem] = {"checked": count.checked, "refused": count.refused}
     return counts
+
+
+def check_file(name: str, vectors: Any) -> Count:
+    """What was checked and refused in one file. Raises Invalid as `check_vectors`."""
+    if name not in _CHECKS:
+        raise Invalid("vectors", f"{name} is not known")
+    count = Count(name)
+    _CHECKS[name](vectors, count)
+    return count
+
+
+def unshown(value: Any) -> Any:
+    """JSON as a value of CBOR: `{"hex": ...}` is a byte string."""
+    if isinstance(value, dict):
+        if value.keys() == {"hex"}:
+            return bytes.fromhex(value["hex"])
+        return {name: unshown(item) for name, item in value.items()}
+    return [unshown(item) for item in value] if isinstance(value, list) else value
 
 
 def _record_classes() -> Iterator[type[schema.Record]]:
@@ -74,6 +89,7 @@ def _records(vectors: list[Any], count: Count) -> None:
         read = kind.from_bytes(bytes.fromhex(vector["body"]))
         count.check(read.preimage().hex() == vector["preimage"], f"preimage of {which}")
         count.check(read.hash().hex() == vector["hash"], f"hash of {which}")
+        count.check(read.to_value() == unshown(vector["value"]), f"value of {which}")
         for bad in vector["refuse"]:
             count.refuse(bad["reason"], Invalid, kind.from_bytes, bytes.fromhex(bad["hex"]))
         for newer in vector["ignore"]:
@@ -171,6 +187,7 @@ def _state(vectors: list[Any], count: Count) -> None:
 
             value = proved(shown["proof"])
             count.check((None if value is None else value.hex()) == shown["value"], "value")
+            count.refuse("another root", Invalid, proved, shown["proof"], bytes(31) + b"\x01")
             for bad in shown["refuse"]:
                 count.refuse(bad["reason"], Invalid, proved, bad["proof"])
 

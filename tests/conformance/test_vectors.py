@@ -14,10 +14,9 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from p2p.errors import FrameError
-from p2p.frames import FrameReader
-from runtime import actions, codec, evidence, records, rules, schema, state
-from runtime.errors import Ignored, Invalid, UnknownVersion
+from interop.py.vectors import check_file, unshown
+from runtime import codec
+from runtime.errors import Invalid
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "interop" / "vectors"
@@ -34,35 +33,19 @@ def differing_files(made: Path, kept: Path) -> list[str]:
     return sorted(name for name in folders[0] | folders[1] if folders[0].get(name) != folders[1].get(name))
 
 
-def unshown(value: Any) -> Any:
-    """The value that a vector shows."""
-    if isinstance(value, dict):
-        if value.keys() == {"hex"}:
-            return bytes.fromhex(value["hex"])
-        return {name: unshown(item) for name, item in value.items()}
-    return [unshown(item) for item in value] if isinstance(value, list) else value
-
-
-def first_frame(data: bytes) -> object:
-    reader = FrameReader()
-    reader.feed(data)
-    return reader.next_frame()
-
-
-def proved(root: bytes, namespace: str, key: bytes, proof: bytes) -> bytes | None:
-    return state.verify_state_proof(root, namespace, key, state.StateProof.from_bytes(proof))
-
-
-def record_classes() -> dict[str, type[schema.Record]]:
-    found: dict[str, type[schema.Record]] = {}
-    for module in (records, evidence, actions, state):
-        for item in vars(module).values():
-            if isinstance(item, type) and issubclass(item, schema.Record) and hasattr(item, "NAME"):
-                found[item.NAME] = item
-    return found
-
-
 RECORDS = load("records")
+CHANGES = [
+    ("records", (0, "hash"), "00" * 32),
+    ("records", (0, "refuse", 0, "hex"), RECORDS[0]["body"]),
+    ("frames", ("frames", 0, "id"), 7),
+    ("frames", ("refuse", 0, "hex"), load("frames")["frames"][0]["hex"]),
+    ("gossip", (0, "verdict"), "reject"),
+    ("ids", ("provider_key",), "1e20" + "00" * 32),
+    ("merkle", ("trees", 3, "root"), "00" * 32),
+    ("signatures", (0, "accept"), False),
+    ("state", (1, "root"), "00" * 32),
+    ("step", ("block_hash",), "00" * 32),
+]
 
 
 def name_of(vector: Any) -> str:
@@ -74,61 +57,21 @@ class TestOurCode:
         runpy.run_path(str(ROOT / ".ci" / "vectors"))["main"](tmp_path)
         assert not differing_files(tmp_path, FOLDER), "run `make vectors`, and review the diff"
 
-    @pytest.mark.parametrize("vector", RECORDS, ids=name_of)
-    def test_reads_what_is_good_and_refuses_what_is_not(self, vector: Any) -> None:
-        record = record_classes()[vector["record"]]
-        read = record.from_bytes(bytes.fromhex(vector["body"]))
-        assert read.hash().hex() == vector["hash"]
-        assert read.to_value() == unshown(vector["value"])
-        assert vector["refuse"]
-        for bad in vector["refuse"]:
-            with pytest.raises(Invalid):
-                record.from_bytes(bytes.fromhex(bad["hex"]))
-        for newer in vector["ignore"]:
-            with pytest.raises(UnknownVersion):
-                record.from_bytes(bytes.fromhex(newer["hex"]))
+    @pytest.mark.parametrize("name", FILES)
+    def test_takes_what_is_good_and_refuses_what_is_not(self, name: str) -> None:
+        count = check_file(name, load(name))
+        assert count.checked
+        assert count.refused or name in {"ids", "step"}
 
-    @pytest.mark.parametrize("vector", [vector for vector in RECORDS if "sealed" in vector], ids=name_of)
-    def test_reads_seals_and_refuses_what_is_none(self, vector: Any) -> None:
-        record: Any = record_classes()[vector["record"]]
-        sealed = records.sealed_from_bytes(record, bytes.fromhex(vector["sealed"]))
-        sealed.verify()
-        assert sealed.record.signer.hex() == vector["signer"]
-        assert vector["refuse_sealed"]
-        for bad in vector["refuse_sealed"]:
-            with pytest.raises(Invalid):
-                records.sealed_from_bytes(record, bytes.fromhex(bad["hex"]))
-
-    def test_refuses_bad_frames(self) -> None:
-        for bad in load("frames")["refuse"]:
-            with pytest.raises(FrameError):
-                first_frame(bytes.fromhex(bad["hex"]))
-
-    def test_gives_the_verdicts_of_gossip(self) -> None:
-        for message in load("gossip"):
-            _aw, world_id, kind = message["topic"].split(".")
-            rule = rules.gossip_rules(world_id, 32 * 1024)[kind]
-            data = bytes.fromhex(message["data"])
-            if message["verdict"] == "accept":
-                rule(data)
-            else:
-                error = Invalid if message["verdict"] == "reject" else (Ignored, UnknownVersion)
-                with pytest.raises(error):
-                    rule(data)
-
-    def test_checks_the_state_proofs_and_refuses_changed_ones(self) -> None:
-        for case in load("state"):
-            root = bytes.fromhex(case["root"])
-            for shown in case["proofs"]:
-                key, data = bytes.fromhex(shown["key"]), bytes.fromhex(shown["proof"])
-                value = proved(root, shown["namespace"], key, data)
-                assert (None if value is None else value.hex()) == shown["value"]
-                with pytest.raises(Invalid):
-                    proved(bytes(31) + b"\x01", shown["namespace"], key, data)
-                assert shown["refuse"]
-                for bad in shown["refuse"]:
-                    with pytest.raises(Invalid):
-                        proved(root, shown["namespace"], key, bytes.fromhex(bad["proof"]))
+    @pytest.mark.parametrize(("name", "place", "value"), CHANGES, ids=lambda part: str(part)[:24])
+    def test_sees_a_vector_that_is_not_so(self, name: str, place: tuple[Any, ...], value: Any) -> None:
+        vectors = part = load(name)
+        for step in place[:-1]:
+            part = part[step]
+        assert part[place[-1]] != value
+        part[place[-1]] = value
+        with pytest.raises(Invalid):
+            check_file(name, vectors)
 
 
 # Ed25519 as docs/protocol.md, section "Signatures", has it, from the curve's definition alone.
