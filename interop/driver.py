@@ -50,6 +50,7 @@ class Peer:
     events: list[Json] = field(default_factory=list)
     _answers: dict[int, Json] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
+    _writing: trio.Lock = field(default_factory=trio.Lock)
     _number: int = 0
     _ended: bool = False
 
@@ -59,7 +60,10 @@ class Peer:
         number = self._number
         assert self.process.stdin is not None
         try:
-            await self.process.stdin.send_all(json.dumps({"id": number, "do": do, **fields}).encode() + b"\n")
+            async with self._writing:
+                await self.process.stdin.send_all(
+                    json.dumps({"id": number, "do": do, **fields}).encode() + b"\n"
+                )
         except trio.BrokenResourceError:
             raise PeerFailed(f"{self.name} has ended, see {self.log}") from None
         await self._until(lambda: number in self._answers, within_s, f"an answer to {do}")

@@ -43,6 +43,13 @@ class Cell:
     failure: str
 
 
+def reasons(error: BaseException) -> list[str]:
+    """What went wrong, out of whatever groups it came in."""
+    if isinstance(error, BaseExceptionGroup):
+        return [reason for one in error.exceptions for reason in reasons(one)]
+    return ["".join(traceback.format_exception_only(error)).strip() or repr(error)]
+
+
 async def judge(scenario: str, peers: str, run: Callable[[], Awaitable[None]]) -> Cell:
     """Run one; whatever goes wrong is the cell's."""
     began, failure = time.monotonic(), ""
@@ -52,7 +59,7 @@ async def judge(scenario: str, peers: str, run: Callable[[], Awaitable[None]]) -
     except trio.TooSlowError:
         failure = f"not within {SCENARIO_S:.0f} s"
     except Exception as error:  # noqa: BLE001  # every fault is a red cell
-        failure = "".join(traceback.format_exception_only(error)).strip() or repr(error)
+        failure = " | ".join(reasons(error))
     cell = Cell(scenario, peers, round(time.monotonic() - began, 1), failure)
     print(
         f"{'ok  ' if not failure else 'FAIL'} {peers:12} {scenario} ({cell.seconds} s) {failure}",

@@ -25,6 +25,7 @@ FROZEN_S: Final = 60.0
 SLOW_MS: Final = 3_000
 QUICK_MIN: Final = 10  # requests, while a slow one is answered
 MESH_S: Final = 30.0
+HEARTBEAT_S: Final = 1.0  # of gossipsub
 SIZES: Final = (1_024, 256 * 1_024, 8 << 20)
 
 
@@ -320,11 +321,23 @@ async def restart(ground: Ground, one: Peer, other: Peer) -> None:
     await connected(one, back)
     await one.do("request", peer=back.peer_id, method="x_echo", body="a0")
     await joined(world, topic, back)
-    for nonce, (sender, hearer) in enumerate(((back, one), (one, back)), start=1):
+    for first, sender, hearer in ((100, back, one), (200, one, back)):
         await knows_subscriber(sender, hearer, topic)
-        data = world.envelope(nonce).hex()
+        await heard_at_last(world, topic, sender, hearer, first)
+
+
+async def heard_at_last(world: HandMadeWorld, topic: str, sender: Peer, hearer: Peer, first: int) -> None:
+    """Nonces from `first` on, until one is heard: what is published before the mesh has grown back reaches nobody."""
+    published: set[str] = set()
+
+    async def is_heard() -> bool:
+        data = world.envelope(first + len(published)).hex()
+        published.add(data)
         await sender.do("publish", topic=topic, data=data)
-        await hearer.event("gossip", topic=topic, data=data)
+        await trio.sleep(HEARTBEAT_S / 2)
+        return any(event.get("data") in published for event in hearer.events if event["event"] == "gossip")
+
+    await until(is_heard, f"{hearer.name} hears {sender.name}")
 
 
 async def frozen(ground: Ground, one: Peer, other: Peer) -> None:
