@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use ed25519_dalek::SigningKey;
 use libp2p::gossipsub::{IdentTopic, PublishError};
 use libp2p::multiaddr::Protocol;
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, identify};
 use serde_json::{Value as Json, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::cbor::{self, Value, map};
 use crate::client::{Client, TIMEOUT};
@@ -22,6 +22,8 @@ use crate::rr::{self, ANSWER_PARTS_MAX, Failure, lock};
 use crate::schema::{self, Shape};
 use crate::vectors;
 use crate::world::{self, World};
+
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 type Outcome = Result<Json, Failure>;
 
@@ -88,13 +90,23 @@ pub async fn run(client: Arc<Client>, command: Json) -> Json {
     }
 }
 
+/// What a peer said of itself, as soon as it has. Libraries have no event that a command could wait for: it looks again.
+async fn identified(client: &Arc<Client>, peer: PeerId) -> Result<identify::Info, Failure> {
+    loop {
+        if let Some(info) = client.net.with(move |node| node.identified.get(&peer).cloned()).await? {
+            return Ok(info);
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
 async fn dispatch(client: &Arc<Client>, args: &Args<'_>) -> Outcome {
     match args.text("do")? {
         "dial" => dial(client, args).await,
         "identify" => {
             let peer = args.peer()?;
-            let info = client.net.with(move |node| node.identified.get(&peer).cloned()).await?;
-            let info = info.ok_or_else(|| Failure::Stream("not connected, or not identified".into()))?;
+            // The other side may have been told of the connection before it has said what it is.
+            let info = timeout(TIMEOUT, identified(client, peer)).await.map_err(|_| Failure::Timeout)??;
             let protocols: Vec<String> = info.protocols.iter().map(ToString::to_string).collect();
             Ok(json!({"protocols": protocols, "agent": info.agent_version}))
         }
