@@ -12,6 +12,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+from bootstrap.garbage import collect_seldom
 from bootstrap.world_node import WorldNode, run_world
 from p2p.network import Check, Message, Verdict
 from p2p.providers import CachedDht, ProviderCache
@@ -41,6 +42,12 @@ from runtime.world_db import MemoryWorldDb
 
 pytest_plugins = ["tests.warm_start"]
 CREATED_MS = 1_000_000
+
+
+def pytest_collection_finish() -> None:
+    """All is imported: the tests run with the collector as a node has it."""
+    collect_seldom()
+
 
 # For every property test: how fast an example is tells of the machine's load, not of our code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -141,6 +141,7 @@ def run(config: NodeConfig, as_json: bool) -> None:
 
     import trio
 
+    from bootstrap.garbage import collect_seldom
     from bootstrap.node import run_node
 
     def ready(event: Mapping[str, object]) -> None:
@@ -157,6 +158,7 @@ def run(config: NodeConfig, as_json: bool) -> None:
         if not scope.cancelled_caught:
             raise Failure(Exit.BUG, "a bug of ours", "the node ended without being asked to", "--debug")
 
+    collect_seldom()
     trio.run(serve)
 
 

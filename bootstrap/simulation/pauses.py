@@ -16,6 +16,7 @@ from itertools import repeat
 from types import FrameType
 from typing import Final
 
+from bootstrap.garbage import collect_seldom
 from bootstrap.simulation.network import NODES, Network, Watch
 from bootstrap.simulation.run import Plan, Result, run_seed
 from p2p.memory import Faults
@@ -66,7 +67,7 @@ def run_pause(seed: int, point: int, action: str) -> Result:
 def run_pauses(seed: int, cases: Sequence[tuple[int, str]], jobs: int) -> list[Result]:
     """`run_pause` for each (point, action), in `jobs` processes."""
     points, actions = [point for point, _ in cases], [action for _, action in cases]
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), collect_seldom) as pool:
         return list(pool.map(run_pause, repeat(seed, len(cases)), points, actions, chunksize=4))
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 import trio
 import trio.abc
 
+from bootstrap.garbage import collect_seldom
 from bootstrap.simulation import faults, load
 from bootstrap.simulation.checks import Checks
 from bootstrap.simulation.network import NODES, Network, Watch, connect, key_of
@@ -220,11 +221,12 @@ def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Result]:
         return
     # A new interpreter each: what a test has patched or a fork has copied is not theirs.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_worker) as pool:
         yield from pool.map(_without_trace, seeds, chunksize=4)
 
 
-def _quiet() -> None:
+def _worker() -> None:
+    collect_seldom()
     logging.disable(logging.WARNING)
     logging.getLogger().addHandler(logging.NullHandler())
 
