@@ -81,19 +81,32 @@ class DistributedClient:
         return answer.head
 
     async def submit(self, world_id: str, envelopes: Sequence[Envelope]) -> list[messages.SubmitResult]:
-        """Hand in 1..1,024 envelopes; one result for each, in order."""
+        """Hand in 1..1,024 envelopes; one result for each, in order, each promise checked."""
         request = messages.SubmitRequest(world_id=world_id, envelopes=tuple(envelopes))
         answer = await self.call("submit_actions", request, messages.SubmitAnswer)
         if len(answer.results) != len(envelopes):
             raise Invalid("submit_actions.results", f"{len(answer.results)}, for {len(envelopes)} envelopes")
         for envelope, result in zip(envelopes, answer.results, strict=True):
-            if result.acceptance is not None:
-                result.acceptance.verify()
-                if result.acceptance.record.envelope_hash != envelope.hash():
-                    raise Invalid("submit_actions.acceptance", "is of another envelope")
-                if result.acceptance.record.gateway_id != self.peer:
-                    raise Invalid("submit_actions.acceptance.gateway_id", "is not the gateway that was asked")
+            self._check_promise(world_id, envelope, result)
         return list(answer.results)
+
+    def _check_promise(self, world_id: str, envelope: Envelope, result: messages.SubmitResult) -> None:
+        if (result.acceptance is None) != (result.outcome != "accepted"):
+            raise Invalid(
+                "submit_actions.acceptance", f"must be there for accepted alone, not {result.outcome}"
+            )
+        if result.acceptance is None:
+            return
+        result.acceptance.verify()
+        promise = result.acceptance.record
+        expected = {
+            "world_id": world_id,
+            "envelope_hash": envelope.hash(),
+            "gateway_id": self.peer,
+        }
+        for field, value in expected.items():
+            if getattr(promise, field) != value:
+                raise Invalid(f"submit_actions.acceptance.{field}", "is not what was asked for")
 
     async def action_status(self, world_id: str, envelope_hash: bytes) -> messages.ActionStatusAnswer:
         """Where an envelope is, by the peer's word."""
