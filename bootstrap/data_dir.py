@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.config import ConfigMistakes, Mistake, WorldSource, looks_like_world_id
-from bootstrap.peers import parse_peer_addr
+from bootstrap.peers import parse_addr, parse_peer_addr
 from runtime import durable, limits
 from runtime import genesis as genesis_module
 from runtime.errors import Corrupt, Invalid, UnknownVersion
@@ -137,8 +137,9 @@ class DataDir:
     # --- the address file of a running node
 
     def write_address(self, peer_id: str, addrs: Sequence[str]) -> None:
-        """Tell clients on this machine where the node listens."""
-        document = {"v": 1, "pid": os.getpid(), "peer_id": peer_id, "addrs": list(addrs)}
+        """Tell clients on this machine where the node listens; what is for browsers is not for them."""
+        dialled = [addr for addr in addrs if not parse_addr(addr).is_websocket]
+        document = {"v": 1, "pid": os.getpid(), "peer_id": peer_id, "addrs": dialled}
         durable.replace_file(self.address_path, (json.dumps(document) + "\n").encode())
 
     def remove_address(self) -> None:

@@ -34,10 +34,11 @@ class PeerAddr:
     host: str
     port: int | None
     peer_id: bytes | None
+    is_websocket: bool = False
 
 
 def parse_addr(text: str) -> PeerAddr:
-    """`/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/p2p/ID]` or `/dnsaddr/HOST[/p2p/ID]`. Raises ValueError (why)."""
+    """`/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/ws][/p2p/ID]` or `/dnsaddr/HOST[/p2p/ID]`. Raises ValueError (why)."""
     if not 1 <= len(text) <= ADDR_CHARS_MAX:
         raise ValueError(f"is not a multiaddr of 1..{ADDR_CHARS_MAX} characters")
     parts = text.split("/")
@@ -50,19 +51,21 @@ def parse_addr(text: str) -> PeerAddr:
         if len(rest) < 2 or rest[0] != "tcp":
             raise ValueError("must go on with /tcp/PORT: tcp is the only transport")
         port, rest = _port(rest[1]), rest[2:]
+    is_websocket = port is not None and rest[:1] == ["ws"]
+    rest = rest[1:] if is_websocket else rest
     peer_id: bytes | None = None
     if rest[:1] == ["p2p"] and len(rest) == 2:
         peer_id, rest = peer_id_from_text(rest[1]), []
     if rest:
         raise ValueError(f"has /{'/'.join(rest)} where only /p2p/PEER ID may follow")
-    return PeerAddr(text, protocol, host, port, peer_id)
+    return PeerAddr(text, protocol, host, port, peer_id, is_websocket)
 
 
 def parse_listen_addr(text: str) -> PeerAddr:
-    """An address to listen on or to announce: TCP, without a peer id. Raises ValueError."""
+    """An address to listen on or to announce: TCP, or WebSocket for browsers, without a peer id. Raises ValueError."""
     addr = parse_addr(text)
     if addr.port is None or addr.peer_id is not None:
-        raise ValueError("must be HOST/tcp/PORT without a peer id")
+        raise ValueError("must be HOST/tcp/PORT, with /ws or without, and no peer id")
     return addr
 
 
@@ -71,6 +74,8 @@ def parse_peer_addr(text: str) -> PeerAddr:
     addr = parse_addr(text)
     if addr.peer_id is None:
         raise ValueError("must end in /p2p/PEER ID, which says whom to expect there")
+    if addr.is_websocket:
+        raise ValueError("is a WebSocket address, which is for browsers: give the one without /ws")
     if addr.port == 0:
         raise ValueError("has port 0, which nobody can dial")
     return addr

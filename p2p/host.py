@@ -1,8 +1,9 @@
 """Life and death of the libp2p host: `open_network` gives a node's network, ready, and takes it down again.
 
-Hides: py-libp2p. Guarantees: noise and yamux over TCP only, never plaintext or secio; the routes stand before the
-first listener; started means that real addresses are bound; leaving closes every connection within a bounded time.
-Every fault of the library is cured in cures.py and stream_cures.py. Implements docs/protocol.md, section "Connections".
+Hides: py-libp2p. Guarantees: noise and yamux over TCP, or over WebSocket for browsers, never plaintext or secio; the
+routes stand before the first listener; started means that real addresses are bound; leaving closes every connection
+within a bounded time. Every fault of the library is cured in cures.py and stream_cures.py. Implements
+docs/protocol.md, section "Connections".
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
+from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 from multiaddr.utils import get_network_addrs
 
@@ -45,6 +47,7 @@ from p2p.network import Answer, Check, Gauge, PeerId, RecordRule, Routes, Subscr
 from p2p.request_response import RequestClient, Router
 from p2p.router import RouterLimits
 from p2p.standing import Standing
+from p2p.websocket_listener import WebSocketTransport
 
 CLOSE_S_MAX: Final = 5.0
 RETELL_S: Final = 0.5
@@ -211,7 +214,7 @@ async def open_network(
     """
     cures.apply_process_cures()
     listen = [_check_free(addr) for addr in config.listen]
-    host = _make_host(config, listen)
+    host = _make_host(config)
     parts = _compose(config, host, routes, record_rule)
     async with host.run(listen):
         if len(host.get_transport_addrs()) < len(listen):
@@ -257,11 +260,16 @@ def _check_free(addr: str) -> Multiaddr:
     """
     try:
         parsed = Multiaddr(addr)
-        network, transport = parsed.items()
-        if network[0].name not in {"ip4", "ip6"} or transport[0].name != "tcp":
+        network, transport, *more = parsed.items()
+        names_after = [protocol.name for protocol, _value in more]
+        if (
+            network[0].name not in {"ip4", "ip6"}
+            or transport[0].name != "tcp"
+            or names_after not in ([], ["ws"])
+        ):
             raise ValueError
     except Exception as error:  # multiaddr raises many kinds for bad text
-        raise ListenFailed(addr, "is not /ip4/<address>/tcp/<port> or /ip6/<address>/tcp/<port>") from error
+        raise ListenFailed(addr, "is not /ip4|ip6/<address>/tcp/<port>, with /ws or without") from error
     family = socket.AF_INET6 if network[0].name == "ip6" else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # A port in TIME_WAIT after a restart is free; one that somebody listens on is not.
@@ -292,19 +300,19 @@ def _of_interfaces(addr: Multiaddr) -> list[Multiaddr]:
     name, value = next((protocol.name, value) for protocol, value in addr.items())
     if value not in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not bound
         return [addr]
-    port = addr.value_for_protocol("tcp")
+    rest = str(addr).split("/", 3)[3]
     own = get_network_addrs(4) or ["127.0.0.1"] if name == "ip4" else get_network_addrs(6) or ["::1"]
-    return [Multiaddr(f"/{name}/{each}/tcp/{port}") for each in own]
+    return [Multiaddr(f"/{name}/{each}/{rest}") for each in own]
 
 
-def _make_host(config: HostConfig, listen: list[Multiaddr]) -> Any:
+def _make_host(config: HostConfig) -> Any:
     pair = create_new_key_pair(config.identity.seed)
     noise = NoiseTransport(pair, noise_privkey=create_x25519_pair().private_key)
     return new_host(
         key_pair=pair,
         sec_opt={NOISE: noise},
         muxer_opt={TProtocol(YAMUX): Yamux},
-        listen_addrs=listen or None,
+        transports=[TCP(), WebSocketTransport()],
         addrs_factory=_announced(config),
         enable_metrics=False,
         connection_config=ConnectionConfig(

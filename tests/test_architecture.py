@@ -32,6 +32,7 @@ LIBP2P_FILES = {
         "gossip",
         "dht",
         "identity",
+        "websocket_listener",
     )
 }
 TRIO_FILES = LIBP2P_FILES | {
@@ -49,7 +50,10 @@ TRIO_FILES = LIBP2P_FILES | {
 }
 IO_FILES = {f"runtime/{name}.py" for name in ("durable", "local_cas", "lmdb_blobs", "world_db", "db_check")}
 PORTS = {"p2p/network.py"}  # names what is awaited, and awaits nothing
-PURE_P2P = {f"p2p/{name}.py" for name in ("names", "errors", "network", "frames", "addresses", "standing")}
+PURE_P2P = {
+    f"p2p/{name}.py"
+    for name in ("names", "errors", "network", "frames", "addresses", "standing", "websocket")
+}
 IMPURE_MODULES = {
     "time",
     "random",
@@ -129,6 +133,7 @@ def check_libraries(path: str, tree: ast.Module) -> Iterator[str]:
         "trio": path in TRIO_FILES or path.startswith(("runtime/services/", "bootstrap/")),
         "lmdb": path in IO_FILES,
         "httpx": path == "runtime/services/etcd.py",
+        "wsproto": path == "p2p/websocket.py",
         "cbor2": path == "runtime/codec.py",
         "blake3": path == "runtime/codec.py",
         "nacl": path in {"runtime/keys.py", "p2p/identity.py"},

@@ -12,9 +12,8 @@ from runtime.keys import SigningKey
 from runtime.messages import SubmitAnswer, SubmitResult
 from runtime.records import Acceptance, seal
 from runtime.services.client import DistributedClient
-from tests.conftest import SmallWorld, key
 
-GATEWAY, OTHER = key(7), key(8)
+GATEWAY, OTHER = SigningKey(bytes([7]) * 32), SigningKey(bytes([8]) * 32)
 OTHER_WORLD = "a" * 32
 
 
@@ -29,7 +28,7 @@ class Answering:
 
 
 async def handed_in(
-    small: SmallWorld, outcome: str, signer: SigningKey | None, **changes: Any
+    small: Any, outcome: str, signer: SigningKey | None, **changes: Any
 ) -> list[SubmitResult]:
     """What the client makes of an outcome with a promise by `signer`, or with none."""
     envelope = small.envelope(small.actors[0], ("move_agent", {}))
@@ -52,7 +51,7 @@ async def handed_in(
 
 
 async def test_a_promise_of_the_gateway_that_was_asked_is_believed(
-    small_world: Callable[..., SmallWorld],
+    small_world: Callable[..., Any],
 ) -> None:
     [result] = await handed_in(small_world(), "accepted", GATEWAY)
     assert result.acceptance is not None
@@ -67,7 +66,7 @@ async def test_a_promise_of_the_gateway_that_was_asked_is_believed(
     ],
 )
 async def test_a_promise_of_something_else_is_refused(
-    small_world: Callable[..., SmallWorld], field: str, signer: SigningKey, changes: dict[str, Any]
+    small_world: Callable[..., Any], field: str, signer: SigningKey, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(Invalid, match=f"acceptance.{field}"):
         await handed_in(small_world(), "accepted", signer, **changes)
@@ -77,7 +76,7 @@ async def test_a_promise_of_something_else_is_refused(
     ("outcome", "signer"), [("accepted", None), ("pooled", GATEWAY), ("refused", GATEWAY)]
 )
 async def test_accepted_comes_with_a_promise_and_nothing_else_does(
-    small_world: Callable[..., SmallWorld], outcome: str, signer: SigningKey | None
+    small_world: Callable[..., Any], outcome: str, signer: SigningKey | None
 ) -> None:
     with pytest.raises(Invalid, match="must be there for accepted alone"):
         await handed_in(small_world(), outcome, signer)

@@ -170,7 +170,7 @@ def test_a_folder_in_the_place_of_a_genesis_file_is_told(tmp_path: Path) -> None
 def test_the_address_file_counts_only_while_the_node_runs(tmp_path: Path) -> None:
     with open_data_dir(tmp_path) as held:
         assert held.running_addrs() == []
-        held.write_address(PEER, [ADDR])
+        held.write_address(PEER, [ADDR, ADDR.replace("/p2p/", "/ws/p2p/")])  # who reads it dials TCP
         assert DataDir(tmp_path).running_addrs() == [ADDR]
     assert DataDir(tmp_path).running_addrs() == []
     with open_data_dir(tmp_path) as held:

@@ -46,7 +46,8 @@ def test_an_address_is_taken_apart() -> None:
         ("/ip4/1.2.3.4/tcp", "tcp is the only transport"),
         ("/ip4/1.2.3.4/tcp/65536", "port 0..65535"),
         ("/ip4/1.2.3.4/tcp/-1", "port 0..65535"),
-        ("/ip4/1.2.3.4/tcp/1/ws", "only /p2p/PEER ID may follow"),
+        ("/ip4/1.2.3.4/tcp/1/wss", "only /p2p/PEER ID may follow"),
+        ("/ip4/1.2.3.4/tcp/1/ws/ws", "only /p2p/PEER ID may follow"),
         ("/dns4/-bad-/tcp/1", "host name is needed"),
         ("/unix/tmp/x", "known: /ip4"),
         ("/ip4/1.2.3.4/tcp/1/p2p/QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG", "Ed25519 peer id"),
@@ -61,8 +62,11 @@ def test_what_is_no_address_says_why(text: str, why: str) -> None:
 def test_an_address_to_listen_on_has_no_peer_id_and_one_to_dial_has_one() -> None:
     assert parse_listen_addr("/ip4/0.0.0.0/tcp/0").port == 0
     for text in (addr(1), "/dnsaddr/example.org"):
-        with pytest.raises(ValueError, match="without a peer id"):
+        with pytest.raises(ValueError, match="no peer id"):
             parse_listen_addr(text)
+    assert parse_listen_addr("/ip4/0.0.0.0/tcp/0/ws").is_websocket
+    with pytest.raises(ValueError, match="for browsers: give the one without"):
+        parse_peer_addr(addr(1).replace("/p2p/", "/ws/p2p/"))
     with pytest.raises(ValueError, match="whom to expect"):
         parse_peer_addr("/ip4/1.2.3.4/tcp/1")
     with pytest.raises(ValueError, match="port 0"):
