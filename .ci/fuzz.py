@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from p2p import frames
 from p2p.errors import FrameError, RecordRefused
+from p2p.websocket import ServerSide
 from runtime import chain, codec, genesis, messages, rules, state
 from runtime.errors import Ignored, Invalid, UnknownVersion
 from runtime.schema import Record
@@ -52,6 +53,12 @@ ODD_BYTES: Final = (
     b"\xfb",
     b"\xc2",
 )
+
+WEBSOCKET_HELLO: Final = (
+    b"GET / HTTP/1.1\r\nHost: a.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+WEBSOCKET_PIECE: Final = 4_096
 
 Decoder = Callable[[bytes], object]
 
@@ -104,12 +111,24 @@ def decoders(world_id: str) -> dict[str, Decoder]:
     found["dht value"] = lambda data: dht.validate(key, data)
     found["dht key"] = lambda data: dht.validate(data.decode("utf-8", "surrogateescape"), b"")
     found["frame of a request"] = read_frames
+    found["websocket"] = read_websocket
     found["genesis"] = genesis.decode_genesis
     found["receipts"] = chain.decode_receipts
     found["events"] = chain.decode_events
     found["state proof"] = check_state_proof
     found["codec"] = lambda data: codec.decode(data, INPUT_BYTES_MAX, "fuzz")
     return found
+
+
+def read_websocket(data: bytes) -> None:
+    """What a browser's connection would bring: in place of its handshake, and behind a good one."""
+    for said in (data, WEBSOCKET_HELLO + data):
+        side = ServerSide()
+        for start in range(0, len(said), WEBSOCKET_PIECE):
+            side.feed(said[start : start + WEBSOCKET_PIECE])
+            side.take()
+            side.to_send()
+        side.close()
 
 
 def read_frames(data: bytes) -> None:

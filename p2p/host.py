@@ -261,12 +261,8 @@ def _check_free(addr: str) -> Multiaddr:
     try:
         parsed = Multiaddr(addr)
         network, transport, *more = parsed.items()
-        names_after = [protocol.name for protocol, _value in more]
-        if (
-            network[0].name not in {"ip4", "ip6"}
-            or transport[0].name != "tcp"
-            or names_after not in ([], ["ws"])
-        ):
+        way = [protocol.name for protocol, _value in (transport, *more)]
+        if network[0].name not in {"ip4", "ip6"} or way not in (["tcp"], ["tcp", "ws"]):
             raise ValueError
     except Exception as error:  # multiaddr raises many kinds for bad text
         raise ListenFailed(addr, "is not /ip4|ip6/<address>/tcp/<port>, with /ws or without") from error
@@ -286,11 +282,13 @@ def _announced(config: HostConfig) -> Callable[[Sequence[Multiaddr]], list[Multi
     """What peers are told of the bound addresses: 0.0.0.0 is nobody's, and a peer that believes it forgets better ones.
 
     Configured addresses stand instead of all others; an unspecified address becomes those of the interfaces.
+    Listeners come up in any order: those of TCP, which every peer dials, are told first.
     """
 
     def announced(bound: Sequence[Multiaddr]) -> list[Multiaddr]:
+        ordered = sorted(bound, key=lambda addr: str(addr).endswith("/ws"))
         return [Multiaddr(addr) for addr in config.announce] or [
-            addr for each in bound for addr in _of_interfaces(each)
+            addr for each in ordered for addr in _of_interfaces(each)
         ]
 
     return announced

@@ -8,6 +8,7 @@ every bound and does not know whose a connection is. Implements docs/protocol.md
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -57,10 +58,13 @@ class WebSocketStream(ReadWriteCloser):
         await self._tcp.write(self._side.framed(data))
 
     async def close(self) -> None:
+        """The socket is closed whatever becomes of the last word: broken, not read, or this task cancelled."""
         self._side.close()
-        with trio.move_on_after(CLOSE_S_MAX):
-            await self._answer()
-        await self._tcp.close()
+        try:
+            with trio.move_on_after(CLOSE_S_MAX), suppress(ConnectionClosedError):
+                await self._answer()
+        finally:
+            await self._tcp.close()
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return self._tcp.get_remote_address()

@@ -455,7 +455,8 @@ class ProvedReceipt(Body):
 @dataclass(frozen=True, slots=True)
 class ReceiptAnswer(Body):
     """The block that took (or refused) the envelope, its receipts with paths, and what ties the block to a head:
-    `head_block` (hashing to head.block_hash) and, when it is another one, the block's path under its history_root."""
+    `head_block` (hashing to head.block_hash) and, when it is another one, the block's path under its history_root.
+    `after`, the receipt behind the last in the block's list, shows that none is left out; absent at the list's end."""
 
     NAME: ClassVar[str] = "get_receipt"
     BYTES_MAX: ClassVar[int] = 512 * 1024
@@ -467,6 +468,7 @@ class ReceiptAnswer(Body):
     receipts: Annotated[
         tuple[ProvedReceipt, ...], list_of(nested(ProvedReceipt), 1, limits.ACTIONS_PER_ENVELOPE_MAX)
     ]
+    after: Annotated[ProvedReceipt, nested(ProvedReceipt)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,38 @@ def verify_event_proof(block: WorldBlock, event: Event, proof: ItemProof) -> Non
     _verify(block.event_root, event.to_bytes(), proof, "event")
 
 
+def verify_envelope_receipts(
+    block: WorldBlock,
+    envelope_hash: bytes,
+    receipts: Sequence[tuple[Receipt, ItemProof]],
+    after: tuple[Receipt, ItemProof] | None,
+) -> None:
+    """Whether these are all that the block gave for the envelope: `after` is the receipt behind the last, if any.
+
+    Raises Invalid. A count that is a lie changes nothing: a path goes from the root by left and right, so that only
+    the block's true last leaf is a last one, and only true neighbours are neighbours.
+    """
+    if not receipts:
+        raise Invalid("receipts", "are none")
+    _first, first = receipts[0]
+    for number, (receipt, place) in enumerate(receipts):
+        if receipt.envelope_hash != envelope_hash:
+            raise Invalid("receipts", "are of another envelope")
+        if (place.index, place.count) != (first.index + number, first.count):
+            raise Invalid("receipts", "are no neighbours in one list")
+        if receipt.index != number and (receipt.index is not None or len(receipts) > 1):
+            raise Invalid("receipts", "must be one without index, or those of indexes 0..n-1")
+        verify_receipt_proof(block, receipt, place)
+    behind = first.index + len(receipts)
+    if (after is None) != (behind == first.count):
+        raise Invalid("receipts.after", "must be there where the last receipt is not the list's last")
+    if after is not None:
+        receipt, place = after
+        if receipt.envelope_hash == envelope_hash or (place.index, place.count) != (behind, first.count):
+            raise Invalid("receipts.after", "must be the receipt of another envelope, behind the last")
+        verify_receipt_proof(block, receipt, place)
+
+
 def _prove(items: Sequence[Record], index: int) -> ItemProof:
     path = codec.merkle_path([item.to_bytes() for item in items], index)
     return ItemProof(index, len(items), tuple(path))

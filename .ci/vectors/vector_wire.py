@@ -151,6 +151,7 @@ def gossip(small: World) -> list[dict[str, Any]]:
         ("head", "a forged commit", replace(head, commit=forged_commit).to_bytes(), small.world_id),
         ("head", "of another version", newer, small.world_id),
         ("head", "too large", head.to_bytes() + bytes(6_000), small.world_id),
+        *several_records(small),
         ("evidence", "a fork", item.to_bytes(), small.world_id),
         ("evidence", "of a later kind", replace(item, kind="later_kind").to_bytes(), small.world_id),
         (
@@ -168,6 +169,70 @@ def gossip(small: World) -> list[dict[str, Any]]:
         message = {"topic": names.topic(world_id, kind), "name": name, "data": data.hex(), "verdict": given}
         found.append(message if reason is None else {**message, "reason": reason})
     return found
+
+
+def several_records(small: World) -> list[tuple[str, str, bytes, str]]:
+    """Messages of several records, of which more than one is no good: the first that cannot be decoded decides."""
+    elsewhere = "a" * 32
+    envelope, batch, commit, attestation = (
+        [each.record.to_value(), each.signature]
+        for each in (small.envelopes[0], small.batch, small.commit, small.attestation)
+    )
+    block, head = small.built.block.to_value(), small.head.to_value()
+    actions: list[tuple[str, Any]] = [
+        ("a forged signature before another version", [forged(envelope), changed(envelope, v=2)]),
+        (
+            "of another world, before another version",
+            [changed(envelope, world_id=elsewhere), changed(envelope, v=2)],
+        ),
+        ("another version before what is malformed", [changed(envelope, v=2), changed(envelope, nonce=-1)]),
+        ("what is malformed before another version", [changed(envelope, nonce=-1), changed(envelope, v=2)]),
+        ("another version with a signature of 63 bytes", [[changed(envelope, v=2)[0], bytes(63)]]),
+        ("another version with fields of its own", [[{"v": 2, "more": "x"}, bytes(64)]]),
+        ("another version, larger than an envelope", [changed(envelope, v=2, more=bytes(40_000))]),
+        ("a version that is no integer", [changed(envelope, v="1")]),
+    ]
+    newer_batch, newer_commit, newer_attestation = (
+        changed(each, v=2) for each in (batch, commit, attestation)
+    )
+    elsewhere_commit = changed(commit, v=2, world_id=elsewhere)
+    newer_block = {**block, "v": 2, "world_id": elsewhere}
+    newer = {**head, "commit": newer_commit}
+    pairs: list[tuple[str, str, Any]] = [
+        ("batch", "another version of a commit, behind a forged batch", [forged(batch), newer_commit]),
+        ("batch", "another version of a batch, before a forged commit", [newer_batch, forged(commit)]),
+        ("batch", "another version of a commit, malformed batch", [changed(batch, term=-1), newer_commit]),
+        ("batch", "another version of a batch, malformed commit", [newer_batch, changed(commit, term=-1)]),
+        ("batch", "another version of a commit, of another world", [batch, elsewhere_commit]),
+        ("block", "another version, of another block", [{**block, "height": 9}, newer_attestation]),
+        ("block", "another version, behind a malformed block", [{**block, "height": 0}, newer_attestation]),
+        ("block", "another version of a block, of another world", [newer_block, attestation]),
+        ("head", "another version of a commit, before a malformed block_hash", {**newer, "block_hash": b""}),
+        ("head", "another version of a commit, behind malformed authorities", {**newer, "authorities": []}),
+        (
+            "head",
+            "another version of an attestation, a forged commit",
+            {**head, "commit": forged(commit), "attestations": [newer_attestation]},
+        ),
+    ]
+    listed = [("action", name, value) for name, value in actions] + pairs
+    # A decoder of text may not take a byte order mark away: what is signed has it.
+    marked = small.envelope("alice", 2, ("dance", {"\ufeffkey": "\ufeffvalue", "\ufeff": "\ufeff\ufeff"}))
+    return [
+        ("action", "text that begins with U+FEFF", encode_envelopes([marked]), small.world_id),
+        *((kind, name, codec.encode(value), small.world_id) for kind, name, value in listed),
+    ]
+
+
+def changed(sealed: list[Any], **fields: Any) -> list[Any]:
+    """A sealed record, as a value, with other fields under the same signature."""
+    record, signature = sealed
+    return [{**record, **fields}, signature]
+
+
+def forged(sealed: list[Any]) -> list[Any]:
+    """A sealed record, as a value, under a signature of zeros."""
+    return [sealed[0], bytes(64)]
 
 
 def nested_envelope(small: World, arrays: int) -> Envelope:

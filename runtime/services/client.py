@@ -42,6 +42,10 @@ class ProvedValue:
     head: WorldHeadAnnounce
 
 
+def _placed(proved: messages.ProvedReceipt) -> tuple[Receipt, chain.ItemProof]:
+    return proved.receipt, chain.ItemProof(proved.index, proved.count, proved.path)
+
+
 @dataclass(frozen=True, slots=True)
 class DistributedClient:
     """One peer, as a program sees it. Every call raises p2p errors, and Invalid for an answer that is false."""
@@ -120,12 +124,10 @@ class DistributedClient:
         chain.check_head(answer.head, world_id)
         chain.check_head_block(answer.head, answer.head_block)
         chain.verify_history_proof(answer.head_block, answer.block, answer.history_path)
-        for proved in answer.receipts:
-            if proved.receipt.envelope_hash != envelope_hash:
-                raise Invalid("get_receipt.receipts", "are of another envelope")
-            place = chain.ItemProof(proved.index, proved.count, proved.path)
-            chain.verify_receipt_proof(answer.block, proved.receipt, place)
-        return ProvedOutcome(answer.block, answer.head, tuple(proved.receipt for proved in answer.receipts))
+        receipts = [_placed(proved) for proved in answer.receipts]
+        after = None if answer.after is None else _placed(answer.after)
+        chain.verify_envelope_receipts(answer.block, envelope_hash, receipts, after)
+        return ProvedOutcome(answer.block, answer.head, tuple(receipt for receipt, _place in receipts))
 
     async def state_value(self, world_id: str, namespace: str, key: bytes) -> ProvedValue:
         """One cell at the peer's newest block, or its absence, proved."""

@@ -309,13 +309,22 @@ class WorldDesk:
                 )
         finally:
             self._proving -= 1
+        own = tuple(each for each in proved if each.receipt.envelope_hash == request.envelope_hash)
         return ReceiptAnswer(
-            head=head, head_block=head_block, block=block, history_path=path, receipts=proved
+            head=head,
+            head_block=head_block,
+            block=block,
+            history_path=path,
+            receipts=own,
+            after=proved[-1] if len(proved) > len(own) else None,
         )
 
     def _prove_receipts(self, block: WorldBlock, envelope_hash: bytes) -> tuple[ProvedReceipt, ...]:
+        """The envelope's receipts, and the one behind them where they are not the list's last."""
         listed = chain.decode_receipts(self._context.blobs.get(block.receipts_ref))
         asked = [index for index, receipt in enumerate(listed) if receipt.envelope_hash == envelope_hash]
+        if asked and asked[-1] + 1 < len(listed):
+            asked.append(asked[-1] + 1)
         paths = codec.merkle_paths([receipt.to_bytes() for receipt in listed], asked)
         return tuple(
             ProvedReceipt(receipt=listed[index], index=index, count=len(listed), path=tuple(path))

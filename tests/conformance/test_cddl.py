@@ -150,7 +150,7 @@ def sample_bodies(world: Any) -> list[tuple[str, Record]]:
         ("get-evidence-request", messages.EvidenceRequest(world_id, bytes(32))),
         ("get-receipt-request", messages.ReceiptRequest(world_id, bytes(32))),
         ("proved-receipt", receipt),
-        ("get-receipt-answer", messages.ReceiptAnswer(head, block, block, path, (receipt,))),
+        ("get-receipt-answer", messages.ReceiptAnswer(head, block, block, path, (receipt,), receipt)),
         ("get-state-proof-request", messages.StateProofRequest(world_id, "actors", certifier)),
         ("get-state-proof-answer", messages.StateProofAnswer(head, block, proof)),
         ("world-status", status),

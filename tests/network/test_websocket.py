@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+
 import pytest
 import trio
+from libp2p.io.trio import TrioTCPStream
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 from wsproto import ConnectionType, WSConnection
@@ -11,6 +15,7 @@ from wsproto.events import Ping, Request
 
 from p2p import frames, names
 from p2p.network import PartsRoute
+from p2p.websocket_listener import WebSocketStream
 
 BOTH = ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0/ws")
 OVER_WS = ("/ip4/127.0.0.1/tcp/0/ws",)  # a stranger that has no other transport
@@ -62,7 +67,7 @@ async def test_a_stock_websocket_peer_asks_and_fetches(open_node, open_stranger,
 
 async def test_a_node_tells_both_addresses_and_is_dialled_by_tcp(open_node):
     async with open_node(1, listen=BOTH) as node, open_node(2) as other:
-        tcp, web = sorted(node.addrs(), key=lambda addr: "/ws" in addr)
+        tcp, web = node.addrs()
         assert ("/ws" in tcp, "/ws" in web) == (False, True)
         await other.connect([tcp])
         assert all("/ws" not in addr for addr in other.addrs_of(node.peer_id))
@@ -92,9 +97,7 @@ async def test_who_says_nothing_is_closed_in_the_time_of_a_handshake(open_node, 
             assert await stream.receive_some() == b""
 
 
-async def test_a_flood_of_pings_and_empty_messages_costs_nobody_else(
-    open_node, honest_beside, patience, until
-):
+async def test_a_flood_of_pings_and_empty_messages_costs_nobody_else(open_node, honest_beside, patience):
     client = WSConnection(ConnectionType.CLIENT)
     hello = client.send(Request(host="x", target="/"))
     async with (
@@ -119,3 +122,22 @@ async def test_a_flood_of_pings_and_empty_messages_costs_nobody_else(
                 for _ in range(5):
                     await honest.round()
             nursery.cancel_scope.cancel()
+
+
+async def test_the_socket_is_closed_whatever_becomes_of_the_last_word(patience):
+    for is_cancelled in (False, True):
+        client = WSConnection(ConnectionType.CLIENT)
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with listener, await trio.open_tcp_stream(*listener.socket.getsockname()) as far:
+            near = await listener.accept()
+            stream = WebSocketStream(TrioTCPStream(near))
+            with patience():
+                await far.send_all(client.send(Request(host="x", target="/")))
+                await stream.write(b"hello")  # the handshake is done
+                far.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                await far.aclose()  # with unread bytes and no linger: a reset
+                with trio.CancelScope() as scope:
+                    if is_cancelled:
+                        scope.cancel()
+                    await stream.close()
+            assert near.socket.fileno() == -1

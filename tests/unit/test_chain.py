@@ -253,6 +253,60 @@ def test_every_receipt_and_event_is_proved_under_its_block_and_no_other(small: W
             )
 
 
+def told_apart(built: chain.Built) -> tuple[list[Any], list[Any], list[Any]]:
+    """All receipts of a block with their places: those of its first envelope, of the next, of the last."""
+    receipts = built.outcome.receipts
+    placed = [(receipt, chain.prove_receipt(receipts, n)) for n, receipt in enumerate(receipts)]
+    first, middle, last = (
+        [each for each in placed if each[0].envelope_hash == digest]
+        for digest in dict.fromkeys(receipt.envelope_hash for receipt in receipts)
+    )
+    return first, middle, last
+
+
+def block_of_three(small: World) -> chain.Built:
+    """Envelopes of three and two actions, and a refused one between them."""
+    wrong = small.envelope(small.actors[1], ("unknown", {}), nonce=7)
+    three = small.envelope(small.actors[0], *(("unknown", {}) for _ in range(3)))
+    return small.run(three, wrong, small.envelope(small.actors[2], ("unknown", {}), ("unknown", {})))
+
+
+def test_all_receipts_of_an_envelope_are_proved_with_the_one_behind_them(small: World) -> None:
+    built = block_of_three(small)
+    first, middle, last = told_apart(built)
+    assert [len(first), len(middle), len(last)] == [3, 1, 2]
+    for own, after in ((first, middle[0]), (middle, last[0]), (last, None)):
+        chain.verify_envelope_receipts(built.block, own[0][0].envelope_hash, own, after)
+
+
+def test_receipts_of_which_one_is_left_out_moved_or_added_are_refused(small: World) -> None:
+    built = block_of_three(small)
+    first, middle, last = told_apart(built)
+    shorter = [(receipt, replace(place, count=place.count - 1)) for receipt, place in last]
+    for own, after in [
+        ([], first[0]),
+        (first[:2], None),  # left out at the end, hidden or not
+        (first[:2], first[2]),
+        (first[:2], middle[0]),
+        (first[1:], middle[0]),  # at the start
+        ([first[0], first[2]], middle[0]),
+        ([first[1], first[0], first[2]], middle[0]),
+        (first, None),
+        (first, last[0]),
+        (first + middle, last[0]),
+        (middle + last, None),
+        (last, first[0]),
+        (last[:1], None),
+        (shorter[:1], None),  # a false count makes no last receipt
+        ([*first[:2], (replace(first[2][0], code="Applied"), first[2][1])], middle[0]),
+        (first, (replace(middle[0][0], code="Applied"), middle[0][1])),
+        ([(replace(first[0][0], index=None), first[0][1]), *first[1:]], middle[0]),
+    ]:
+        envelope_hash = (own or first)[0][0].envelope_hash
+        with pytest.raises(Invalid, match=r"receipt|proof\.path"):
+            chain.verify_envelope_receipts(built.block, envelope_hash, own, after)
+
+
 def test_every_old_block_is_proved_under_the_newest(small: World) -> None:
     run_blocks(small, 9)
     newest = small.blocks[-1].block

@@ -27,7 +27,6 @@ class Client:
 
     def __init__(self) -> None:
         self.wire = WSConnection(ConnectionType.CLIENT)
-        self.heard: list[Event] = []
 
     def hello(self) -> bytes:
         return self.wire.send(Request(host="a.example", target="/"))
@@ -109,7 +108,7 @@ def test_a_handshake_that_is_none_ends_it_with_an_answer_at_most(hello: bytes, a
 @pytest.mark.parametrize(
     ("frames", "code"),
     [
-        (Client().hello() and b"\x81\x80\x00\x00\x00\x00", UNSUPPORTED_DATA),
+        (b"\x81\x80\x00\x00\x00\x00", UNSUPPORTED_DATA),
         (b"\x82\x01x", PROTOCOL_ERROR),  # not masked
         (b"\xc2\x80\x00\x00\x00\x00", PROTOCOL_ERROR),  # compressed
         (b"\x83\x80\x00\x00\x00\x00", PROTOCOL_ERROR),  # of no known kind
@@ -133,11 +132,29 @@ def test_a_text_message_is_no_payload() -> None:
     assert server.take() == b""
 
 
-@given(st.lists(st.binary(max_size=200), max_size=5), st.booleans())
-def test_no_bytes_raise(pieces: list[bytes], is_open: bool) -> None:
-    server = opened()[0] if is_open else ServerSide()
-    for piece in pieces:
-        server.feed(piece)
-        server.take()
+def conversation() -> bytes:
+    """A handshake, and a frame of each kind that a client may send."""
+    client = Client()
+    hello = client.hello()
+    server = ServerSide()
+    server.feed(hello)
+    client.hear(server.to_send())
+    events = (BytesMessage(data=b"x" * 200), Ping(payload=b"p"), Pong(payload=b"q"), TextMessage(data="t"))
+    said = [client.wire.send(event) for event in (*events, CloseConnection(1000))]
+    return hello + b"".join(said)
+
+
+@given(st.data())
+def test_no_bytes_raise_however_a_conversation_is_changed(data: st.DataObject) -> None:
+    said = bytearray(conversation())
+    for _ in range(data.draw(st.integers(0, 4))):
+        place = data.draw(st.integers(0, len(said) - 1))
+        said[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    piece = data.draw(st.integers(1, len(said)))
+    server = ServerSide()
+    for start in range(0, len(said), piece):
+        server.feed(bytes(said[start : start + piece]))
+        assert len(server.take()) <= piece
         server.to_send()
     server.close()
+    server.to_send()
