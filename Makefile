@@ -9,10 +9,11 @@ PIP := $(BIN)/python -m pip --quiet
 export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check clean lock wheel vectors simulate bench fuzz interop
+.PHONY: help setup demo demo-polyglot test check clean lock wheel vectors simulate bench fuzz interop
 
 help:
 	@echo "make demo [ARGS=...]      a whole network on this machine replays real flights and verifies them"
+	@echo "make demo-polyglot        the same flights with peers in JavaScript, Rust and Go (docs/interop.md)"
 	@echo "make test [ARGS=...]      format, lint, types, every test"
 	@echo "make check                format, lint, types, architecture"
 	@echo "make setup                .venv from the lock; the others do it when it is missing or old"
@@ -47,6 +48,9 @@ $(STAMP): $(LOCKED) pyproject.toml
 
 demo: $(STAMP)
 	@$(BIN)/aw demo $(ARGS)
+
+demo-polyglot: $(STAMP)
+	@$(BIN)/python -m interop.demo $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

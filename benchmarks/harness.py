@@ -27,10 +27,11 @@ LOG_BYTES_SHOWN: Final = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says. `quick`: fewer and smaller runs, to see that all works."""
+    """What the command line says. `quick`: fewer and smaller runs, to see that all works; `files`: which of them."""
 
     json: bool = False
     quick: bool = False
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +193,19 @@ async def side(module: str, *arguments: str) -> AsyncIterator[Side]:
 Benchmark = Callable[[Options], Awaitable[list[Row]]]
 
 
-def parsed(arguments: Sequence[str] | None = None) -> Options:
-    """--json and --quick."""
+def parsed(arguments: Sequence[str] | None = None, files: Sequence[str] = ()) -> Options:
+    """--json and --quick, and the names of some of `files`."""
     parser = argparse.ArgumentParser(description="Rows on stdout, progress on stderr.")
     parser.add_argument("--json", action="store_true", help="a JSON line for each row")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs: does it work?")
+    if files:
+        parser.add_argument("files", nargs="*", metavar="FILE", help=f"only these: {', '.join(files)}")
     found = parser.parse_args(arguments)
-    return Options(json=found.json, quick=found.quick)
+    chosen = tuple(getattr(found, "files", ()))
+    unknown = set(chosen) - set(files)
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(files)}")
+    return Options(json=found.json, quick=found.quick, files=chosen)
 
 
 def main(benchmark: Benchmark) -> None:

@@ -292,6 +292,13 @@ def _list_of(
     return read
 
 
+def _own_addrs(value: object, base: Path) -> tuple[str, ...]:
+    addrs: tuple[str, ...] = _list_of(_addr(parse_listen_addr), 0, ADDRS_MAX)(value, base)
+    if addrs and all(parse_listen_addr(addr).is_websocket for addr in addrs):
+        raise _Bad("needs one without /ws too: /ws is for browsers, and peers dial TCP alone")
+    return addrs
+
+
 def _world(value: object, base: Path) -> WorldSource:
     if isinstance(value, str):
         return (
@@ -349,8 +356,8 @@ _LIMIT_NAMES: Final = tuple(item.name for item in fields(NodeLimits))
 _READERS: Final[dict[str, Callable[[object, Path], Any]]] = {
     "data_dir": _path,
     "roles": _list_of(_word_of(ROLES, "role"), 1, len(ROLES)),
-    "listen": _list_of(_addr(parse_listen_addr), 0, ADDRS_MAX),
-    "announce": _list_of(_addr(parse_listen_addr), 0, ADDRS_MAX),
+    "listen": _own_addrs,
+    "announce": _own_addrs,
     "bootstrap": _list_of(_addr(parse_peer_addr), 0, ADDRS_MAX),
     "world": _list_of(_world, 0, WORLDS_MAX),
     "log_level": _word_of(LOG_LEVELS, "log level"),

@@ -49,9 +49,14 @@ class Plan:
     actions: int
 
 
+def owner_seed(seed: int, owner: str) -> bytes:
+    """The Ed25519 seed of a carrier's key, or of the airports'."""
+    return codec.content_id(f"aw demo {seed} {owner}".encode())
+
+
 def owner_key(seed: int, owner: str) -> SigningKey:
     """The key of a carrier, or of the airports."""
-    return SigningKey(codec.content_id(f"aw demo {seed} {owner}".encode()))
+    return SigningKey(owner_seed(seed, owner))
 
 
 def aircraft_id(flight: Flight) -> str:

@@ -181,7 +181,8 @@ class Network:
                 why = f"ended {how_it_ended(process)} before it was ready"
                 raise NodeFailed(node.name, node.log, why)
             self.restarts += 1
-            note(f"{node.name} (pid {process.pid}) ended {how_it_ended(process)}; starting it again")
+            what_next = "starting it again" if node.may_start.is_set() else "it stays down"
+            note(f"{node.name} (pid {process.pid}) ended {how_it_ended(process)}; {what_next}")
             await trio.sleep(RESTART_S)
 
     async def _start(self, node: NodeProcess) -> trio.Process:

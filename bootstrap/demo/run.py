@@ -12,12 +12,10 @@ import os
 import signal
 import tempfile
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -33,37 +31,18 @@ from bootstrap.demo.flights import (
     read_flights,
 )
 from bootstrap.demo.flights import FLIGHTS_FILE as PACKAGED_FLIGHTS
+from bootstrap.demo.flying import Clients, connect, patiently, same_height, settle, submit, watch
 from bootstrap.demo.options import DemoOptions
 from bootstrap.demo.plan import Authorities, Plan, make_plan
 from bootstrap.demo.processes import Network, NodeFailed
 from bootstrap.demo.report import Report, Show, make_report, print_next_steps, print_table, show_progress
 from bootstrap.demo.tracking import Tracker
 from bootstrap.node import now_ms, open_caller
-from p2p.errors import NetworkError, RequestFailed
-from p2p.network import DistributedNetwork
-from runtime import chain, codec, limits
-from runtime.errors import Missing, WorldError
-from runtime.messages import BlockAnswer, BlockRequest, WorldStatus
-from runtime.records import Envelope, Receipt
-from runtime.services.client import DistributedClient, ProvedOutcome
+from p2p.errors import NetworkError
+from runtime.errors import WorldError
+from runtime.services.client import ProvedOutcome
 
-T = TypeVar("T")
-CHUNK: Final = 64
-POLL_S: Final = 0.1
-PATIENCE_S: Final = 60.0  # for a node that is being started again
-SETTLE_S_MAX: Final = 120.0  # without any progress
-TRIES_S: Final = 0.25
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True, slots=True)
-class Clients:
-    """Whom the demo talks to: as any outside program would."""
-
-    gateway: DistributedClient
-    executor: DistributedClient
-    observer: DistributedClient
-    all: tuple[DistributedClient, ...]
 
 
 def main(options: DemoOptions) -> int:
@@ -159,7 +138,7 @@ async def _run(
     network.configure(genesis_file)
     note(f"world {plan.genesis.header.world_id}: starting {len(network.nodes)} node processes")
     async with network.running(), open_caller([node.addr for node in network.nodes.values()]) as caller:
-        clients = await _connect(caller, network)
+        clients = await connect(caller, network)
         tracker = Tracker()
         with show_progress(len(plan.airports) + len(plan.flights)) as show:
             flying_s = await _fly(options, network, clients, plan, tracker, show)
@@ -175,29 +154,6 @@ async def _run(
             await trio.sleep_forever()
 
 
-async def _connect(caller: DistributedNetwork, network: Network) -> Clients:
-    made = {}
-    for name, node in network.nodes.items():
-        peer = await _patiently(lambda addr=node.addr: caller.connect([addr]))  # type: ignore[misc]
-        made[name] = DistributedClient(caller, peer)
-    return Clients(made["gateway"], made["executor"], made["observer"], tuple(made.values()))
-
-
-async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask again while a node is away. Raises the last error after PATIENCE_S."""
-    deadline = trio.current_time() + PATIENCE_S
-    while True:
-        try:
-            return await ask()
-        except RequestFailed as error:
-            if not error.retryable or trio.current_time() > deadline:
-                raise
-        except NetworkError:
-            if trio.current_time() > deadline:
-                raise
-        await trio.sleep(TRIES_S)
-
-
 # --- flying ------------------------------------------------------------------------------------------------
 
 
@@ -210,11 +166,11 @@ async def _fly(
     async with trio.open_nursery() as nursery:
         for role, after_s in options.kills:
             nursery.start_soon(_kill_later, network, role, after_s)
-        nursery.start_soon(_watch, clients, world_id, tracker, show)
-        await _submit(clients, world_id, plan.airports, tracker)
-        await _settle(tracker)
-        await _submit(clients, world_id, plan.flights, tracker)
-        await _settle(tracker)
+        nursery.start_soon(watch, clients, world_id, tracker, show)
+        await submit(clients, world_id, plan.airports, tracker)
+        await settle(tracker)
+        await submit(clients, world_id, plan.flights, tracker)
+        await settle(tracker)
         flying_s = time.monotonic() - begun
         if options.kills:  # a kill that is still to come belongs to the demo
             last_s = max(after_s for _role, after_s in options.kills)
@@ -228,65 +184,6 @@ async def _kill_later(network: Network, role: str, after_s: float) -> None:
     note(f"kill -9 {network.kill(role)} ({role})")
 
 
-async def _submit(clients: Clients, world_id: str, envelopes: Sequence[Envelope], tracker: Tracker) -> None:
-    """Hand in, in order; what is refused for now comes first in the next round."""
-    waiting = deque(envelopes)
-    while waiting:
-        chunk = [waiting.popleft() for _ in range(min(CHUNK, len(waiting)))]
-        tracker.submit(chunk, time.monotonic())
-        results = await _patiently(lambda chunk=chunk: clients.gateway.submit(world_id, chunk))  # type: ignore[misc]
-        again, wait_ms = [], 0
-        for envelope, result in zip(chunk, results, strict=True):
-            if result.outcome == "accepted":
-                tracker.accepted.add(envelope.hash())
-            elif result.retry_after_ms is not None:
-                again.append(envelope)
-                wait_ms = max(wait_ms, result.retry_after_ms)
-            else:
-                tracker.turned_away[result.reason or "refused"] += 1
-        waiting.extendleft(reversed(again))
-        if again:
-            await trio.sleep(wait_ms / 1_000)
-
-
-async def _settle(tracker: Tracker) -> None:
-    """Until everything that was accepted is verified, or nothing has moved for SETTLE_S_MAX."""
-    moved, height = trio.current_time(), tracker.height
-    while tracker.lost() and trio.current_time() - moved < SETTLE_S_MAX:
-        if tracker.height != height:
-            moved, height = trio.current_time(), tracker.height
-        await trio.sleep(POLL_S)
-
-
-async def _watch(clients: Clients, world_id: str, tracker: Tracker, show: Show) -> None:
-    """Follow what the observer has verified, block by block."""
-    while True:
-        status = await _patiently(lambda: _status(clients.observer, world_id))
-        for height in range(tracker.height + 1, (status.verified or 0) + 1):
-            receipts = await _patiently(lambda height=height: _receipts(clients.observer, world_id, height))  # type: ignore[misc]
-            tracker.block(height, receipts, time.monotonic())
-            show(len(tracker.verified_s), tracker.height, tracker.applied)
-        await trio.sleep(POLL_S)
-
-
-async def _status(client: DistributedClient, world_id: str) -> WorldStatus:
-    status = await client.status()
-    for world in status.worlds:
-        if world.world_id == world_id:
-            return world
-    raise NetworkError(f"world {world_id} is not up yet")
-
-
-async def _receipts(client: DistributedClient, world_id: str, height: int) -> tuple[Receipt, ...]:
-    """A block's receipts, checked against its receipts_root."""
-    request = BlockRequest(world_id=world_id, height=height)
-    block = (await client.call("get_block", request, BlockAnswer)).block
-    receipts = chain.decode_receipts(await client.get_blob(block.receipts_ref, limits.LIST_BYTES_MAX))
-    if codec.merkle_root([receipt.to_bytes() for receipt in receipts]) != block.receipts_root:
-        raise Missing("receipts", f"of height {height}: the observer's list does not fit its block")
-    return receipts
-
-
 # --- judging -----------------------------------------------------------------------------------------------
 
 
@@ -295,12 +192,12 @@ async def _judge(
 ) -> Report:
     """Compare executor and observer at one height; prove one receipt; count what it took."""
     world_id = plan.genesis.header.world_id
-    executed, verified = await _same_height(clients, world_id)
+    executed, verified = await same_height(clients, world_id)
     flown = min(len(data.flights), options.flights or len(data.flights))
     proved = await _prove_one(clients, world_id, plan, tracker)
     lookups = 0
     for client in clients.all:
-        counters = (await _patiently(client.status)).counters
+        counters = (await patiently(client.status)).counters
         lookups += counters.get("dht.lookups", 0)
     return Report(
         verified=executed == verified
@@ -332,34 +229,13 @@ async def _judge(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _At:
-    height: int
-    state_root: bytes | None
-
-
-async def _same_height(clients: Clients, world_id: str) -> tuple[_At, _At]:
-    """What executor and observer hold, once they stand at one height (or after SETTLE_S_MAX, as they are)."""
-    deadline = trio.current_time() + SETTLE_S_MAX
-    while True:
-        left = await _patiently(lambda: _status(clients.executor, world_id))
-        right = await _patiently(lambda: _status(clients.observer, world_id))
-        executed, verified = (
-            _At(left.executed or 0, left.state_root),
-            _At(right.verified or 0, right.state_root),
-        )
-        if executed.height == verified.height or trio.current_time() > deadline:
-            return executed, verified
-        await trio.sleep(POLL_S)
-
-
 async def _prove_one(clients: Clients, world_id: str, plan: Plan, tracker: Tracker) -> ProvedOutcome | None:
     """The last flight's receipts, with a proof that this process checks itself."""
     last = plan.flights[-1].hash()
     if last not in tracker.verified_s:
         return None
     try:
-        return await _patiently(lambda: clients.observer.receipt(world_id, last))
+        return await patiently(lambda: clients.observer.receipt(world_id, last))
     except (NetworkError, WorldError) as error:
         note(f"no proof of the last flight's receipts: {error}")
         return None

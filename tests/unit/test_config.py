@@ -149,6 +149,8 @@ def test_an_unknown_variable_of_ours_is_a_mistake_and_one_of_the_command_line_is
             "5 is not an integer 67108864..",
         ),
         ("[limits]\nframe_bytes_max = 5", "node.toml: limits.frame_bytes_max", "cannot set"),
+        ('listen = ["/ip4/127.0.0.1/tcp/1/ws"]', "node.toml: listen", "needs one without /ws too"),
+        ('announce = ["/dns4/a.example/tcp/1/ws"]', "node.toml: announce", "needs one without /ws too"),
         ("limits = 3", "node.toml: limits", "must be a table"),
         ("metrics = 3", "node.toml: metrics", "must be a table"),
         ('[metrics]\nlisen = "x"', "node.toml: metrics.lisen", "nearest: listen"),

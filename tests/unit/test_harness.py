@@ -83,6 +83,13 @@ def test_the_options_are_json_and_quick():
     assert harness["parsed"](["--json", "--quick"]) == Options(json=True, quick=True)
 
 
+def test_some_files_are_chosen_by_name_and_others_are_wrong_use(capsys):
+    assert harness["parsed"](["rr", "--json"], ["rr", "disk"]) == Options(json=True, files=("rr",))
+    with pytest.raises(SystemExit):
+        harness["parsed"](["rs"], ["rr", "disk"])
+    assert "no such benchmark: rs; there are rr, disk" in capsys.readouterr().err
+
+
 def test_a_benchmark_prints_rows_and_nothing_else_on_stdout():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.disk", "--json", "--quick"],

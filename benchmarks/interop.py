@@ -1,0 +1,143 @@
+"""The same work between peers of every language: `make bench ARGS=interop`.
+
+Each row is a pairing X>Y (X asks, Y answers) beside py>py, measured in turn in one run: `ours` is py>py, the peer's
+side the pairing. The peers are those of interop/, driven by the commands of docs/interop.md; they must be built.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from benchmarks.harness import Options, Peer, Row, main, progress, rounded, spread
+from interop.driver import Ground, open_ground
+from interop.driver import Peer as Process
+from interop.languages import LANGUAGES, command
+from interop.scenarios import body, joined
+from interop.worlds import HandMadeWorld
+from p2p import names
+
+HERE: Final = "py"
+SIZE: Final = 200
+BLOB_BYTES: Final = 8 << 20
+Measure = Callable[[Process, Process, int], Awaitable[float]]
+
+
+async def rows(options: Options) -> list[Row]:
+    """Every measure for every pairing, `runs` times after one that does not count. Raises PeerFailed."""
+    runs, scale = (1, 10) if options.quick else (5, 1)
+    measures: tuple[tuple[str, str, str, Measure], ...] = (
+        ("rr-1", "rr, one in flight, 200 B", "requests/s", requests(500 // scale, 1)),
+        ("rr-32", "rr, 32 in flight, 200 B", "requests/s", requests(4_000 // scale, 32)),
+        ("blob-8m", "blob of 8 MiB, hash checked", "MB/s", fetched),
+        ("connect", "dial, noise, yamux, identify", "connects/s", connects(20 // scale)),
+        ("gossip", "one action published, judged and told by the other", "messages/s", gossip(50 // scale)),
+    )
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    commands = {language: command(language) for language in LANGUAGES}
+    with tempfile.TemporaryDirectory(prefix="aw-bench-") as directory:
+        async with open_ground(commands, Path(directory)) as ground:
+            pairs = await start_all(ground)
+            for name, _what, unit, measure in measures:
+                for run in range(runs + 1):
+                    for pair, (one, other) in pairs.items():
+                        value = await measure(one, other, run)
+                        if run:  # the first warms caches, connections and windows up
+                            found[name, pair].append(value)
+                    if run:
+                        told = ", ".join(f"{pair} {rounded(found[name, pair][-1])}" for pair in pairs)
+                        progress(f"{name}: run {run} of {runs}: {told} {unit}")
+    own = f"{HERE}>{HERE}"
+    return [
+        Row(
+            f"{name} {pair}", what, unit, spread(found[name, own]), Peer(pair, ""), spread(found[name, pair]), runs
+        )
+        for name, what, unit, _measure in measures
+        for pair in pairs
+        if pair != own
+    ]  # fmt: skip
+
+
+async def start_all(ground: Ground) -> dict[str, tuple[Process, Process]]:
+    """Two peers of each language; the pairings: each with itself, and with Python both ways."""
+    asking = {language: await ground.start(language, n) for n, language in enumerate(LANGUAGES, start=1)}
+    answering = {language: await ground.start(language, n) for n, language in enumerate(LANGUAGES, start=101)}
+    pairs = [(one, other) for one in LANGUAGES for other in LANGUAGES if one == other or HERE in (one, other)]
+    for one, other in pairs:
+        await asking[one].do("dial", addr=answering[other].addr)
+    return {f"{one}>{other}": (asking[one], answering[other]) for one, other in pairs}
+
+
+def requests(count: int, in_flight: int) -> Measure:
+    """So many requests in one session, so many at a time."""
+
+    async def measure(one: Process, other: Process, run: int) -> float:
+        del run
+        done = await one.do(
+            "requests",
+            peer=other.peer_id,
+            method="x_echo",
+            body=body(data=bytes(SIZE)),
+            count=count,
+            in_flight=in_flight,
+        )
+        assert done["ok"] == count, done
+        return float(1_000 * count / done["ms"])
+
+    return measure
+
+
+async def fetched(one: Process, other: Process, run: int) -> float:
+    """A blob that the asker has not seen."""
+    seed = 1_000 * run + int(one.name.rpartition("-")[2])
+    content_hash = (await other.do("put_blob", seed=seed, size=BLOB_BYTES))["content_hash"]
+    done = await one.do("fetch", peer=other.peer_id, content_hash=content_hash)
+    assert done["size"] == BLOB_BYTES, done
+    return float(BLOB_BYTES / 1_000 / done["ms"])
+
+
+def connects(count: int) -> Measure:
+    """Dialled and identified, one after the other, by the median; what it takes to part is not counted."""
+
+    async def measure(one: Process, other: Process, run: int) -> float:
+        del run
+        took_s = []
+        for _ in range(count):
+            one.events.clear()
+            await one.do("disconnect", peer=other.peer_id)
+            await one.event("disconnected", peer=other.peer_id)
+            began_s = time.perf_counter()
+            await one.do("dial", addr=other.addr)
+            took_s.append(time.perf_counter() - began_s)
+        return 1 / median(took_s)
+
+    return measure
+
+
+def gossip(count: int) -> Measure:
+    """Signed actions, each published when the one before was judged."""
+
+    async def measure(one: Process, other: Process, run: int) -> float:
+        world = HandMadeWorld(f"bench-{one.name}-{other.name}-{run}")
+        topic = names.topic(world.world_id, "action")
+        await joined(world, topic, one, other)
+        took_s = 0.0
+        for nonce in range(count):
+            data = world.envelope(nonce).hex()
+            other.events.clear()
+            began_s = time.perf_counter()
+            await one.do("publish", topic=topic, data=data)
+            await other.event("gossip", topic=topic, verdict="accept", data=data)
+            took_s += time.perf_counter() - began_s
+        return count / took_s
+
+    return measure
+
+
+if __name__ == "__main__":
+    main(rows)
