@@ -22,7 +22,7 @@ from multiaddr import Multiaddr
 
 from p2p.websocket import ServerSide
 
-READ_BYTES_MAX: Final = 32 * 1024  # taken apart without a turn of the scheduler between
+READ_BYTES_MAX: Final = 4 * 1024  # taken apart without a turn of the scheduler between: 5 ms, when all of it is pings
 CLOSE_S_MAX: Final = 0.5
 _SUFFIX: Final = Multiaddr("/ws")
 

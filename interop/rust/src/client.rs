@@ -19,33 +19,40 @@ use crate::library::{Library, Mirror};
 use crate::node::Net;
 use crate::records::{self, Head};
 use crate::rr::{self, Failure, Session, lock};
-use crate::schema::{self, Shape};
+use crate::schema;
 use crate::streams::Conduit;
-use crate::world::{Chain, Lists, World};
+use crate::world::{Descent, Lists, World};
 
-const STREAMS_MAX: usize = 256;
+/// Streams of one request each to one peer, which serves 64: the session is one, and those that end count a while.
+const ALONE_MAX: usize = 48;
 const OPENING_MAX: usize = 16;
 const HEIGHTS_MAX: i64 = 100_000;
 const BLOCKS_AT_ONCE: i64 = 256;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-type Slot = Arc<tokio::sync::Mutex<Option<Arc<Session>>>>;
+/// The streams to one peer.
+struct Lane {
+    session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    alone: Semaphore,
+}
 
 pub struct Client {
     pub net: Net,
     pub library: Arc<Library>,
     pub careless: bool,
-    sessions: Mutex<HashMap<PeerId, Slot>>,
-    /// Streams of one request each; above 512 in all, yamux on the other side closes the connection.
-    alone: Semaphore,
+    lanes: Mutex<HashMap<PeerId, Arc<Lane>>>,
     /// Streams being opened: a slow peer negotiates a few in time, but not hundreds at once.
     opening: Semaphore,
 }
 
 impl Client {
     pub fn new(net: Net, library: Arc<Library>, careless: bool) -> Self {
-        let (alone, opening) = (Semaphore::new(STREAMS_MAX), Semaphore::new(OPENING_MAX));
-        Client { net, library, careless, sessions: Mutex::default(), alone, opening }
+        Client { net, library, careless, lanes: Mutex::default(), opening: Semaphore::new(OPENING_MAX) }
+    }
+
+    fn lane(&self, peer: PeerId) -> Arc<Lane> {
+        let new = || Arc::new(Lane { session: Default::default(), alone: Semaphore::new(ALONE_MAX) });
+        lock(&self.lanes).entry(peer).or_insert_with(new).clone()
     }
 
     pub async fn open(&self, peer: PeerId) -> Result<Conduit, Failure> {
@@ -54,8 +61,8 @@ impl Client {
     }
 
     async fn session(&self, peer: PeerId) -> Result<Arc<Session>, Failure> {
-        let slot = lock(&self.sessions).entry(peer).or_default().clone();
-        let mut slot = slot.lock().await;
+        let lane = self.lane(peer);
+        let mut slot = lane.session.lock().await;
         if let Some(session) = slot.as_ref().filter(|session| session.is_open()) {
             return Ok(session.clone());
         }
@@ -80,7 +87,8 @@ impl Client {
         body: Vec<u8>,
         take: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<Vec<u8>, Failure> {
-        let _place = self.alone.acquire().await.map_err(|_| Failure::Stream("closing".into()))?;
+        let lane = self.lane(peer);
+        let _place = lane.alone.acquire().await.map_err(|_| Failure::Stream("closing".into()))?;
         rr::request_alone(self.open(peer).await?, method, body, take).await
     }
 
@@ -135,27 +143,26 @@ impl Client {
         ensure(world.id == world_id, "the genesis is of another world")?;
         let head = self.world_head(peer, world_id).await?;
         ensure(head.height() <= HEIGHTS_MAX, "more heights than are kept here")?;
-        let mut chain = Chain::new(&world, &head)?;
-        while (chain.steps.len() as i64) < head.height() {
-            let from = chain.steps.len() as i64 + 1;
-            let count = Value::Int((head.height() - from + 1).min(BLOCKS_AT_ONCE));
-            let request = of_world(vec![("from_height", Value::Int(from)), ("count", count)]);
-            let blocks = self.blocks(peer, request).await?;
-            ensure(!blocks.is_empty(), "the peer does not hold the blocks below its head")?;
-            for block in blocks {
-                schema::check(&Shape::Record("block"), &block, "block")?;
-                let batch_blob = self.fetch(peer, block.bytes("batch_hash")?, None).await?;
-                let batch = records::decode_preimage("batch", &batch_blob)?;
-                let actions = self.fetch(peer, batch.bytes("actions_ref")?, None).await?;
-                let receipts = self.fetch(peer, block.bytes("receipts_ref")?, None).await?;
-                let events = self.fetch(peer, block.bytes("journal_ref")?, None).await?;
-                let order = self.order(peer, of_world(vec![("height", block.at("height")?.clone())])).await?;
-                let lists = Lists { actions: &actions, receipts: &receipts, events: &events };
-                let block_blob = records::preimage("block", &block);
-                chain.push(block, batch, order, &lists)?;
-                for blob in [block_blob, batch_blob, actions, receipts, events] {
-                    self.library.put_blob(blob)?;
-                }
+        // Down from the head first: nothing is kept that is not bound to it.
+        let mut descent = Descent::new(&world, &head)?;
+        while descent.wanted() > 0 {
+            let from = (descent.wanted() - BLOCKS_AT_ONCE + 1).max(1);
+            for block in self.blocks(peer, world_id, from, descent.wanted()).await?.into_iter().rev() {
+                descent.push(block)?;
+            }
+        }
+        let mut chain = descent.finish()?;
+        for height in 1..=head.height() {
+            let block = chain.steps[height as usize - 1].block.clone();
+            let batch_blob = self.fetch(peer, block.bytes("batch_hash")?, None).await?;
+            let batch = records::decode_preimage("batch", &batch_blob)?;
+            let actions = self.fetch(peer, batch.bytes("actions_ref")?, None).await?;
+            let receipts = self.fetch(peer, block.bytes("receipts_ref")?, None).await?;
+            let events = self.fetch(peer, block.bytes("journal_ref")?, None).await?;
+            let order = self.order(peer, of_world(vec![("height", Value::Int(height))])).await?;
+            chain.take(height, &batch, order, &Lists { actions: &actions, receipts: &receipts, events: &events })?;
+            for blob in [records::preimage("block", &block), batch_blob, actions, receipts, events] {
+                self.library.put_blob(blob)?;
             }
         }
         let (steps, height) = (chain.steps, head.height());
@@ -176,16 +183,24 @@ impl Client {
         }
     }
 
-    /// The blocks of an answer to get_blocks; each part is a list of them.
-    async fn blocks(&self, peer: PeerId, request: Value) -> Result<Vec<Value>, Failure> {
-        let mut blocks = Vec::new();
-        let take = |part: &[u8]| {
-            blocks.extend_from_slice(cbor::decode(part, ITEMS_MAX)?.items()?);
-            ensure(blocks.len() as i64 <= BLOCKS_AT_ONCE, "more blocks than were asked for").map_err(Failure::from)
-        };
-        let answer = self.request_parts(peer, "get_blocks", request.encode(), take);
-        timeout(TIMEOUT * 6, answer).await.map_err(|_| Failure::Timeout)??;
-        Ok(blocks)
+    /// The blocks of these heights. An answer may end before the last of them.
+    async fn blocks(&self, peer: PeerId, world_id: &str, from: i64, to: i64) -> Result<Vec<Value>, Failure> {
+        let mut blocks: Vec<Value> = Vec::new();
+        loop {
+            let next = from + blocks.len() as i64;
+            if next > to {
+                return Ok(blocks);
+            }
+            let (from_height, count) = (("from_height", Value::Int(next)), ("count", Value::Int(to + 1 - next)));
+            let request = map([("world_id", cbor::text(world_id)), from_height, count]);
+            let take = |part: &[u8]| {
+                blocks.extend_from_slice(cbor::decode(part, ITEMS_MAX)?.items()?);
+                ensure(blocks.len() as i64 <= to + 1 - from, "more blocks than were asked for").map_err(Failure::from)
+            };
+            let answer = self.request_parts(peer, "get_blocks", request.encode(), take);
+            timeout(TIMEOUT * 6, answer).await.map_err(|_| Failure::Timeout)??;
+            ensure(from + blocks.len() as i64 > next, "the peer does not hold the blocks below its head")?;
+        }
     }
 
     /// Keeps a record here and puts it to the peers nearest to its key.

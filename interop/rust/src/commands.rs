@@ -172,7 +172,7 @@ async fn dispatch(client: &Arc<Client>, args: &Args<'_>) -> Outcome {
         }
         "dht_peers" => {
             let peers = client.net.with(|node| {
-                let buckets = node.swarm.behaviour_mut().kad.kbuckets();
+                let buckets = node.swarm.behaviour_mut().kad.0.kbuckets();
                 let peers =
                     buckets.flat_map(|b| b.iter().map(|e| e.node.key.preimage().to_string()).collect::<Vec<_>>());
                 peers.collect::<Vec<_>>()

@@ -2,7 +2,10 @@
 //! docs/protocol.md.
 
 pub const FRAME_MAX: usize = 1 << 20;
+const REQUEST_MAX: usize = 65_536;
 const LENGTH_BYTES_MAX: usize = 3;
+/// Type, id, length of the method and the method: what of a frame is judged before the rest is here.
+const START_MAX: usize = 1 + 5 + 1 + 64;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
@@ -97,16 +100,39 @@ impl<'a> Cursor<'a> {
         let taken = self.take(count)?;
         std::str::from_utf8(taken).map(str::to_owned).or_else(|_| self.fail("no UTF-8"))
     }
+
+    fn method(&mut self) -> Result<String, Malformed> {
+        let length = usize::from(self.take(1)?[0]);
+        let method = self.text(length)?;
+        let formed = (1..=64).contains(&length) && method.bytes().all(|c| c.is_ascii_lowercase() || c == b'_');
+        if formed { Ok(method) } else { self.fail("no method") }
+    }
 }
 
-/// The first frame of the buffer and its size with the length prefix, or none while it is not whole.
-pub fn parse(buffer: &[u8]) -> Result<Option<(Frame, usize)>, Malformed> {
+/// What the first bytes of a buffer are; sizes are with the length prefix.
+#[derive(Debug, PartialEq)]
+pub enum Parsed {
+    Partial,
+    Whole(Frame, usize),
+    /// A request above the limit of its method, known before its body is here.
+    TooLarge {
+        id: u32,
+        size: usize,
+    },
+}
+
+/// The largest request frame of a method, by what its length counts.
+fn request_max(method: &str) -> usize {
+    if ["submit_actions", "commit_batch", "execute_batch"].contains(&method) { FRAME_MAX } else { REQUEST_MAX }
+}
+
+pub fn parse(buffer: &[u8]) -> Result<Parsed, Malformed> {
     let (mut length, mut prefix) = (0, 0);
     loop {
         if prefix == LENGTH_BYTES_MAX {
             return Err(Malformed { id: None, why: "length of four bytes" });
         }
-        let Some(byte) = buffer.get(prefix) else { return Ok(None) };
+        let Some(byte) = buffer.get(prefix) else { return Ok(Parsed::Partial) };
         length |= usize::from(byte & 0x7f) << (7 * prefix);
         prefix += 1;
         if byte & 0x80 == 0 {
@@ -117,23 +143,28 @@ pub fn parse(buffer: &[u8]) -> Result<Option<(Frame, usize)>, Malformed> {
     if !minimal || length == 0 || length > FRAME_MAX {
         return Err(Malformed { id: None, why: "length out of range or not minimal" });
     }
-    let Some(rest) = buffer.get(prefix..prefix + length) else { return Ok(None) };
-    parse_inner(Cursor { rest, id: None }).map(|frame| Some((frame, prefix + length)))
-}
-
-fn parse_inner(mut at: Cursor) -> Result<Frame, Malformed> {
+    let size = prefix + length;
+    let here = &buffer[prefix..size.min(buffer.len())];
+    if here.len() < length.min(START_MAX) {
+        return Ok(Parsed::Partial);
+    }
+    let mut at = Cursor { rest: here, id: None };
     let kind = at.take(1)?[0];
     let id = at.varint()?;
     at.id = Some(id);
+    let method = if kind == 0 { at.method()? } else { String::new() };
+    if kind == 0 && length > request_max(&method) {
+        return Ok(Parsed::TooLarge { id, size });
+    }
+    if here.len() < length {
+        return Ok(Parsed::Partial);
+    }
+    parse_rest(at, kind, id, method).map(|frame| Parsed::Whole(frame, size))
+}
+
+fn parse_rest(mut at: Cursor, kind: u8, id: u32, method: String) -> Result<Frame, Malformed> {
     match kind {
-        0 => {
-            let length = usize::from(at.take(1)?[0]);
-            let method = at.text(length)?;
-            if !(1..=64).contains(&length) || !method.bytes().all(|c| c.is_ascii_lowercase() || c == b'_') {
-                return at.fail("no method");
-            }
-            Ok(Frame::Request { id, method, body: at.rest.to_vec() })
-        }
+        0 => Ok(Frame::Request { id, method, body: at.rest.to_vec() }),
         1 => Ok(Frame::Answer { id, body: at.rest.to_vec() }),
         2 => Ok(Frame::Part { id, body: at.rest.to_vec() }),
         3 => {

@@ -44,26 +44,32 @@ pub fn judge(topic: &str, data: &[u8], envelope_bytes_max: usize) -> (Verdict, O
     }
 }
 
+/// All records of a message are decoded, in their order, before any is judged further: the first that is malformed or of
+/// another version decides alike wherever it is judged.
 fn check(topic: &str, data: &[u8], envelope_bytes_max: usize) -> Result<()> {
     let Some((world_id, kind)) = parse_topic(topic) else { return Err(Bad::Ignored("no topic of a world".into())) };
     ensure(data.len() <= MESSAGE_MAX, "the message is too large")?;
     match kind {
         "action" => check_action(world_id, data, envelope_bytes_max),
         "batch" => {
-            let (batch, commit) = pair(data)?;
-            let (batch, commit) = (records::open("batch", &batch)?, records::open("commit", &commit)?);
+            let (sealed_batch, sealed_commit) = pair(data)?;
+            let batch = records::unseal("batch", &sealed_batch)?;
+            let commit = records::unseal("commit", &sealed_commit)?;
             ensure(batch.text("world_id")? == world_id, "batch: of another world")?;
             records::same(batch, commit, &["world_id", "height"])?;
-            ensure(commit.bytes("batch_hash")? == records::hash("batch", batch), "commit: of another batch")
+            ensure(commit.bytes("batch_hash")? == records::hash("batch", batch), "commit: of another batch")?;
+            records::verify("batch", &sealed_batch)?;
+            records::verify("commit", &sealed_commit)
         }
         "block" => {
-            let (block, attestation) = pair(data)?;
+            let (block, sealed) = pair(data)?;
             schema::check(&Shape::Record("block"), &block, "block")?;
-            let attestation = records::open("attestation", &attestation)?;
+            let attestation = records::unseal("attestation", &sealed)?;
             ensure(block.text("world_id")? == world_id, "block: of another world")?;
             records::same(&block, attestation, &["world_id", "height"])?;
             let named = attestation.bytes("block_hash")? == records::hash("block", &block);
-            ensure(named, "attestation: of another block")
+            ensure(named, "attestation: of another block")?;
+            records::verify("attestation", &sealed)
         }
         "head" => records::check_head(data, Some(world_id)).map(|_| ()),
         "evidence" => {
@@ -80,15 +86,15 @@ fn check(topic: &str, data: &[u8], envelope_bytes_max: usize) -> Result<()> {
 fn check_action(world_id: &str, data: &[u8], envelope_bytes_max: usize) -> Result<()> {
     ensure(data.len() <= 61_440, "actions: too large")?;
     let message = cbor::decode(data, 8_192)?;
-    let envelopes = message.items()?;
-    ensure((1..=16).contains(&envelopes.len()), "actions: not 1..16 envelopes")?;
-    for sealed in envelopes {
-        let envelope = records::unseal("envelope", sealed)?;
+    let seals = message.items()?;
+    ensure((1..=16).contains(&seals.len()), "actions: not 1..16 envelopes")?;
+    let envelopes = seals.iter().map(|sealed| records::unseal("envelope", sealed)).collect::<Result<Vec<_>>>()?;
+    for (sealed, envelope) in seals.iter().zip(envelopes) {
         ensure(envelope.text("world_id")? == world_id, "envelope: of another world")?;
         ensure(sealed.encode().len() <= envelope_bytes_max, "envelope: too large")?;
     }
     // The dear part comes last.
-    envelopes.iter().try_for_each(|sealed| records::open("envelope", sealed).map(|_| ()))
+    seals.iter().try_for_each(|sealed| records::verify("envelope", sealed))
 }
 
 fn pair(data: &[u8]) -> Result<(Value, Value)> {

@@ -13,7 +13,6 @@ use crate::rr::{IN_FLIGHT_MAX, Reply, Service, lock};
 use crate::schema;
 use crate::world::{Step, World};
 
-const REQUEST_MAX: usize = 65_536;
 const PART_MAX: usize = 262_144;
 const BLOBS_MAX: usize = 1 << 30;
 const BLOCKS_MAX: i64 = 256;
@@ -76,9 +75,6 @@ impl Library {
         let Some((shape, _)) = schema::method(method) else {
             return Err(RrError::new(UNSUPPORTED, format!("no method {method} here")));
         };
-        if method.len() + body.len() + 8 > REQUEST_MAX {
-            return Err(RrError::new(BAD_REQUEST, "the request is too large"));
-        }
         let request = cbor::decode(body, ITEMS_MAX)?;
         schema::check(&shape, &request, method)?;
         Ok(request)

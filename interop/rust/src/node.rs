@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::crypto::hex;
-use crate::dht::HeadStore;
+use crate::dht::{self, HeadStore};
 use crate::gossip::{self, Verdict};
 use crate::library::Library;
 use crate::records;
@@ -41,7 +41,7 @@ pub struct Behaviour {
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub gossip: Pubsub,
-    pub kad: kad::Behaviour<HeadStore>,
+    pub kad: dht::Behaviour,
     streams: streams::Behaviour,
 }
 
@@ -73,8 +73,9 @@ pub struct Net {
 fn build(key: Keypair, library: &Arc<Library>, careless: bool) -> Result<Swarm<Behaviour>, Box<dyn std::error::Error>> {
     let places = Arc::new(Semaphore::new(IN_FLIGHT_TOTAL));
     let service: Arc<dyn rr::Service> = library.clone();
-    let accept = Arc::new(move |conduit| {
-        tokio::spawn(rr::serve(service.clone(), conduit, places.clone()));
+    let accept = Arc::new(move |conduit, of_peer| {
+        let places = rr::Places { of_peer, of_all: places.clone() };
+        tokio::spawn(rr::serve(service.clone(), conduit, places));
     });
     let muxer = || {
         let mut config = yamux::Config::default();
@@ -133,7 +134,7 @@ fn pubsub(key: &Keypair) -> Result<Pubsub, Box<dyn std::error::Error + Send + Sy
     Ok(Pubsub::new_with_subscription_filter(MessageAuthenticity::Signed(key.clone()), config, filter)?)
 }
 
-fn kademlia(peer: PeerId, careless: bool) -> kad::Behaviour<HeadStore> {
+fn kademlia(peer: PeerId, careless: bool) -> dht::Behaviour {
     let mut config = kad::Config::new(KAD);
     config
         .set_query_timeout(Duration::from_secs(15))
@@ -143,7 +144,7 @@ fn kademlia(peer: PeerId, careless: bool) -> kad::Behaviour<HeadStore> {
         .set_kbucket_inserts(kad::BucketInserts::Manual);
     let mut behaviour = kad::Behaviour::with_config(peer, HeadStore::new(peer, careless), config);
     behaviour.set_mode(Some(kad::Mode::Server));
-    behaviour
+    dht::Behaviour(behaviour)
 }
 
 /// `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, with the peer's own id or none.
@@ -223,7 +224,7 @@ impl Net {
         start: impl FnOnce(&mut kad::Behaviour<HeadStore>) -> Result<QueryId, Failure> + Send + 'static,
     ) -> Result<mpsc::UnboundedReceiver<QueryResult>, Failure> {
         self.with(move |node| {
-            let id = start(&mut node.swarm.behaviour_mut().kad)?;
+            let id = start(&mut node.swarm.behaviour_mut().kad.0)?;
             // Bounded by the peers that one query asks.
             let (tell, results) = mpsc::unbounded_channel();
             node.queries.insert(id, tell);
@@ -286,7 +287,7 @@ impl Node {
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
                 if info.protocols.contains(&KAD) {
                     for address in info.listen_addrs.iter().filter(|a| usable(a, &peer_id)).take(16) {
-                        self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
+                        self.swarm.behaviour_mut().kad.0.add_address(&peer_id, address.clone());
                     }
                 }
                 self.identified.insert(peer_id, info);
@@ -373,7 +374,7 @@ impl Node {
         if !told.is_empty() {
             return told;
         }
-        let Some(bucket) = self.swarm.behaviour_mut().kad.kbucket(*peer) else { return Vec::new() };
+        let Some(bucket) = self.swarm.behaviour_mut().kad.0.kbucket(*peer) else { return Vec::new() };
         let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer);
         entry.map(|entry| entry.node.value.clone().into_vec()).unwrap_or_default()
     }

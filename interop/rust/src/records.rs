@@ -44,9 +44,14 @@ pub fn signer(name: &str) -> &'static str {
 /// The record within a seal whose signature holds.
 pub fn open<'a>(name: &'static str, sealed: &'a Value) -> Result<&'a Value> {
     let record = unseal(name, sealed)?;
-    let key = record.bytes(signer(name))?;
-    crypto::verify(key, &hash(name, record), sealed.items()?[1].as_bytes()?)?;
+    verify(name, sealed)?;
     Ok(record)
+}
+
+/// The signature of a seal of the right shape.
+pub fn verify(name: &str, sealed: &Value) -> Result<()> {
+    let [record, signature] = sealed.items()? else { return refuse(format!("{name}: no seal")) };
+    crypto::verify(record.bytes(signer(name))?, &hash(name, record), signature.as_bytes()?)
 }
 
 /// The record within a seal of the right shape, whoever signed it.
@@ -205,7 +210,8 @@ pub fn check_commit<'a>(world_id: &str, set: &Value, sealed: &'a Value) -> Resul
     ensure(commit.text("world_id")? == world_id, "commit: of another world")?;
     same(commit, set, &["epoch"])?;
     is_member(set, "certifiers", commit.bytes("certifier_id")?)?;
-    open("commit", sealed)
+    verify("commit", sealed)?;
+    Ok(commit)
 }
 
 /// A head that holds in itself, and against its world.
@@ -252,7 +258,7 @@ pub fn check_head(body: &[u8], world_id: Option<&str>) -> Result<Head> {
         is_member(set, "executors", attestation.bytes("executor_id")?)?;
         same(attestation, commit, &["world_id", "epoch", "height"])?;
         same(attestation, &value, &["block_hash"])?;
-        open("attestation", sealed)?;
+        verify("attestation", sealed)?;
         executors.push(attestation.bytes("executor_id")?.to_vec());
     }
     ensure(ascending(&executors), "head: attestations do not ascend by executor")?;

@@ -11,18 +11,20 @@ use futures::future::BoxFuture;
 use futures::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use libp2p::swarm::Stream;
 use serde_json::{Value as Json, json};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit as Permit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cbor::Bad;
 use crate::crypto::hex;
-use crate::frames::{self, BAD_REQUEST, BUSY, Frame, Malformed, RrError};
+use crate::frames::{self, BAD_REQUEST, BUSY, Frame, Malformed, Parsed, RrError};
 use crate::streams::Conduit;
 
 pub const IN_FLIGHT_MAX: usize = 32;
 pub const ANSWER_PARTS_MAX: usize = 64 << 20;
 const QUEUE_FRAMES: usize = 64;
+/// What waits for a slow reader of one stream.
+const QUEUE_BYTES: usize = 1 << 20;
 const CHUNK: usize = 65_536;
 const WRITE_BATCH: usize = 65_536;
 const FIRST_BYTE: Duration = Duration::from_secs(10);
@@ -32,7 +34,7 @@ const IDLE: Duration = Duration::from_secs(60);
 const HANDLER_MAX: Duration = Duration::from_secs(60);
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// How long a reader may keep one write waiting.
-const WRITE: Duration = Duration::from_secs(10);
+const WRITE: Duration = Duration::from_secs(30);
 
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
@@ -77,6 +79,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 enum ReadError {
     Malformed(Malformed),
+    /// A request of this id was above its method's limit: it was passed over, and the next frame can be read.
+    TooLarge(u32),
     /// Too late, or the stream ended inside a frame, or the connection is gone.
     Gone,
 }
@@ -93,17 +97,32 @@ impl FrameReader {
         FrameReader { stream, buffer: Vec::new(), start: 0, chunk: vec![0; CHUNK] }
     }
 
-    /// The next frame, or none at the end of the stream or of patience, which is for its first byte.
+    /// The next frame, or none at the end of the stream or of patience, which is for its first byte. Of a request that is
+    /// too large no more than a chunk is held.
     async fn next(&mut self, patience: Duration) -> Result<Option<Frame>, ReadError> {
         let mut deadline = Instant::now() + if self.start < self.buffer.len() { FRAME_TOTAL } else { patience };
+        let mut passing = None;
         loop {
-            if let Some((frame, size)) = frames::parse(&self.buffer[self.start..]).map_err(ReadError::Malformed)? {
-                self.start += size;
-                return Ok(Some(frame));
+            if passing.is_none() {
+                match frames::parse(&self.buffer[self.start..]).map_err(ReadError::Malformed)? {
+                    Parsed::Whole(frame, size) => {
+                        self.start += size;
+                        return Ok(Some(frame));
+                    }
+                    Parsed::TooLarge { id, size } => passing = Some((id, size)),
+                    Parsed::Partial => {}
+                }
+            }
+            if let Some((id, left)) = &mut passing {
+                let passed = (self.buffer.len() - self.start).min(*left);
+                (self.start, *left) = (self.start + passed, *left - passed);
+                if *left == 0 {
+                    return Err(ReadError::TooLarge(*id));
+                }
             }
             self.buffer.drain(..self.start);
             self.start = 0;
-            let begins = self.buffer.is_empty();
+            let begins = self.buffer.is_empty() && passing.is_none();
             let count = match timeout_at(deadline, self.stream.read(&mut self.chunk)).await {
                 Ok(read) => read.map_err(|_| ReadError::Gone)?,
                 // Idle: as good as ended.
@@ -121,14 +140,49 @@ impl FrameReader {
     }
 }
 
+/// Where the frames of a stream wait for its writer, bounded by their bytes.
+struct Outbox {
+    queue: mpsc::Sender<(Vec<u8>, Permit)>,
+    room: Arc<Semaphore>,
+}
+
+struct Inbox {
+    queue: mpsc::Receiver<(Vec<u8>, Permit)>,
+    room: Arc<Semaphore>,
+}
+
+fn outbox() -> (Outbox, Inbox) {
+    let (room, (tell, told)) = (Arc::new(Semaphore::new(QUEUE_BYTES)), mpsc::channel(QUEUE_FRAMES));
+    (Outbox { queue: tell, room: room.clone() }, Inbox { queue: told, room })
+}
+
+impl Outbox {
+    /// False where nobody writes any more.
+    async fn send(&self, frame: Vec<u8>) -> bool {
+        let bytes = frame.len().min(QUEUE_BYTES) as u32;
+        match self.room.clone().acquire_many_owned(bytes).await {
+            Ok(held) => self.queue.send((frame, held)).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
+impl Drop for Inbox {
+    /// Whoever waits for room is told.
+    fn drop(&mut self) {
+        self.room.close();
+    }
+}
+
 /// Writes queued frames until the queue is closed. Small frames that are there at the same time go out as one write,
 /// because each flush costs the other side a noise message and a yamux frame.
-async fn write_frames(out: &mut WriteHalf<Stream>, mut queue: mpsc::Receiver<Vec<u8>>) -> std::io::Result<()> {
-    while let Some(mut batch) = queue.recv().await {
+async fn write_frames(out: &mut WriteHalf<Stream>, mut inbox: Inbox) -> std::io::Result<()> {
+    while let Some((mut batch, mut held)) = inbox.queue.recv().await {
         tokio::task::yield_now().await;
         while batch.len() < WRITE_BATCH {
-            let Ok(next) = queue.try_recv() else { break };
+            let Ok((next, more)) = inbox.queue.try_recv() else { break };
             batch.extend_from_slice(&next);
+            held.merge(more);
         }
         let written = timeout(WRITE, async {
             out.write_all(&batch).await?;
@@ -162,11 +216,25 @@ fn answer_frame(id: u32, answer: Answer) -> Vec<u8> {
     .encode()
 }
 
-/// Serves one inbound stream to its end. `places` are those of all streams together.
-pub async fn serve(service: Arc<dyn Service>, conduit: Conduit, places: Arc<Semaphore>) {
+/// What bounds the requests that are answered at once.
+pub struct Places {
+    /// Those of the peer over all its streams; none where it has too many streams.
+    pub of_peer: Option<Arc<Semaphore>>,
+    pub of_all: Arc<Semaphore>,
+}
+
+impl Places {
+    fn take(&self) -> Option<(Permit, Permit)> {
+        let own = self.of_peer.clone()?.try_acquire_owned().ok()?;
+        Some((own, self.of_all.clone().try_acquire_owned().ok()?))
+    }
+}
+
+/// Serves one inbound stream to its end.
+pub async fn serve(service: Arc<dyn Service>, conduit: Conduit, places: Places) {
     let Conduit { stream, mut closed, place: _place } = conduit;
     let (read, mut write) = stream.split();
-    let (queue, frames) = mpsc::channel(QUEUE_FRAMES);
+    let (queue, frames) = outbox();
     let clean = {
         let mut writing = pin!(write_frames(&mut write, frames));
         let clean = tokio::select! {
@@ -184,21 +252,16 @@ pub async fn serve(service: Arc<dyn Service>, conduit: Conduit, places: Arc<Sema
 }
 
 /// Whether the stream ended as it should; if not it is to be reset.
-async fn read_requests(
-    service: Arc<dyn Service>,
-    mut reader: FrameReader,
-    queue: mpsc::Sender<Vec<u8>>,
-    places: Arc<Semaphore>,
-) -> bool {
-    let in_flight = Arc::new(Mutex::new(HashSet::new()));
+async fn read_requests(service: Arc<dyn Service>, mut reader: FrameReader, queue: Outbox, places: Places) -> bool {
+    let (queue, in_flight) = (Arc::new(queue), Arc::new(Mutex::new(HashSet::new())));
     let mut later = JoinSet::new();
-    let mut is_first = true;
+    let mut patience = FIRST_BYTE;
     loop {
-        let patience = if later.is_empty() { IDLE } else { HANDLER_MAX + IDLE };
-        let next = reader.next(if is_first { FIRST_BYTE } else { patience }).await;
+        let next = reader.next(patience).await;
         while later.try_join_next().is_some() {}
-        let (id, method, body) = match next {
-            Ok(Some(Frame::Request { id, method, body })) => (id, method, body),
+        let (id, request) = match next {
+            Ok(Some(Frame::Request { id, method, body })) => (id, Some((method, body))),
+            Err(ReadError::TooLarge(id)) => (id, None),
             Ok(Some(Frame::Answer { id, .. } | Frame::Part { id, .. } | Frame::Error { id, .. })) => {
                 return bad_request(&queue, Some(id), "is no request").await;
             }
@@ -209,20 +272,22 @@ async fn read_requests(
             Err(ReadError::Malformed(malformed)) => return bad_request(&queue, malformed.id, malformed.why).await,
             Err(ReadError::Gone) => return false,
         };
-        if service.has_parts(&method) {
-            if is_first {
-                return send_parts(service, reader, queue, id, method, body).await;
-            }
-            return bad_request(&queue, Some(id), "a method with parts runs alone on its stream").await;
-        }
-        is_first = false;
         if lock(&in_flight).contains(&id) {
             return bad_request(&queue, Some(id), "this id is in flight").await;
         }
-        let place = places.clone().try_acquire_owned().ok().filter(|_| later.len() < IN_FLIGHT_MAX);
-        let answer = match place {
-            None => Err(RrError::new(BUSY, "too many in flight")),
-            Some(place) => match service.answer(&method, &body) {
+        // Held until the answer is on its way, however slowly it is read.
+        let place = places.take().filter(|_| later.len() < IN_FLIGHT_MAX);
+        let refused = |code, why: &str| Err(RrError::new(code, why));
+        let answer = match request {
+            _ if place.is_none() => refused(BUSY, "too many in flight"),
+            None => refused(BAD_REQUEST, "the request is too large"),
+            Some((method, body)) if service.has_parts(&method) => {
+                if lock(&in_flight).is_empty() {
+                    return send_parts(service, reader, &queue, id, method, body).await;
+                }
+                refused(BAD_REQUEST, "a method with parts runs alone on its stream")
+            }
+            Some((method, body)) => match service.answer(&method, &body) {
                 Reply::Now(answer) => answer,
                 Reply::Later(answer) => {
                     let (in_flight, queue) = (in_flight.clone(), queue.clone());
@@ -231,25 +296,30 @@ async fn read_requests(
                         let frame = answer_frame(id, answer.await);
                         lock(&in_flight).remove(&id);
                         // Where nobody writes any more, nobody waits for the answer either.
-                        let _ = queue.send(frame).await;
+                        queue.send(frame).await;
                         drop(place);
                     });
+                    patience = HANDLER_MAX + IDLE;
                     continue;
                 }
                 Reply::Parts(..) => return false,
             },
         };
-        if queue.send(answer_frame(id, answer)).await.is_err() {
+        if !queue.send(answer_frame(id, answer)).await {
             return false;
         }
+        if places.of_peer.is_none() {
+            return true;
+        }
+        patience = if later.is_empty() { IDLE } else { HANDLER_MAX + IDLE };
     }
 }
 
 /// Tells the other side where it can be told; false, as the stream is then reset.
-async fn bad_request(queue: &mpsc::Sender<Vec<u8>>, id: Option<u32>, why: &str) -> bool {
+async fn bad_request(queue: &Outbox, id: Option<u32>, why: &str) -> bool {
     if let Some(id) = id {
         // Without a writer there is nobody to tell.
-        let _ = queue.send(answer_frame(id, Err(RrError::new(BAD_REQUEST, why)))).await;
+        queue.send(answer_frame(id, Err(RrError::new(BAD_REQUEST, why)))).await;
     }
     false
 }
@@ -257,7 +327,7 @@ async fn bad_request(queue: &mpsc::Sender<Vec<u8>>, id: Option<u32>, why: &str) 
 async fn send_parts(
     service: Arc<dyn Service>,
     mut reader: FrameReader,
-    queue: mpsc::Sender<Vec<u8>>,
+    queue: &Outbox,
     id: u32,
     method: String,
     body: Vec<u8>,
@@ -266,7 +336,7 @@ async fn send_parts(
         let last = match service.answer(&method, &body) {
             Reply::Parts(parts, last) => {
                 for body in parts {
-                    if queue.send(Frame::Part { id, body }.encode()).await.is_err() {
+                    if !queue.send(Frame::Part { id, body }.encode()).await {
                         return false;
                     }
                 }
@@ -276,7 +346,7 @@ async fn send_parts(
             Reply::Later(answer) => Some(answer.await),
         };
         match last {
-            Some(last) => queue.send(answer_frame(id, last)).await.is_ok(),
+            Some(last) => queue.send(answer_frame(id, last)).await,
             None => false,
         }
     };
@@ -289,7 +359,7 @@ async fn send_parts(
     tokio::select! {
         // What came with the request is seen before a short answer is complete.
         biased;
-        () = intruded => bad_request(&queue, Some(id), "nothing follows the request of a stream of parts").await,
+        () = intruded => bad_request(queue, Some(id), "nothing follows the request of a stream of parts").await,
         clean = sending => clean,
     }
 }
@@ -298,7 +368,7 @@ type Waiting = Arc<Mutex<HashMap<u32, oneshot::Sender<Answer>>>>;
 
 /// The client's side of a stream with any number of requests.
 pub struct Session {
-    queue: mpsc::Sender<Vec<u8>>,
+    outbox: Outbox,
     waiting: Waiting,
     next_id: AtomicU32,
     slots: Semaphore,
@@ -312,7 +382,7 @@ impl Session {
     pub fn start(conduit: Conduit) -> Arc<Session> {
         let Conduit { stream, mut closed, place: _place } = conduit;
         let (read, mut write) = stream.split();
-        let (queue, frames) = mpsc::channel(QUEUE_FRAMES);
+        let (outbox, frames) = outbox();
         let waiting = Waiting::default();
         let answers = waiting.clone();
         tokio::spawn(async move {
@@ -324,11 +394,11 @@ impl Session {
             // The queue is closed by now: nobody is added any more, and whoever waits is told.
             lock(&answers).clear();
         });
-        Arc::new(Session { queue, waiting, next_id: AtomicU32::new(1), slots: Semaphore::new(IN_FLIGHT_MAX) })
+        Arc::new(Session { outbox, waiting, next_id: AtomicU32::new(1), slots: Semaphore::new(IN_FLIGHT_MAX) })
     }
 
     pub fn is_open(&self) -> bool {
-        !self.queue.is_closed()
+        !self.outbox.queue.is_closed()
     }
 
     pub async fn request(&self, method: &str, body: Vec<u8>) -> Result<Vec<u8>, Failure> {
@@ -338,7 +408,9 @@ impl Session {
         let _forget = Forget { waiting: &self.waiting, id };
         lock(&self.waiting).insert(id, tell);
         let frame = Frame::Request { id, method: method.into(), body }.encode();
-        self.queue.send(frame).await.map_err(|_| ended())?;
+        if !self.outbox.send(frame).await {
+            return Err(ended());
+        }
         told.await.map_err(|_| ended())?.map_err(Failure::Rr)
     }
 }

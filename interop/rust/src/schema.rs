@@ -132,6 +132,8 @@ const ENTRY: Shape = Either(
 );
 pub const STATE_PROOF: Shape = Map(&[("top", TRIE_PATH), ("cells?", TRIE_PATH), ("value?", Bytes(257, 65_536))]);
 const PATH: Shape = List(0, 64, &HASH);
+const PROVED_RECEIPT: Shape =
+    Open(&[("receipt", Record("receipt")), ("index", COUNT), ("count", COUNT), ("path", PATH)]);
 const WORLD: Fields = &[("world_id", World)];
 
 /// Method, request, (last) answer: those that this peer serves or asks.
@@ -148,9 +150,7 @@ const METHODS: &[(&str, Fields, Fields)] = &[
         &[("batch", Sealed("batch")), ("commit", Sealed("commit"))]),
     ("get_receipt", &[("world_id", World), ("envelope_hash", HASH)], &[
         ("head", Record("head")), ("head_block", Record("block")), ("block", Record("block")), ("history_path", PATH),
-        ("receipts", List(1, 64, &Open(&[
-            ("receipt", Record("receipt")), ("index", COUNT), ("count", COUNT), ("path", PATH),
-        ]))),
+        ("receipts", List(1, 64, &PROVED_RECEIPT)), ("after?", PROVED_RECEIPT),
     ]),
     ("get_state_proof", &[("world_id", World), ("namespace", Name), ("key", Bytes(1, 256))],
         &[("head", Record("head")), ("block", Record("block")), ("proof", Bytes(1, 262_144))]),

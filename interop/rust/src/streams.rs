@@ -1,7 +1,7 @@
 //! Raw streams of `/aw/rr/1` over the swarm: hides libp2p's behaviour and handler. Inbound streams go to a task each;
 //! outbound ones are opened on demand. Implements the limits of "Connections" of docs/protocol.md.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,8 +15,8 @@ use libp2p::swarm::handler::{
     FullyNegotiatedOutbound,
 };
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, Stream, StreamProtocol,
-    SubstreamProtocol, ToSwarm,
+    ConnectionClosed, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, Stream,
+    StreamProtocol, SubstreamProtocol, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -24,7 +24,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use crate::crypto::KEY_ID_PREFIX;
 
 pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/aw/rr/1");
-const INBOUND_PER_CONNECTION_MAX: usize = 256;
+const STREAMS_PER_PEER_MAX: usize = 64;
+const IN_FLIGHT_PER_PEER_MAX: usize = 64;
 const NEGOTIATION: Duration = Duration::from_secs(4);
 /// Longer than what the other side is given: it may be busy, and whoever asked has a deadline of its own.
 const OPENING: Duration = Duration::from_secs(10);
@@ -38,16 +39,33 @@ pub struct Conduit {
 }
 
 pub type Opened = oneshot::Sender<Result<Conduit, String>>;
-type Accept = Arc<dyn Fn(Conduit) + Send + Sync>;
+/// Takes an inbound stream, with the places for requests of its peer; on one stream too many there are none.
+type Accept = Arc<dyn Fn(Conduit, Option<Arc<Semaphore>>) + Send + Sync>;
+
+/// What one peer may hold, over all its connections.
+#[derive(Clone)]
+struct Allowance {
+    /// As many again as are served: on those a peer is told that it has too many.
+    streams: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        let streams = Arc::new(Semaphore::new(2 * STREAMS_PER_PEER_MAX));
+        Allowance { streams, requests: Arc::new(Semaphore::new(IN_FLIGHT_PER_PEER_MAX)) }
+    }
+}
 
 pub struct Behaviour {
     accept: Accept,
+    allowances: HashMap<PeerId, Allowance>,
     opening: VecDeque<(PeerId, Opened)>,
 }
 
 impl Behaviour {
     pub fn new(accept: Accept) -> Self {
-        Behaviour { accept, opening: VecDeque::new() }
+        Behaviour { accept, allowances: HashMap::new(), opening: VecDeque::new() }
     }
 
     /// Where there is no connection the sender is dropped.
@@ -55,13 +73,13 @@ impl Behaviour {
         self.opening.push_back((peer, opened));
     }
 
-    fn handler(&self, peer: PeerId) -> Result<Handler, ConnectionDenied> {
+    fn handler(&mut self, peer: PeerId) -> Result<Handler, ConnectionDenied> {
         if !peer.to_bytes().starts_with(&KEY_ID_PREFIX) {
             return Err(ConnectionDenied::new("a peer is an Ed25519 peer"));
         }
-        let places = Arc::new(Semaphore::new(INBOUND_PER_CONNECTION_MAX));
+        let allowance = self.allowances.entry(peer).or_default().clone();
         let (closed, _) = watch::channel(());
-        Ok(Handler { accept: self.accept.clone(), opening: VecDeque::new(), places, closed })
+        Ok(Handler { accept: self.accept.clone(), opening: VecDeque::new(), allowance, closed })
     }
 }
 
@@ -90,7 +108,11 @@ impl NetworkBehaviour for Behaviour {
         self.handler(peer)
     }
 
-    fn on_swarm_event(&mut self, _: FromSwarm) {}
+    fn on_swarm_event(&mut self, event: FromSwarm) {
+        if let FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, remaining_established: 0, .. }) = event {
+            self.allowances.remove(&peer_id);
+        }
+    }
 
     fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, never: Infallible) {
         match never {}
@@ -110,7 +132,7 @@ impl NetworkBehaviour for Behaviour {
 pub struct Handler {
     accept: Accept,
     opening: VecDeque<Opened>,
-    places: Arc<Semaphore>,
+    allowance: Allowance,
     /// Dropped with the handler, that is with the connection.
     closed: watch::Sender<()>,
 }
@@ -152,8 +174,11 @@ impl ConnectionHandler for Handler {
         // Whoever asked for a stream may have given up: the stream is then dropped, that is reset.
         let _ = match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
-                if let Ok(place) = self.places.clone().try_acquire_owned() {
-                    (self.accept)(Conduit { stream, closed, place: Some(place) });
+                let Allowance { streams, requests } = &self.allowance;
+                if let Ok(place) = streams.clone().try_acquire_owned() {
+                    let served = streams.available_permits() >= STREAMS_PER_PEER_MAX;
+                    let conduit = Conduit { stream, closed, place: Some(place) };
+                    (self.accept)(conduit, served.then(|| requests.clone()));
                 }
                 Ok(())
             }

@@ -72,7 +72,7 @@ fn check_list(blob: &[u8], content_id: &[u8], root: &[u8], record: &'static str)
 pub struct Step {
     pub block: Value,
     pub block_hash: Hash,
-    /// Sealed batch and commit, where somebody still had them.
+    /// Sealed batch and commit, where somebody still had them and their epoch's authorities are known here.
     pub order: Option<(Value, Value)>,
 }
 
@@ -83,91 +83,131 @@ pub struct Lists<'a> {
     pub events: &'a [u8],
 }
 
-/// The chain from height 1 up to a head, checked as it grows.
+/// The way from a head down to height 1: a block is taken only where the one above it, or the head, names its hash.
+pub struct Descent<'a> {
+    world: &'a World,
+    head: &'a Head,
+    wanted: (i64, Vec<u8>),
+    /// The newest first.
+    steps: Vec<Step>,
+}
+
+impl<'a> Descent<'a> {
+    pub fn new(world: &'a World, head: &'a Head) -> Result<Self> {
+        ensure(head.world_id == world.id, "the head is of another world")?;
+        let wanted = (head.height(), head.block_hash()?.to_vec());
+        Ok(Descent { world, head, wanted, steps: Vec::new() })
+    }
+
+    /// The height of the next block, 0 when all are here.
+    pub fn wanted(&self) -> i64 {
+        self.wanted.0
+    }
+
+    pub fn push(&mut self, block: Value) -> Result<()> {
+        let (height, named) = &self.wanted;
+        let block_hash = records::hash("block", &block);
+        ensure(block_hash == named.as_slice(), "block: another one than the block above it, or the head, names")?;
+        schema::check(&Shape::Record("block"), &block, "block")?;
+        check_block(&self.world.id, &block)?;
+        ensure(block.int("height")? == *height, "block: of another height")?;
+        if *height == self.head.height() {
+            records::same(&block, self.head.commit()?, &["batch_hash", "term"])?;
+        }
+        self.wanted = (height - 1, block.bytes("prev_block_hash")?.to_vec());
+        self.steps.push(Step { block, block_hash, order: None });
+        Ok(())
+    }
+
+    /// The chain, which is the one that the head's epoch keeps.
+    pub fn finish(self) -> Result<Chain<'a>> {
+        let Descent { world, head, wanted, mut steps } = self;
+        ensure(wanted == (0, world.header_hash.to_vec()), "the chain does not begin at the genesis")?;
+        steps.reverse();
+        let mut history = Peaks::default();
+        for Step { block, block_hash, .. } in &steps {
+            ensure(block.bytes("history_root")? == history.root(), "block: another history_root")?;
+            history.push(block_hash);
+        }
+        let chain = Chain { world, head, steps };
+        if let Some(resume) = head.set()?.get("resume") {
+            let (kept, _) = chain.last_batch(resume.int("height")?)?;
+            ensure(resume.bytes("batch_hash")? == kept, "the chain is not the one that its epoch keeps")?;
+        }
+        Ok(chain)
+    }
+}
+
+/// The blocks from height 1 up to a head, bound to it; what they name is checked height by height.
 pub struct Chain<'a> {
     world: &'a World,
     head: &'a Head,
-    history: Peaks,
-    /// Hash and time of the last batch; at height 0 the header stands for it.
-    parent: (Hash, i64),
-    parent_block: Hash,
     pub steps: Vec<Step>,
 }
 
-impl<'a> Chain<'a> {
-    pub fn new(world: &'a World, head: &'a Head) -> Result<Self> {
-        ensure(head.world_id == world.id, "the head is of another world")?;
-        let created_ms = world.genesis.at("header")?.int("created_ms")?;
-        let parent = (world.header_hash, created_ms);
-        let (history, steps) = (Peaks::default(), Vec::new());
-        let mut chain = Chain { world, head, history, parent, parent_block: world.header_hash, steps };
-        chain.check_resume()?;
-        Ok(chain)
+impl Chain<'_> {
+    fn block(&self, height: i64) -> Result<&Value> {
+        let step = usize::try_from(height - 1).ok().and_then(|at| self.steps.get(at));
+        step.map(|step| &step.block).ok_or_else(|| Bad::Refused("the chain has no such height".into()))
     }
 
-    pub fn push(&mut self, block: Value, batch: Value, order: Option<(Value, Value)>, lists: &Lists) -> Result<()> {
-        let height = self.steps.len() as i64 + 1;
-        schema::check(&Shape::Record("block"), &block, "block")?;
-        let at_height = block.text("world_id")? == self.world.id && block.int("height")? == height;
-        ensure(at_height, "block: of another world or height")?;
-        ensure(block.bytes("prev_block_hash")? == self.parent_block, "block: does not link to its parent")?;
-        ensure(block.bytes("history_root")? == self.history.root(), "block: another history_root")?;
-        ensure(block.bytes("batch_hash")? == records::hash("batch", &batch), "block: of another batch")?;
-        records::same(&block, &batch, &["term", "proposer_id", "timestamp_ms"])?;
-        if let Some((sealed_batch, sealed_commit)) = &order {
-            self.check_order(&batch, sealed_batch, sealed_commit)?;
+    /// Hash and time of a height's batch; at height 0 the header stands for it.
+    fn last_batch(&self, height: i64) -> Result<(&[u8], i64)> {
+        if height == 0 {
+            return Ok((&self.world.header_hash, self.world.genesis.at("header")?.int("created_ms")?));
         }
-        self.check_form(&batch, height, lists.actions)?;
+        let block = self.block(height)?;
+        Ok((block.bytes("batch_hash")?, block.int("timestamp_ms")?))
+    }
+
+    /// Checks what the block of a height names, and keeps the height's seals where they may be kept.
+    pub fn take(&mut self, height: i64, batch: &Value, order: Option<(Value, Value)>, lists: &Lists) -> Result<()> {
+        let block = self.block(height)?;
+        ensure(block.bytes("batch_hash")? == records::hash("batch", batch), "block: of another batch")?;
+        records::same(block, batch, &["term", "proposer_id", "timestamp_ms"])?;
+        self.check_form(batch, height, lists.actions)?;
         check_list(lists.receipts, block.bytes("receipts_ref")?, block.bytes("receipts_root")?, "receipt")?;
         check_list(lists.events, block.bytes("journal_ref")?, block.bytes("event_root")?, "event")?;
-        let block_hash = records::hash("block", &block);
-        self.history.push(&block_hash);
-        self.parent_block = block_hash;
-        let batch_hash = block.bytes("batch_hash")?.try_into().map_err(|_| Bad::Refused("no hash".into()))?;
-        self.parent = (batch_hash, block.int("timestamp_ms")?);
-        self.steps.push(Step { block, block_hash, order });
-        self.check_resume()?;
-        if height == self.head.height() {
-            ensure(self.head.block_hash()? == block_hash, "the chain does not lead to the head's block")?;
-            ensure(self.head.commit()?.bytes("batch_hash")? == self.parent.0, "the head's commit is of another batch")?;
+        if let Some((sealed_batch, sealed_commit)) = order
+            && self.check_order(batch, &sealed_batch, &sealed_commit)?
+        {
+            self.steps[height as usize - 1].order = Some((sealed_batch, sealed_commit));
         }
         Ok(())
     }
 
-    /// The chain has the batch where the head's epoch resumed.
-    fn check_resume(&mut self) -> Result<()> {
-        match self.head.set()?.get("resume") {
-            Some(resume) if resume.int("height")? == self.steps.len() as i64 => {
-                ensure(resume.bytes("batch_hash")? == self.parent.0, "the chain is not the one that its epoch keeps")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_order(&self, batch: &Value, sealed_batch: &Value, sealed_commit: &Value) -> Result<()> {
+    /// Whether the authorities of a commit's epoch are known: the head's set is in force from where it resumed, that of
+    /// the genesis at most up to there. False seals are refused.
+    fn check_order(&self, batch: &Value, sealed_batch: &Value, sealed_commit: &Value) -> Result<bool> {
         ensure(records::unseal("batch", sealed_batch)? == batch, "get_batch: another batch")?;
-        // A committed batch whose seal nobody kept has zeros in its place, and is believed for its commit.
-        if sealed_batch.items()?[1].as_bytes()? != [0; 64] {
-            records::open("batch", sealed_batch)?;
-        }
-        let commit = records::open("commit", sealed_commit)?;
+        let commit = records::unseal("commit", sealed_commit)?;
         records::same(commit, batch, &["world_id", "height", "term"])?;
         ensure(commit.bytes("batch_hash")? == records::hash("batch", batch), "commit: of another batch")?;
-        // Commits of older epochs stay as they are: those batches are known by their hashes.
-        let set = self.head.set()?;
-        if commit.int("epoch")? == set.int("epoch")? {
-            records::check_commit(&self.world.id, set, sealed_commit)?;
-            let resumed = set.get("resume").is_some_and(|r| r.int("height") == commit.int("height"));
-            let proposer = Value::Bytes(batch.bytes("proposer_id")?.to_vec());
-            let ordinary = batch.int("epoch")? == commit.int("epoch")? && set.list("proposers")?.contains(&proposer);
-            ensure(resumed || ordinary, "batch: of another epoch, or by no proposer of it")?;
+        // A committed batch whose seal nobody kept has zeros in its place, and is believed for its commit.
+        if sealed_batch.items()?[1].as_bytes()? != [0; 64] {
+            records::verify("batch", sealed_batch)?;
         }
-        Ok(())
+        let (first, newest) = (self.world.genesis.at("authorities")?, self.head.set()?);
+        let (height, epoch) = (commit.int("height")?, commit.int("epoch")?);
+        let resumed = newest.get("resume").map_or(Ok(0), |resume| resume.int("height"))?;
+        let set = match epoch {
+            _ if epoch == newest.int("epoch")? && height >= resumed => newest,
+            0 if height <= resumed => first,
+            _ => return Ok(false),
+        };
+        records::check_commit(&self.world.id, set, sealed_commit)?;
+        // Only the batch from which an epoch resumes may be of an older one, by a proposer who has left.
+        if set.get("resume").is_none() || height > resumed {
+            let proposer = Value::Bytes(batch.bytes("proposer_id")?.to_vec());
+            let ordinary = batch.int("epoch")? == epoch && set.list("proposers")?.contains(&proposer);
+            ensure(ordinary, "batch: of another epoch, or by no proposer of it")?;
+        }
+        Ok(true)
     }
 
     fn check_form(&self, batch: &Value, height: i64, actions: &[u8]) -> Result<()> {
         let world = self.world;
-        let (parent_hash, parent_ms) = self.parent;
+        let (parent_hash, parent_ms) = self.last_batch(height - 1)?;
         let placed = batch.text("world_id")? == world.id && batch.int("height")? == height;
         ensure(placed, "batch: of another world or height")?;
         ensure(batch.bytes("prev_batch_hash")? == parent_hash, "batch: does not link to its parent")?;
@@ -191,9 +231,16 @@ impl<'a> Chain<'a> {
     }
 }
 
+/// What every block of a valid chain has in common.
+fn check_block(world_id: &str, block: &Value) -> Result<()> {
+    ensure(block.text("world_id")? == world_id, "block: of another world")?;
+    ensure(block.get("manifest_hash").is_none(), "block: no valid chain has a manifest_hash")
+}
+
 /// The head of an answer, and the block that it names.
 fn check_head_and_block(world_id: &str, head: &Value, block: &Value) -> Result<Head> {
     let head = records::check_head(&head.encode(), Some(world_id))?;
+    check_block(world_id, block)?;
     ensure(head.block_hash()? == records::hash("block", block), "the block is not the head's")?;
     records::same(block, head.commit()?, &["world_id", "height", "batch_hash", "term"])?;
     Ok(head)
@@ -217,6 +264,14 @@ fn path_of<'a>(holder: &'a Value, key: &str) -> Result<Vec<&'a [u8]>> {
     holder.list(key)?.iter().map(Value::as_bytes).collect()
 }
 
+/// A receipt, its index and the count of its block's list, in which it is proved to lie.
+fn check_proved<'a>(block: &Value, proved: &'a Value) -> Result<(&'a Value, i64, i64)> {
+    let (receipt, index, count) = (proved.at("receipt")?, proved.int("index")?, proved.int("count")?);
+    let path = path_of(proved, "path")?;
+    merkle::verify(block.bytes("receipts_root")?, &receipt.encode(), index as u64, count as u64, &path)?;
+    Ok((receipt, index, count))
+}
+
 /// Height, height of the head and (code, index) of each receipt of an answer to get_receipt.
 pub fn check_receipt_answer(
     world_id: &str,
@@ -226,24 +281,33 @@ pub fn check_receipt_answer(
     let (head_block, block) = (answer.at("head_block")?, answer.at("block")?);
     let head = check_head_and_block(world_id, answer.at("head")?, head_block)?;
     let (height, history) = (block.int("height")?, path_of(answer, "history_path")?);
-    ensure(block.text("world_id")? == world_id, "the block is of another world")?;
+    check_block(world_id, block)?;
     if height == head.height() {
         ensure(block == head_block && history.is_empty(), "the block is not the head's")?;
     } else {
         let (root, item) = (head_block.bytes("history_root")?, records::hash("block", block));
         merkle::verify(root, &item, (height - 1) as u64, (head.height() - 1) as u64, &history)?;
     }
-    let (mut receipts, mut first, mut total) = (Vec::new(), None, None);
-    for proved in answer.list("receipts")? {
-        let (receipt, index, count) = (proved.at("receipt")?, proved.int("index")?, proved.int("count")?);
-        let path = path_of(proved, "path")?;
-        merkle::verify(block.bytes("receipts_root")?, &receipt.encode(), index as u64, count as u64, &path)?;
+    let (listed, mut receipts) = (answer.list("receipts")?, Vec::new());
+    let (first, count) = (listed[0].int("index")?, listed[0].int("count")?);
+    for (number, proved) in (0..).zip(listed) {
+        let (receipt, index, of) = check_proved(block, proved)?;
         ensure(receipt.bytes("envelope_hash")? == envelope_hash, "a receipt of another envelope")?;
-        let follows = index == *first.get_or_insert(index) + receipts.len() as i64;
-        ensure(follows && count == *total.get_or_insert(count), "the receipts do not lie side by side")?;
+        ensure((index, of) == (first + number, count), "the receipts do not lie side by side")?;
         let at = receipt.get("index").map(|_| receipt.int("index")).transpose()?;
-        ensure(at.is_none_or(|at| at == receipts.len() as i64), "a receipt is left out")?;
+        let whole = at == Some(number) || at.is_none() && listed.len() == 1;
+        ensure(whole, "neither one receipt without index, nor indexes 0..n-1")?;
         receipts.push((receipt.text("code")?.to_owned(), at));
+    }
+    // What lies behind the last is of another envelope, or the last is the list's: so none is left out.
+    let behind = first + listed.len() as i64;
+    match answer.get("after") {
+        None => ensure(behind == count, "the receipt behind the last is missing")?,
+        Some(after) => {
+            let (receipt, index, of) = check_proved(block, after)?;
+            ensure((index, of) == (behind, count), "after: does not lie behind the last")?;
+            ensure(receipt.bytes("envelope_hash")? != envelope_hash, "a receipt is left out")?;
+        }
     }
     Ok((height, head.height(), receipts))
 }
