@@ -22,9 +22,9 @@ from bootstrap.node import in_thread, now_ms
 from p2p import names
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity
+from p2p.loads import RouterLimits
 from p2p.network import Message, PartsRoute, PeerId, Route, Routes, SendPart, Subscription, Verdict
 from p2p.providers import ProviderCache
-from p2p.router import RouterLimits
 from runtime.keys import SigningKey
 from runtime.services import HeadRecords
 from runtime.services.blobs import fetch_blob, fetch_from

@@ -39,9 +39,9 @@ from p2p import names
 from p2p.errors import Unreachable
 from p2p.host import HostConfig, Libp2pNetwork, open_network
 from p2p.identity import Identity, create_identity, load_identity
+from p2p.loads import RouterLimits
 from p2p.network import Gauge
 from p2p.providers import CachedDht, ProviderCache, republish_loop
-from p2p.router import RouterLimits
 from runtime.db_check import check_database
 from runtime.durable import replace_file
 from runtime.errors import Invalid, Missing

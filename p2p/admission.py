@@ -64,6 +64,10 @@ class Admission:
             return
         self._counters["connections.peers_refused"] += 1
         _log.warning("peer %s is refused for a while: %s", names.peer_text(peer), reason)
+        self.close(peer)
+
+    def close(self, peer: PeerId) -> None:
+        """Its connections go; it may come again."""
         for conn in list(self._swarm.get_connections()):
             if conn.muxed_conn.peer_id.to_bytes() == peer:
                 self._close_soon(conn.muxed_conn)
@@ -88,13 +92,17 @@ class Admission:
         return self._standing.is_refused(peer, trio.current_time())
 
     async def run(self) -> None:
-        """Close what must go, until cancelled: whoever decides so may not wait."""
-        async for muxed in self._closing:
-            with trio.move_on_after(CLOSE_S_MAX):
-                try:
-                    await muxed.secured_conn.close()
-                except Exception as error:  # noqa: BLE001  # it is being thrown away, whatever it says
-                    _log.debug("closing for admission: %s", type(error).__name__)
+        """Close what must go, until cancelled: whoever decides so may not wait, nor one for another."""
+        async with trio.open_nursery() as nursery:
+            async for muxed in self._closing:
+                nursery.start_soon(self._close, muxed)
+
+    async def _close(self, muxed: Any) -> None:
+        with trio.move_on_after(CLOSE_S_MAX):
+            try:
+                await muxed.secured_conn.close()
+            except Exception as error:  # noqa: BLE001  # it is being thrown away, whatever it says
+                _log.debug("closing for admission: %s", type(error).__name__)
 
     def _close_soon(self, muxed: Any) -> None:
         try:
@@ -111,9 +119,12 @@ class Admission:
             await raw.close()
             raise Refused(f"{names.CONNECTIONS_PER_IP_MAX} connections of {host} (connections_per_ip_max)")
         if len(self._handshakes) >= names.HANDSHAKES_MAX:
-            # Handshakes take turns of milliseconds; the oldest unfinished one is that of somebody who says nothing.
+            # Handshakes take turns of milliseconds; the oldest unfinished one of whoever has most is of no use.
             self._counters["connections.handshakes_over_limit"] += 1
-            oldest = self._handshakes.pop(next(iter(self._handshakes)))
+            begun = [Held(network_of(one.host), one.since_s) for one in self._handshakes.values()]
+            index = least_worth(begun)
+            assert index is not None
+            oldest = self._handshakes.pop(list(self._handshakes)[index])
             await oldest.raw.close()
         inbound = self._handshakes[id(raw)] = _Inbound(host, trio.current_time(), raw)
         try:

@@ -24,7 +24,7 @@ from p2p.addresses import dialable_ones
 from p2p.dialling import why_not
 from p2p.errors import Unreachable
 from p2p.network import PeerId
-from p2p.stream_cures import messages_heard
+from p2p.stream_cures import messages_heard, stuck_s
 
 HARD_CLOSE_S = 2.0
 INTRODUCE_TRIES = 20
@@ -76,6 +76,7 @@ class Connections:
         self._addrs: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: dict[PeerId, _Dial] = {}
         self._known: dict[PeerId, frozenset[Any]] = {}
+        self._introducing: set[PeerId] = set()
         self._probed: set[int] = set()
 
     # --- asking --------------------------------------------------------------------------------------------
@@ -198,13 +199,20 @@ class Connections:
     # --- living and dying ----------------------------------------------------------------------------------
 
     async def watch(self) -> NoReturn:
-        """Every LIVENESS_PERIOD_MS ask each connection that was silent if it lives; close hard what gives no sign."""
+        """Every LIVENESS_PERIOD_MS ask each connection that was silent if it lives; close hard what gives no sign.
+
+        So is what has taken nothing for WRITE_STUCK_MS, whatever it says meanwhile.
+        """
         heard: dict[int, int] = {}
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(names.LIVENESS_PERIOD_MS / 1_000)
                 before, heard = heard, {}
                 for conn in list(self._swarm.get_connections()):
+                    if stuck_s(conn) > names.WRITE_STUCK_MS / 1_000:
+                        self._counters["connections.found_stuck"] += 1
+                        nursery.start_soon(close_hard, conn)
+                        continue
                     # A ping is a stream that is negotiated: whoever is heard anyway is not asked.
                     heard[id(conn)] = messages_heard(conn)
                     is_silent = heard[id(conn)] == before.get(id(conn), 0)
@@ -244,25 +252,33 @@ class Connections:
                     again_at = trio.current_time() + INTRODUCE_AGAIN_S
                 for peer in sorted(self._known):
                     is_new = not self._known[peer] <= known.get(peer, frozenset())
-                    if is_new or again:
+                    if peer in self._introducing:
+                        if is_new:
+                            self._known[peer] = frozenset()  # it stays new until its turn comes
+                    elif is_new or again:
+                        self._introducing.add(peer)
                         nursery.start_soon(self._introduce_one, peer, is_new)
                 await trio.sleep(INTRODUCE_S)
 
     async def _introduce_one(self, peer: PeerId, is_new: bool) -> None:
         """Identify has to come first, which the library does in its own time."""
-        for _ in range(INTRODUCE_TRIES if is_new else 1):
-            try:
-                if not self.is_connected(peer) or await self._introduce(peer, is_new):
-                    return
-            except Exception as error:  # noqa: BLE001  # the library raises many kinds: try again
-                self._counters["connections.introduce_failed"] += 1
-                _log.debug("introducing a peer: %s", type(error).__name__)
-            await trio.sleep(INTRODUCE_S)
+        try:
+            for _ in range(INTRODUCE_TRIES if is_new else 1):
+                try:
+                    if not self.is_connected(peer) or await self._introduce(peer, is_new):
+                        return
+                except Exception as error:  # noqa: BLE001  # the library raises many kinds: try again
+                    self._counters["connections.introduce_failed"] += 1
+                    _log.debug("introducing a peer: %s", type(error).__name__)
+                await trio.sleep(INTRODUCE_S)
+        finally:
+            self._introducing.discard(peer)
 
     async def close_all(self) -> None:
-        """Close every connection hard: an orderly close hangs on a peer that has stopped reading."""
-        for conn in list(self._swarm.get_connections()):
-            await close_hard(conn)
+        """Close every connection hard, all at once: an orderly close hangs on a peer that has stopped reading."""
+        async with trio.open_nursery() as nursery:
+            for conn in list(self._swarm.get_connections()):
+                nursery.start_soon(close_hard, conn)
 
 
 async def _probe(conn: Any, answered: trio.Event, scope: trio.CancelScope) -> None:

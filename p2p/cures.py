@@ -20,9 +20,13 @@ from typing import Any, Final
 
 import libp2p.pubsub.pubsub as pubsub_module
 import trio
+from libp2p.crypto import serialization
+from libp2p.crypto.ed25519 import Ed25519PublicKey
+from libp2p.crypto.keys import KeyType, PublicKey
 from libp2p.custom_types import TProtocol
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
+from libp2p.peer import envelope
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pubsub import Pubsub
@@ -86,6 +90,25 @@ def cap_messages_per_rpc() -> None:
         return bool(look(message, *args, **kwargs))
 
     setattr(pubsub_module, "maybe_consume_signed_record", capped)  # noqa: B010  # not exported either
+
+
+def read_ed25519_keys_only() -> None:
+    """A stranger's RSA key is parsed before its size is looked at: 60 kB of it stop the event loop for half a minute.
+
+    crypto/rsa.py:65 takes private keys too, whose parts are computed; noise, identify, signed records and gossip come
+    there, the first of them before anybody is known (crypto/serialization.py:22, peer/envelope.py:198). No other kind
+    than Ed25519 has a place here. Test: test_no_key_but_ed25519_is_parsed.
+    """
+    readers = serialization.key_type_to_public_key_deserializer
+    for kind in [kind for kind in readers if kind != KeyType.Ed25519.value]:
+        del readers[kind]
+
+    def ed25519(key: Any) -> PublicKey:
+        if key.Type != KeyType.Ed25519.value:
+            raise ValueError("not an Ed25519 key")
+        return Ed25519PublicKey.from_bytes(key.Data)
+
+    setattr(envelope, "pub_key_from_protobuf", ed25519)  # noqa: B010  # of another type
 
 
 def name_kad_protocol() -> None:
@@ -329,6 +352,7 @@ OF_THE_PROCESS: Final = (
     *OF_GOSSIP_MODULES,
     size_gossip_queues,
     cap_messages_per_rpc,
+    read_ed25519_keys_only,
     name_kad_protocol,
     shorten_query_timeout,
     tame_loggers,

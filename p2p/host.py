@@ -43,9 +43,9 @@ from p2p.dht import KadDht, RuleValidator
 from p2p.errors import ListenFailed, StreamBroken, Unreachable
 from p2p.gossip import Gossip, make_gossip_router
 from p2p.identity import Identity
+from p2p.loads import RouterLimits
 from p2p.network import Answer, Check, Gauge, PeerId, RecordRule, Routes, Subscription
 from p2p.request_response import RequestClient, Router
-from p2p.router import RouterLimits
 from p2p.standing import Standing
 from p2p.websocket_listener import WebSocketTransport
 
@@ -71,7 +71,7 @@ class HostConfig:
 class Libp2pStream:
     """A negotiated libp2p stream as a RawStream. Foreign errors are translated here, once."""
 
-    def __init__(self, stream: Any, on_data: Callable[[], None]) -> None:
+    def __init__(self, stream: Any, on_data: Callable[[], None] = lambda: None) -> None:
         self._stream = stream
         self._on_data = on_data
 
@@ -337,6 +337,8 @@ def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordR
         limits=config.router_limits,
         on_mark=admission.marked_on_the_wire,
         is_kept=lambda peer: peer in standing.kept,
+        on_use=admission.active,
+        on_unread=admission.close,
     )
     connections: Connections
 
@@ -349,7 +351,7 @@ def _compose(config: HostConfig, host: Any, routes: Routes, record_rule: RecordR
 
     async def serve(stream: Any) -> None:
         peer = stream.muxed_conn.peer_id.to_bytes()
-        await router.serve(Libp2pStream(stream, lambda: admission.active(peer)), peer)
+        await router.serve(Libp2pStream(stream), peer)
 
     host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
     mesh = make_gossip_router()

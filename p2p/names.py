@@ -84,6 +84,9 @@ ANSWER_PARTS_BYTES_MAX: Final = 64 << 20  # all parts of one streamed answer, un
 IN_FLIGHT_PER_SESSION_MAX: Final = 32
 IN_FLIGHT_PER_PEER_MAX: Final = 64
 IN_FLIGHT_TOTAL_MAX: Final = 1_024
+ANSWERS_WAITING_BYTES_MAX: Final = (
+    128 << 20
+)  # of all peers; strangers wait above it, and who does not read is closed
 STREAMS_PER_PEER_MAX: Final = 64
 SESSION_QUEUE_FRAMES_MAX: Final = 64
 SESSION_WRITE_BATCH_BYTES_MAX: Final = 64 * 1024  # small frames are joined up to this much per write
@@ -131,6 +134,9 @@ REDIAL_FIRST_MS: Final = 250
 REDIAL_LAST_MS: Final = 30_000
 LIVENESS_PERIOD_MS: Final = 5_000
 LIVENESS_TIMEOUT_MS: Final = 4_000
+WRITE_STUCK_MS: Final = (
+    10_000  # without one frame that is taken, while one waits: then the connection is closed
+)
 NEGOTIATION_S: Final = 4
 CONNECTIONS_MAX: Final = 512
 CONNECTIONS_KEPT_MAX: Final = 64  # of them, places that strangers cannot take

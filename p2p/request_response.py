@@ -21,8 +21,9 @@ import trio
 
 from p2p import names
 from p2p.errors import Code, FrameError, NetworkError, RequestFailed, RequestTimeout
+from p2p.loads import RouterLimits
 from p2p.network import Answer, PeerId
-from p2p.router import DEFAULT_LIMITS, Mark, Router, RouterLimits, no_mark
+from p2p.router import DEFAULT_LIMITS, Mark, Router, no_mark
 from p2p.sessions import Call, OpenStream, Outside, Session, Waiter, gone
 from p2p.streamed import StreamedCall
 from p2p.streams import RawStream

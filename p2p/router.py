@@ -21,6 +21,7 @@ import trio
 
 from p2p import frames, names, streams
 from p2p.errors import Code, FrameError, NetworkError, RequestFailed, StreamBroken
+from p2p.loads import Load, Loads, RouterLimits
 from p2p.network import Gauge, PartsRoute, PeerId, Route, Routes, SendPart
 from p2p.streams import RawStream
 
@@ -31,22 +32,6 @@ Mark: TypeAlias = Callable[[PeerId, str], None]
 """Told (peer, reason) when a peer broke the rules of the wire; reasons are few and fixed."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RouterLimits:
-    """What one peer, and all together, may hold; times in ms."""
-
-    in_flight_per_session_max: int = names.IN_FLIGHT_PER_SESSION_MAX
-    in_flight_per_peer_max: int = names.IN_FLIGHT_PER_PEER_MAX
-    in_flight_total_max: int = names.IN_FLIGHT_TOTAL_MAX
-    streams_per_peer_max: int = names.STREAMS_PER_PEER_MAX
-    requests_per_s_max: int = names.REQUESTS_PER_S_PER_PEER_MAX
-    request_bytes_per_s_max: int = names.REQUEST_BYTES_PER_S_PER_PEER_MAX
-    first_byte_ms: int = names.REQUEST_FIRST_BYTE_MS
-    frame_ms: int = names.REQUEST_TOTAL_MS  # from a frame's first byte to its last, and for one write
-    idle_ms: int = 2 * names.SESSION_IDLE_MS  # clients close first, so that no request meets a closing stream
-    peers_remembered_max: int = names.KNOWN_PEERS_MAX
 
 
 DEFAULT_LIMITS: Final = RouterLimits()
@@ -62,39 +47,8 @@ def no_mark(peer: PeerId, reason: str) -> None:
     """The mark of a node that keeps no account of its peers."""
 
 
-class TokenBucket:
-    """At most `per_s` tokens a second, with one second's worth at once."""
-
-    __slots__ = ("_at_s", "_level", "_per_s")
-
-    def __init__(self, per_s: int, now_s: float) -> None:
-        self._per_s = per_s
-        self._level = float(per_s)
-        self._at_s = now_s
-
-    def wait_ms(self, count: int, now_s: float) -> int:
-        """0 when `count` tokens are there, else the ms until they would be."""
-        self._level = min(self._per_s, self._level + (now_s - self._at_s) * self._per_s)
-        self._at_s = now_s
-        wanted = min(count, self._per_s)
-        if wanted <= self._level:
-            return 0
-        return max(1, math.ceil((wanted - self._level) * 1000 / self._per_s))
-
-    def take(self, count: int) -> None:
-        """Take tokens of which `wait_ms` has said that they are there."""
-        self._level -= min(count, self._per_s)
-
-
-@dataclass(slots=True)
-class _Load:
-    """What one peer holds now."""
-
-    peer: PeerId
-    requests: TokenBucket
-    request_bytes: TokenBucket
-    streams: int = 0
-    in_flight: int = 0
+def untold(peer: PeerId) -> None:
+    """What a node does that has nothing to do about a peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +74,23 @@ class Router:
         limits: RouterLimits = DEFAULT_LIMITS,
         on_mark: Mark = no_mark,
         is_kept: Callable[[PeerId], bool] = nobody,
+        on_use: Callable[[PeerId], None] = untold,
+        on_unread: Callable[[PeerId], None] = untold,
     ) -> None:
+        """`on_use` is told who has sent something that is served; `on_unread`, whose connections are to be closed."""
         self._routes = dict(routes)
-        self._is_kept = is_kept
         self._counters = counters
         self.limits = limits
         self._on_mark = on_mark
-        self._loads: dict[PeerId, _Load] = {}  # in order of first sight; only idle ones are forgotten
-        self._in_flight = 0
+        self._on_use = on_use
+        self._on_unread = on_unread
+        self._loads = Loads(limits, is_kept)
 
     async def serve(self, stream: RawStream, peer: PeerId) -> None:
         """Own the stream until it ends: returns when it is closed or reset, raises nothing of the peer's
         doing.
         """
-        load = self._load(peer)
+        load = self._loads.of(peer, trio.current_time())
         if load.streams >= 2 * self.limits.streams_per_peer_max:
             self._counters["rr.streams_reset"] += 1
             await streams.reset(stream)
@@ -215,69 +172,56 @@ class Router:
 
     # --- admission
 
-    def _load(self, peer: PeerId) -> _Load:
-        load = self._loads.get(peer)
-        if load is None:
-            if len(self._loads) >= self.limits.peers_remembered_max:
-                self._forget_idle()
-            now_s = trio.current_time()
-            load = _Load(
-                peer,
-                TokenBucket(self.limits.requests_per_s_max, now_s),
-                TokenBucket(self.limits.request_bytes_per_s_max, now_s),
-            )
-            self._loads[peer] = load
-        return load
-
-    def _forget_idle(self) -> None:
-        """Forget the older half of the peers that hold nothing (a peer with streams is never forgotten)."""
-        idle = [peer for peer, load in self._loads.items() if load.streams == 0]
-        for peer in idle[: (len(idle) + 1) // 2]:
-            del self._loads[peer]
-
     def cost_of(self, method: str) -> int:
         """As how many requests one of this method counts; an unknown method as one."""
         route = self._routes.get(method)
         return 1 if route is None else route.cost
 
-    def admit(self, load: _Load, method: str, size_bytes: int) -> None:
-        """Let a request in, or raise BUSY or RATE_LIMITED. Strangers never hold the last quarter of all places."""
-        limits, is_kept = self.limits, self._is_kept(load.peer)
-        total_max, cost = limits.in_flight_total_max, self.cost_of(method)
-        if not is_kept:
-            total_max = max(1, total_max * names.IN_FLIGHT_OF_STRANGERS_PER_CENT // 100)
-            cost += size_bytes // names.REQUEST_BYTES_AS_ONE
-        if self._in_flight >= total_max or load.in_flight >= limits.in_flight_per_peer_max:
-            raise self.busy("too many requests in flight")
+    def admit(self, load: Load, method: str, size_bytes: int) -> None:
+        """Let a request in, or raise BUSY or RATE_LIMITED."""
         now_s = trio.current_time()
-        wait_ms = load.requests.wait_ms(cost, now_s) or load.request_bytes.wait_ms(size_bytes, now_s)
+        if load.in_flight >= self.limits.in_flight_per_peer_max:
+            raise self.busy("too many requests in flight (in_flight_per_peer_max)")
+        why = self._loads.why_busy(load)
+        if why is not None:
+            unread = self._loads.unread_longest(now_s)
+            if unread is not None:
+                self._counters["rr.unread_closed"] += 1
+                self._on_unread(unread)
+            raise self.busy(why)
+        wait_ms = self._loads.wait_ms(load, self.cost_of(method), size_bytes, now_s)
         if wait_ms:
             self._counters["rr.rate_limited"] += 1
             raise RequestFailed(Code.ERR_RATE_LIMITED, "too much in a second", retry_after_ms=wait_ms)
-        load.requests.take(cost)
-        load.request_bytes.take(size_bytes)
+        self._on_use(load.peer)
 
     def busy(self, why: str) -> RequestFailed:
         """A counted BUSY to raise."""
         self._counters["rr.busy"] += 1
         return RequestFailed(Code.ERR_BUSY, why, retry_after_ms=BUSY_RETRY_AFTER_MS)
 
-    def hold(self, load: _Load, count: int) -> None:
+    def hold(self, load: Load, count: int) -> None:
         """`count` more requests are in flight; negative when they end."""
-        load.in_flight += count
-        self._in_flight += count
+        self._loads.hold(load, count)
+
+    def wait_for_reader(self, size_bytes: int) -> None:
+        """So many bytes more of answers wait to be written; negative when they are on their way, or given up."""
+        self._loads.waiting_bytes += size_bytes
 
     def gauges(self) -> list[Gauge]:
         """What is being answered now."""
-        streams_open = sum(load.streams for load in self._loads.values())
+        limits, loads = self.limits, self._loads
         return [
             Gauge(
-                "rr_requests_in_flight",
-                self._in_flight,
-                "in_flight_total_max",
-                self.limits.in_flight_total_max,
+                "rr_requests_in_flight", loads.in_flight, "in_flight_total_max", limits.in_flight_total_max
             ),
-            Gauge("rr_streams_open", streams_open),
+            Gauge(
+                "rr_answers_waiting_bytes",
+                loads.waiting_bytes,
+                "answers_waiting_bytes_max",
+                limits.answers_waiting_bytes_max,
+            ),
+            Gauge("rr_streams_open", loads.streams),
         ]
 
     def mark(self, peer: PeerId, reason: str) -> None:
@@ -304,7 +248,7 @@ class _Serving:
     writing -> the peer's end, or a reset when that does not come.
     """
 
-    def __init__(self, router: Router, stream: RawStream, peer: PeerId, load: _Load) -> None:
+    def __init__(self, router: Router, stream: RawStream, peer: PeerId, load: Load) -> None:
         self._router = router
         self._limits = router.limits
         self._stream = stream
@@ -316,6 +260,7 @@ class _Serving:
         self._handlers_scope = trio.CancelScope()
         self._no_more = trio.Event()
         self._in_flight: set[int] = set()
+        self._waiting_bytes = 0  # of frames that are queued, or being written
         self._in_parts = False
         self._broken = False
         self._done = False
@@ -342,6 +287,8 @@ class _Serving:
             self._done = not self._broken
         finally:
             self._router.hold(self._load, -len(self._in_flight))
+            self._router.wait_for_reader(-self._waiting_bytes)
+            self._load.writes.pop(self, None)
             if not self._done:
                 await streams.reset(self._stream)
 
@@ -401,7 +348,7 @@ class _Serving:
         try:
             route = self._admit(request)
         except RequestFailed as failure:
-            await _put(send, _Outgoing(error_frame(request_id, failure)))
+            await self._put(send, _Outgoing(error_frame(request_id, failure)))
             if self._refusing:
                 self._end()
             return
@@ -442,7 +389,7 @@ class _Serving:
             data = frames.encode_answer(request.request_id, body)
         except RequestFailed as failure:
             data = error_frame(request.request_id, failure)
-        await _put(send, _Outgoing(data, ends=request.request_id))
+        await self._put(send, _Outgoing(data, ends=request.request_id))
 
     async def _answer_in_parts(
         self, route: PartsRoute, request: frames.Request, send: trio.MemorySendChannel[_Outgoing]
@@ -456,7 +403,7 @@ class _Serving:
             if before is not None:
                 await before.wait()
             before = trio.Event()
-            await _put(send, _Outgoing(data, written=before))
+            await self._put(send, _Outgoing(data, written=before))
 
         work = partial(route.handler, self._peer, request.body, send_part)
         try:
@@ -464,7 +411,7 @@ class _Serving:
             data = frames.encode_answer(request.request_id, body)
         except RequestFailed as failure:
             data = error_frame(request.request_id, failure)
-        await _put(send, _Outgoing(data, ends=request.request_id))
+        await self._put(send, _Outgoing(data, ends=request.request_id))
 
     # --- writing
 
@@ -477,10 +424,11 @@ class _Serving:
                     await trio.lowlevel.checkpoint()
                     batch = _joined(first, receive)
                     self._release(batch)
-                    self._write_since_s = trio.current_time()
+                    self._write_since_s = self._load.writes[self] = trio.current_time()
                     self._rearm()
                     await self._stream.write(b"".join([item.data for item in batch]))
                     self._write_since_s = None
+                    del self._load.writes[self]
                     self._settle(batch)
                 if self._linger_until_s is None:
                     # A reset destroys what a slow caller has not read yet: it gets the time of a whole frame.
@@ -500,10 +448,27 @@ class _Serving:
 
     def _settle(self, batch: list[_Outgoing]) -> None:
         for item in batch:
+            self._wait_for_reader(-len(item.data))
             if item.written is not None:
                 item.written.set()
         self._idle_since_s = trio.current_time()
         self._rearm()
+
+    async def _put(self, send: trio.MemorySendChannel[_Outgoing], item: _Outgoing) -> None:
+        """Queue it, waiting while the queue is full."""
+        self._wait_for_reader(len(item.data))
+        try:
+            try:
+                send.send_nowait(item)
+            except trio.WouldBlock:
+                await send.send(item)
+        except trio.BrokenResourceError:
+            # The writer is gone with the stream: nobody is left to be told.
+            await trio.lowlevel.checkpoint()
+
+    def _wait_for_reader(self, size_bytes: int) -> None:
+        self._waiting_bytes += size_bytes
+        self._router.wait_for_reader(size_bytes)
 
     # --- ending
 
@@ -523,7 +488,7 @@ class _Serving:
             return
         self._router.mark(self._peer, reason)
         failure = RequestFailed(Code.ERR_BAD_REQUEST, reason)
-        await _put(send, _Outgoing(error_frame(request_id, failure)))
+        await self._put(send, _Outgoing(error_frame(request_id, failure)))
         self._end()
 
     async def _reset_and_mark(self, reason: str) -> None:
@@ -563,15 +528,3 @@ def _joined(first: _Outgoing, receive: trio.MemoryReceiveChannel[_Outgoing]) -> 
         batch.append(item)
         size += len(item.data)
     return batch
-
-
-async def _put(send: trio.MemorySendChannel[_Outgoing], item: _Outgoing) -> None:
-    """Queue it, waiting while the queue is full."""
-    try:
-        try:
-            send.send_nowait(item)
-        except trio.WouldBlock:
-            await send.send(item)
-    except trio.BrokenResourceError:
-        # The writer is gone with the stream: nobody is left to be told.
-        await trio.lowlevel.checkpoint()

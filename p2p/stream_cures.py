@@ -30,8 +30,9 @@ SOCKET_READ_BYTES_MAX: Final = 128 * 1024  # what one system call may bring
 def shield_yamux_writes() -> None:
     """A cancelled write leaves half a noise frame or a burnt nonce, and the whole connection dies with it.
 
-    yamux.py:874 `_write_frame`, and the window update that `read` sends. Both are shielded: a frame goes out whole.
-    Test: test_cancelled_writes_do_not_kill_the_connection.
+    yamux.py:874 `_write_frame`, and the window update that `read` sends. Both are shielded: a frame goes out whole. No
+    deadline ends them then, so `stuck_s` says how long the socket has taken nothing, and connections.py closes it.
+    Tests: test_cancelled_writes_do_not_kill_the_connection, test_who_stops_reading_its_socket_is_closed.
     """
     for owner, name in (
         (yamux.Yamux, "_write_frame"),
@@ -41,11 +42,25 @@ def shield_yamux_writes() -> None:
 
 
 def _shielded(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def whole(*args: Any, **kwargs: Any) -> Any:
-        with trio.CancelScope(shield=True):
-            return await original(*args, **kwargs)
+    async def whole(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        held = owner.__dict__
+        held["_aw_writes"] = held.get("_aw_writes", 0) + 1
+        if held["_aw_writes"] == 1:
+            held["_aw_moved_s"] = trio.current_time()
+        try:
+            with trio.CancelScope(shield=True):
+                return await original(owner, *args, **kwargs)
+        finally:
+            held["_aw_writes"] -= 1
+            held["_aw_moved_s"] = trio.current_time()
 
     return whole
+
+
+def stuck_s(conn: Any) -> float:
+    """How long something has waited to be written to a connection while nothing was; 0 where nothing waits."""
+    held = conn.muxed_conn.__dict__
+    return trio.current_time() - held["_aw_moved_s"] if held.get("_aw_writes") else 0.0
 
 
 def cap_receive_windows() -> None:
@@ -54,6 +69,45 @@ def cap_receive_windows() -> None:
     yamux.py:149. Test: test_what_a_slow_reader_is_sent_is_bounded.
     """
     yamux.MAX_WINDOW_SIZE = names.STREAM_WINDOW_BYTES_MAX
+
+
+class WindowExceeded(trio.TooSlowError):
+    """A peer has sent more than it was given room for: of the kind for which the library closes the connection."""
+
+
+def hold_to_windows() -> None:
+    """Bytes past a stream's window are kept all the same: a stranger that sends on is given all the memory.
+
+    yamux.py:1299, 1436, 1508 log it and set the window to 0. Here the connection ends, as in go-yamux: what was
+    granted counts from before the grant is sent, so that no honest peer is ever past it.
+    Test: test_who_sends_more_than_its_window_is_closed.
+    """
+
+    def left(stream: Any, size: int) -> None:
+        if size < 0:
+            raise WindowExceeded
+        stream.__dict__["_aw_recv_window"] = size
+
+    yamux.YamuxStream.recv_window = property(lambda stream: stream.__dict__["_aw_recv_window"], left)  # type: ignore[assignment]
+
+
+def name_ipv6_clients() -> None:
+    """The address of an IPv6 client is not told, since it has four parts: all of them look like one.
+
+    io/trio.py:107. Test: test_ipv6_clients_are_told_apart.
+    """
+
+    def remote_address(stream: Any) -> tuple[str, int] | None:
+        if stream._cached_remote_address is None:  # noqa: SLF001
+            try:
+                host, port = stream.stream.socket.getpeername()[:2]
+            except OSError:  # it is gone already
+                return None
+            stream._cached_remote_address = (str(host), int(port))  # noqa: SLF001
+        cached: tuple[str, int] = stream._cached_remote_address  # noqa: SLF001
+        return cached
+
+    setattr(TrioTCPStream, "get_remote_address", remote_address)  # noqa: B010  # mypy minds the assignment
 
 
 def batch_window_updates() -> None:
@@ -200,6 +254,8 @@ OF_STREAMS: Final = (
     batch_window_updates,  # before the next, which shields it
     shield_yamux_writes,
     cap_receive_windows,
+    hold_to_windows,
+    name_ipv6_clients,
     fit_frames_to_noise,
     read_ahead,
     read_what_is_there,

@@ -22,7 +22,9 @@ from multiaddr import Multiaddr
 
 from p2p.websocket import ServerSide
 
-READ_BYTES_MAX: Final = 4 * 1024  # taken apart without a turn of the scheduler between: 5 ms, when all of it is pings
+READ_BYTES_MAX: Final = (
+    4 * 1024
+)  # taken apart without a turn of the scheduler between: 5 ms, when all of it is pings
 CLOSE_S_MAX: Final = 0.5
 _SUFFIX: Final = Multiaddr("/ws")
 
@@ -58,11 +60,15 @@ class WebSocketStream(ReadWriteCloser):
         await self._tcp.write(self._side.framed(data))
 
     async def close(self) -> None:
-        """The socket is closed whatever becomes of the last word: broken, not read, or this task cancelled."""
+        """The socket is closed whatever becomes of the last word: broken, not read, or this task cancelled.
+
+        Where somebody waits to write, the client does not read: it gets none.
+        """
         self._side.close()
         try:
-            with trio.move_on_after(CLOSE_S_MAX), suppress(ConnectionClosedError):
-                await self._answer()
+            if not self._tcp.write_lock.locked():
+                with trio.move_on_after(CLOSE_S_MAX), suppress(ConnectionClosedError):
+                    await self._answer()
         finally:
             await self._tcp.close()
 

@@ -71,6 +71,7 @@ class NodeProcess:
     port: int
     seat: Seat
     program: tuple[str, ...]
+    also_listen: tuple[str, ...] = ()
     process: trio.Process | None = None
     ready: trio.Event = field(default_factory=trio.Event)
     may_start: trio.Event = field(default_factory=trio.Event)
@@ -129,7 +130,7 @@ class Network:
             document = {
                 "data_dir": ".",
                 "roles": list(node.roles),
-                "listen": [node.listen],
+                "listen": [node.listen, *node.also_listen],
                 "bootstrap": others,
             }
             lines = [f"{key} = {json.dumps(value)}" for key, value in document.items()]

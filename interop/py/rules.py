@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from p2p.loads import RouterLimits
 from p2p.network import Check, Message, RecordRule, Verdict
-from p2p.router import RouterLimits
 from runtime import rules
 from runtime.errors import Invalid
 from runtime.records import Genesis
