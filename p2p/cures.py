@@ -53,24 +53,36 @@ dropped: Final[Counter[str]] = Counter()
 def size_gossip_queues() -> None:
     """A peer's outbound queue holds 32 RPCs and loses the rest of a burst without a word (rpc_queue.py).
 
-    The module makes one per peer by the name RpcQueue: ours is larger, and what it refuses is counted.
-    Test: test_a_burst_of_gossip_arrives_whole.
+    The module makes one per peer by the name RpcQueue: ours holds more, bounded by bytes too, since a stranger decides
+    how large they are, and what it refuses is counted.
+    Tests: test_a_burst_of_gossip_arrives_whole, test_what_waits_for_a_deaf_peer_is_bounded.
     """
     setattr(pubsub_module, "RpcQueue", CountedRpcQueue)  # noqa: B010  # the module does not export the name
 
 
 class CountedRpcQueue(RpcQueue):
-    """An outbound queue of GOSSIP_OUT_QUEUE_RPCS_MAX whose refusals are counted."""
+    """An outbound queue of GOSSIP_OUT_QUEUE_RPCS_MAX and GOSSIP_OUT_QUEUE_BYTES_MAX whose refusals are counted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["max_size"] = names.GOSSIP_OUT_QUEUE_RPCS_MAX
         super().__init__(*args, **kwargs)
+        self.waiting_bytes = 0
 
-    def push(self, *args: Any, **kwargs: Any) -> bool:
-        taken = bool(super().push(*args, **kwargs))
-        if not taken:
+    def push(self, rpc: Any, priority: bool = False) -> bool:
+        size = rpc.ByteSize()
+        is_full = self.waiting_bytes + size > names.GOSSIP_OUT_QUEUE_BYTES_MAX
+        taken = not is_full and bool(super().push(rpc, priority))
+        if taken:
+            self.waiting_bytes += size
+        else:
             dropped["gossip.dropped_out_queue_full"] += 1
         return taken
+
+    async def pop(self) -> Any:
+        rpc = await super().pop()
+        if rpc is not None:
+            self.waiting_bytes -= rpc.ByteSize()
+        return rpc
 
 
 def cap_messages_per_rpc() -> None:

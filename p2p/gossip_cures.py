@@ -6,6 +6,7 @@ Hides: Pubsub and GossipSub from the inside. Guarantees: each cure names the tes
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
@@ -15,23 +16,54 @@ from weakref import WeakKeyDictionary
 import libp2p.pubsub.gossipsub as gossipsub_module
 import libp2p.pubsub.pubsub as pubsub_module
 import trio
+from libp2p.network.stream.net_stream import StreamState
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.utils import safe_bytes_from_hex
 
 from p2p import names
+from p2p.loads import TokenBucket
 
 DELIVERIES_CLEARED_S: Final = 60.0
 BACK_OFFS_MAX: Final = 1_024  # of a topic; the older half is forgotten then
 BACK_OFF_S_MAX: Final = 600
+REPLAY_AGAIN_S: Final = 10.0
+REPLAYS_REMEMBERED_MAX: Final = 4_096
 RECORD_AGAIN_S: Final = 60.0  # the peerstore keeps what a record says for two hours
 RECORDS_REMEMBERED_MAX: Final = names.CONNECTIONS_MAX
 OWN_RECORD_S: Final = 1.0  # so soon a changed address is told
+_UNWRITABLE: Final = {
+    StreamState.RESET,
+    StreamState.ERROR,
+    StreamState.CLOSE_WRITE,
+    StreamState.CLOSE_BOTH,
+}
 _log = logging.getLogger(__name__)
 
 
 class IgnoredMessage(Exception):
     """Raised by a topic's validator for a message that is neither forwarded nor held against anybody."""
+
+
+class Rates:
+    """So much a second for each peer, of as many peers as are connected; the one seen longest ago is forgotten."""
+
+    def __init__(self, per_s: int) -> None:
+        self._per_s = per_s
+        self._buckets = OrderedDict[ID, TokenBucket]()
+
+    def take(self, peer: ID, count: int) -> bool:
+        """Whether the peer has so much left, which is then taken."""
+        now_s = trio.current_time()
+        bucket = self._buckets.pop(peer, None) or TokenBucket(self._per_s, now_s)
+        self._buckets[peer] = bucket
+        while len(self._buckets) > names.CONNECTIONS_MAX:
+            self._buckets.popitem(last=False)
+        if bucket.wait_ms(count, now_s):
+            return False
+        bucket.take(count)
+        return True
 
 
 _Consumed: TypeAlias = OrderedDict[ID, tuple[bytes, float]]
@@ -119,6 +151,75 @@ def bound_prunes(pubsub: Any, counters: Counter[str]) -> None:
     router.handle_prune = handle_prune
 
 
+def bound_asking(pubsub: Any, counters: Counter[str]) -> None:
+    """One IWANT may name a message 11,000 times, and is answered with as many copies in one turn: 650 MB.
+
+    gossipsub.py:1809, and :490, 1739, 1851: an IHAVE or a GRAFT of any topic is remembered, and the second answered
+    with the name of it, of up to 1 MiB. Each message that is asked for counts once, within a rate of bytes for each
+    peer; only topics of one's own count. Test: test_what_a_peer_asks_of_gossip_is_bounded.
+    """
+    router, rates = pubsub.router, Rates(names.GOSSIP_ASKED_BYTES_PER_S_MAX)
+    handle_iwant, handle_ihave, handle_graft = router.handle_iwant, router.handle_ihave, router.handle_graft
+
+    async def iwant(message: rpc_pb2.ControlIWant, sender: ID) -> None:
+        wanted = []
+        for name in dict.fromkeys(message.messageIDs):
+            held = router.mcache.get(safe_bytes_from_hex(name) or b"")
+            if held is not None and not rates.take(sender, held.ByteSize()):
+                counters["cure.iwant_over_rate"] += 1
+                break
+            wanted += [] if held is None else [name]
+        if wanted:
+            await handle_iwant(rpc_pb2.ControlIWant(messageIDs=wanted), sender)
+
+    async def ihave(message: rpc_pb2.ControlIHave, sender: ID) -> None:
+        if message.topicID not in router.mesh:
+            counters["cure.ihave_of_no_topic"] += 1
+            return
+        del message.messageIDs[names.GOSSIP_OFFERED_IDS_MAX :]
+        await handle_ihave(message, sender)
+
+    async def graft(message: rpc_pb2.ControlGraft, sender: ID) -> None:
+        if message.topicID not in router.mesh:
+            counters["cure.graft_of_no_topic"] += 1
+            return
+        await handle_graft(message, sender)
+
+    router.handle_iwant, router.handle_ihave, router.handle_graft = iwant, ihave, graft
+
+
+def bound_subscriptions(pubsub: Any, counters: Counter[str]) -> None:
+    """A topic's name may have 1 MiB, and each time that a peer subscribes anew it is sent the last messages again.
+
+    pubsub.py:1273 and 987: 100 such names of a peer are kept; {unsubscribe, subscribe} in a few bytes costs three
+    tasks and all of the message cache. Names are short, changes have a rate, and the last messages of a topic are sent
+    once in REPLAY_AGAIN_S. Test: test_subscriptions_that_come_and_go_are_bounded.
+    """
+    subscribed, replay = pubsub.handle_subscription, pubsub._replay_recent_messages  # noqa: SLF001
+    rates = Rates(names.GOSSIP_SUBSCRIPTIONS_PER_S_MAX)
+    replayed = OrderedDict[tuple[ID, str], float]()
+
+    def handle_subscription(origin: ID, change: rpc_pb2.RPC.SubOpts) -> None:
+        if len(change.topicid) > names.TOPIC_CHARS_MAX or not rates.take(origin, 1):
+            counters["cure.subscriptions_refused"] += 1
+            return
+        subscribed(origin, change)
+
+    async def replay_now_and_then(peer: ID, topic: str) -> None:
+        now_s = trio.current_time()
+        if now_s - replayed.get((peer, topic), -math.inf) < REPLAY_AGAIN_S:
+            counters["cure.replay_again"] += 1
+            return
+        replayed.pop((peer, topic), None)
+        replayed[peer, topic] = now_s
+        while len(replayed) > REPLAYS_REMEMBERED_MAX:
+            replayed.popitem(last=False)
+        await replay(peer, topic)
+
+    pubsub.handle_subscription = handle_subscription
+    pubsub._replay_recent_messages = replay_now_and_then  # noqa: SLF001
+
+
 def ignore_messages(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
     """A validator says yes or no, and no costs the forwarder; there is no IGNORE (pubsub.py:1603).
 
@@ -175,6 +276,7 @@ def keep_restarted_peers(pubsub: Any, counters: Counter[str]) -> None:
             if not is_closed(stream):
                 return  # that of an older connection has ended
             counters["cure.gossip_stream_replaced"] += 1
+            pubsub.manager.run_task(stream.reset)  # half of a message may be on it
             del pubsub.peers[peer]
             queue = pubsub.peer_queues.pop(peer, None)
             if queue is not None:
@@ -186,9 +288,10 @@ def keep_restarted_peers(pubsub: Any, counters: Counter[str]) -> None:
 
 
 def is_closed(stream: Any) -> bool:
-    """Whether nothing can be sent over a gossip stream any more."""
+    """Whether nothing can be sent over a gossip stream any more; a write that was given up is the end of it too."""
     muxed = stream.muxed_stream
-    return bool(muxed.closed or muxed.send_closed or stream.muxed_conn.is_closed)
+    is_given_up = stream._state in _UNWRITABLE  # noqa: SLF001
+    return bool(is_given_up or muxed.closed or muxed.send_closed or stream.muxed_conn.is_closed)
 
 
 def take_turns_in_writing(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
@@ -272,6 +375,8 @@ OF_GOSSIP_MODULES: Final = (consume_records_once, keep_own_record)
 OF_GOSSIP: Final = (
     forget_verdicts,
     bound_prunes,
+    bound_asking,
+    bound_subscriptions,
     ignore_messages,
     guard_push_msg,
     keep_restarted_peers,

@@ -108,7 +108,12 @@ SESSION_IDLE_MS: Final = 60_000
 GOSSIP_BYTES_MAX: Final = 64 * 1024
 GOSSIP_CHANNEL_MESSAGES_MAX: Final = 4_096
 GOSSIP_OUT_QUEUE_RPCS_MAX: Final = 2_048
+GOSSIP_OUT_QUEUE_BYTES_MAX: Final = 16 << 20  # of RPCs that wait for one peer
 GOSSIP_MESSAGES_PER_RPC_MAX: Final = 256
+GOSSIP_ASKED_BYTES_PER_S_MAX: Final = 4 << 20  # of messages that one peer asks for again
+GOSSIP_OFFERED_IDS_MAX: Final = 5_000  # of one offer of messages that are looked at
+GOSSIP_SUBSCRIPTIONS_PER_S_MAX: Final = 256  # changes by one peer
+TOPIC_CHARS_MAX: Final = 128
 TOPICS_MAX: Final = 256
 
 # --- DHT ---------------------------------------------------------------------------------------------------

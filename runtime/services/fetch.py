@@ -174,8 +174,10 @@ async def ask_any(sources: Sources, what: str, key: str, ask: Callable[[PeerId],
             try:
                 answers.extend(await _attempt(sources, peer, ask, tried))
             except trio.Cancelled:
-                if answers:  # another was quicker: begin with that one next time
-                    sources.failed(peer, int((trio.current_time() - began_s) * 1_000))
+                took_ms = int((trio.current_time() - began_s) * 1_000)
+                # Another was quicker: begin with that one next time; but who had no time to answer has not failed.
+                if answers and took_ms >= HEDGE_MS:
+                    sources.failed(peer, took_ms)
                 raise
             if answers:
                 nursery.cancel_scope.cancel()

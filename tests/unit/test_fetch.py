@@ -166,6 +166,21 @@ async def test_a_source_that_has_helped_and_is_silent_now_costs_a_second_once(
     assert trio.current_time() == before
 
 
+async def test_who_had_no_time_to_answer_has_not_failed(clock: trio.testing.MockClock) -> None:
+    """Whoever answers just after a second would have all others rest."""
+    slow = peer(1)
+    found = sources(Net([slow, HONEST]), [])
+    found.praise(slow)
+
+    async def ask(who: bytes) -> str:
+        await trio.sleep(1.05 if who == slow else 0.2)
+        return "it"
+
+    assert await ask_any(found, "blob", "x", ask) == "it"
+    assert trio.current_time() == pytest.approx(1.05)
+    assert not found.is_resting(HONEST, now_ms())
+
+
 async def test_a_slow_answer_is_taken_when_nobody_else_has_one(clock: trio.testing.MockClock) -> None:
     found = sources(Net([peer(1), peer(2), HONEST]), [])
     found.praise(HONEST)

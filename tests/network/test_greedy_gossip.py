@@ -1,0 +1,168 @@
+"""Strangers that ask gossip for more than anybody needs, or do not read what it sends them."""
+
+from __future__ import annotations
+
+import trio
+import varint
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+
+from p2p import cures, names
+from p2p.network import Verdict
+
+TOPIC = "aw.w.action"
+
+
+def accept(message):
+    return Verdict.ACCEPT
+
+
+def prefixed(rpc) -> bytes:
+    data = rpc.SerializeToString()
+    return varint.encode(len(data)) + data
+
+
+class Hears:
+    """A handler of gossip streams that keeps what it is sent."""
+
+    def __init__(self):
+        self.rpcs = []
+
+    async def __call__(self, stream):
+        held = b""
+        while True:
+            held += await stream.read(65_536)
+            while held:
+                length, used = decoded(held)
+                if length is None or len(held) < used + length:
+                    break
+                rpc = rpc_pb2.RPC()
+                rpc.ParseFromString(held[used : used + length])
+                self.rpcs.append(rpc)
+                held = held[used + length :]
+
+    def messages(self):
+        return [bytes(message.data) for rpc in self.rpcs for message in rpc.publish]
+
+
+def decoded(data):
+    """A varint, and how many bytes it has; None where it is not whole."""
+    number = 0
+    for place, byte in enumerate(data[:10]):
+        number |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return number, place + 1
+    return None, 0
+
+
+def message_id(node, data: bytes) -> bytes:
+    """The id of what is in the message cache, as an IWANT names it."""
+    for name, message in node._gossip._pubsub.router.mcache.msgs.items():
+        if bytes(message.data) == data:
+            return name
+    raise AssertionError("not in the cache")
+
+
+async def test_what_a_peer_asks_of_gossip_is_bounded(open_node, open_stranger, honest_beside, until):
+    hears = Hears()
+    async with open_node(1) as victim, honest_beside(victim):
+        subscription = await victim.join(TOPIC, accept)
+        first, second = bytes(names.GOSSIP_BYTES_MAX), b"second"
+        await subscription.publish(first)
+        await subscription.publish(second)
+        async with open_stranger(handlers={names.GOSSIP_PROTOCOL: hears}) as stranger:
+            stream = await stranger.stream(victim, names.GOSSIP_PROTOCOL)
+            await until(lambda: hears.rpcs)
+            for names_wanted in ([message_id(victim, first)] * 5_000, [message_id(victim, second)]):
+                control = rpc_pb2.ControlMessage(iwant=[rpc_pb2.ControlIWant(messageIDs=names_wanted)])
+                await stream.write(prefixed(rpc_pb2.RPC(control=control)))
+            await until(lambda: second in hears.messages())
+            assert hears.messages().count(first) == 1
+            for number in range(200):
+                control = rpc_pb2.ControlMessage(
+                    graft=[rpc_pb2.ControlGraft(topicID=f"{number}" + "x" * 10_000)],
+                    ihave=[rpc_pb2.ControlIHave(topicID=f"{number}" + "y" * 10_000, messageIDs=[b"00"])],
+                )
+                await stream.write(prefixed(rpc_pb2.RPC(control=control)))
+            await until(lambda: victim.counters().get("cure.graft_of_no_topic", 0) == 200)
+            assert victim.counters()["cure.ihave_of_no_topic"] == 200
+            router = victim._gossip._pubsub.router
+            peer = ID(stranger.peer_id)
+            assert len(router.ihave_message_limits.get(peer, {})) <= 1
+            assert len(router.graft_flood_tracking.get(peer, {})) <= 1
+            assert not any(prune.topicID for rpc in hears.rpcs for prune in rpc.control.prune)
+
+
+async def test_a_message_that_is_asked_for_again_and_again_has_a_rate(
+    open_node, open_stranger, monkeypatch, until
+):
+    monkeypatch.setattr(names, "GOSSIP_ASKED_BYTES_PER_S_MAX", 2 * names.GOSSIP_BYTES_MAX)
+    hears = Hears()
+    async with open_node(1) as victim:
+        subscription = await victim.join(TOPIC, accept)
+        data = bytes(names.GOSSIP_BYTES_MAX)
+        await subscription.publish(data)
+        async with open_stranger(handlers={names.GOSSIP_PROTOCOL: hears}) as stranger:
+            stream = await stranger.stream(victim, names.GOSSIP_PROTOCOL)
+            await until(lambda: hears.rpcs)
+            wanted = rpc_pb2.ControlIWant(messageIDs=[message_id(victim, data)])
+            rpc = prefixed(rpc_pb2.RPC(control=rpc_pb2.ControlMessage(iwant=[wanted])))
+            await stream.write(rpc * 9)
+            await until(lambda: victim.counters().get("cure.iwant_over_rate", 0) >= 6)
+
+
+async def test_subscriptions_that_come_and_go_are_bounded(open_node, open_stranger, honest_beside, until):
+    hears = Hears()
+    async with open_node(1) as victim, honest_beside(victim):
+        subscription = await victim.join(TOPIC, accept)
+        await subscription.publish(b"once")
+        async with open_stranger(handlers={names.GOSSIP_PROTOCOL: hears}) as stranger:
+            stream = await stranger.stream(victim, names.GOSSIP_PROTOCOL)
+            await until(lambda: hears.rpcs)
+            on, off = (rpc_pb2.RPC.SubOpts(subscribe=on, topicid=TOPIC) for on in (True, False))
+            for _ in range(50):
+                await stream.write(prefixed(rpc_pb2.RPC(subscriptions=[on, off])))
+            long = rpc_pb2.RPC.SubOpts(subscribe=True, topicid="z" * (names.TOPIC_CHARS_MAX + 1))
+            await stream.write(prefixed(rpc_pb2.RPC(subscriptions=[long])))
+            await until(lambda: victim.counters().get("cure.subscriptions_refused", 0) >= 1)
+            assert long.topicid not in victim._gossip._pubsub.peer_topics
+            assert hears.messages().count(b"once") <= 1
+
+
+async def test_what_waits_for_a_deaf_peer_is_bounded(monkeypatch):
+    monkeypatch.setattr(names, "GOSSIP_OUT_QUEUE_BYTES_MAX", 100_000)
+    queue = cures.CountedRpcQueue()
+    rpc = rpc_pb2.RPC(publish=[rpc_pb2.Message(data=bytes(30_000))])
+    before = cures.dropped["gossip.dropped_out_queue_full"]
+    assert [queue.push(rpc) for _ in range(5)] == [True, True, True, False, False]
+    assert cures.dropped["gossip.dropped_out_queue_full"] - before == 2
+    assert await queue.pop() is rpc
+    assert queue.push(rpc, priority=True)
+    assert not queue.push(rpc)
+
+
+async def test_gossip_goes_on_with_a_peer_that_stood_still(open_node, patience, monkeypatch):
+    """The library gives a write up after 5 s without window: the stream is of no use then, and must be replaced."""
+    async with open_node(1) as sender, open_node(2) as other:
+        await sender.connect(other.addrs())
+        ours, theirs = await sender.join(TOPIC, accept), await other.join(TOPIC, accept)
+        with patience():
+            await heard(ours, theirs, b"before")
+            stream = sender._gossip._pubsub.peers[ID(other.peer_id)]
+
+            async def given_up(data):
+                raise MuxedStreamError("no window for 5 s")
+
+            monkeypatch.setattr(stream.muxed_stream, "write", given_up)
+            await heard(ours, theirs, b"after")
+        assert sender._gossip._pubsub.peers[ID(other.peer_id)] is not stream
+
+
+async def heard(publisher, subscriber, words: bytes) -> None:
+    while True:
+        await publisher.publish(words)
+        with trio.move_on_after(0.5):
+            while (await subscriber.receive()).data != words:
+                pass
+            return
