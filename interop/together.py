@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import trio
 
-from bootstrap.demo.processes import Network, end_process
+from bootstrap.demo.processes import Network, end_process, free_ports
 from bootstrap.node import verify_world
 from interop.driver import CommandFailed, Ground, Peer
 from interop.scenarios import connected, knows_subscriber, until
@@ -64,11 +64,19 @@ class PythonWorld:
     def addr(self, node: str) -> str:
         return self.network.nodes[node].addr
 
+    @property
+    def browser_addr(self) -> str:
+        """Where a browser can dial the node that has the world, where `open_world` was told so."""
+        node = self.network.nodes["world"]
+        return f"{node.also_listen[0]}/p2p/{names.peer_text(node.identity.peer_id)}"
+
 
 @asynccontextmanager
-async def open_world(directory: Path, name: str) -> AsyncIterator[PythonWorld]:
-    """Two node processes with every role between them."""
+async def open_world(directory: Path, name: str, *, for_browsers: bool = False) -> AsyncIterator[PythonWorld]:
+    """Two node processes with every role between them; `for_browsers`: the world's listens on /ws too."""
     network = Network(directory, layout=LAYOUT)
+    if for_browsers:
+        network.nodes["world"].also_listen = (f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}/ws",)
     keys = {node: process.identity.peer_id for node, process in network.nodes.items()}
     seed = codec.content_id(name.encode())
     actor = SigningKey(seed)

@@ -1,0 +1,137 @@
+"""What a lying node could answer to a light client, each lie as good as it can be made without anybody's key.
+
+Pure: a true answer in, a false one out. A reader that leaves out one of the checks of docs/protocol.md, "Head" and
+"State and proofs", believes one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
+
+from interop.worlds import HandMadeWorld
+from runtime import codec
+from runtime.keys import SigningKey
+from runtime.messages import HeadAnswer, StateProofAnswer
+from runtime.records import SignedAuthorities, WorldHeadAnnounce, seal
+from runtime.state import State, StateProof
+
+AGENT: Final = "abroad"  # whose cell the lies are about
+Cell: TypeAlias = dict[str, Any]
+HeadLie: TypeAlias = Callable[[WorldHeadAnnounce], WorldHeadAnnounce]
+StateLie: TypeAlias = Callable[[StateProofAnswer], StateProofAnswer]
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of it is another."""
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+# --- heads -------------------------------------------------------------------------------------------------
+
+
+def of_another_world(head: WorldHeadAnnounce) -> WorldHeadAnnounce:
+    """Every seal holds, and it is another world."""
+    del head
+    return WorldHeadAnnounce.from_bytes(HandMadeWorld("elsewhere").head(7))
+
+
+def certifier_did_not_seal(head: WorldHeadAnnounce) -> WorldHeadAnnounce:
+    """Higher than it is, in the certifier's name."""
+    commit = replace(head.commit.record, as_of_ms=head.commit.record.as_of_ms + 1)
+    return replace(head, commit=replace(head.commit, record=commit))
+
+
+def executor_did_not_seal(head: WorldHeadAnnounce) -> WorldHeadAnnounce:
+    """Another block than the executor's, in its name."""
+    block_hash = flipped(head.block_hash)
+    attested = head.attestations[0]
+    forged = replace(attested, record=replace(attested.record, block_hash=block_hash))
+    return replace(head, block_hash=block_hash, attestations=(forged, *head.attestations[1:]))
+
+
+def block_is_not_attested(head: WorldHeadAnnounce) -> WorldHeadAnnounce:
+    """Another block than the one that every seal is about."""
+    return replace(head, block_hash=flipped(head.block_hash))
+
+
+def certifier_of_its_own(head: WorldHeadAnnounce) -> WorldHeadAnnounce:
+    """All seals hold, by a certifier that the genesis does not name."""
+    rogue = SigningKey(bytes([66]) * 32)
+    commit = replace(head.commit.record, certifier_id=rogue.identity)
+    authorities = replace(head.authorities.authorities, certifiers=(rogue.identity,))
+    return replace(head, authorities=SignedAuthorities(authorities), commit=seal(commit, rogue))
+
+
+# --- state -------------------------------------------------------------------------------------------------
+
+
+def _moved(cell: Cell) -> Cell:
+    return cell | {"x_cm": cell["x_cm"] + 1}
+
+
+def _true_cell(answer: StateProofAnswer) -> Cell:
+    """What the proof says of the agent."""
+    cells = StateProof.from_bytes(answer.proof).cells
+    assert cells is not None
+    entry = next(entry for entry in cells.bucket if entry[0] == AGENT.encode())
+    cell: Any = codec.decode(entry[2], 4_096)
+    return dict(cell)
+
+
+def elsewhere(answer: StateProofAnswer) -> StateProofAnswer:
+    """Another position in the true proof."""
+    cell = _true_cell(answer)
+    forged = answer.proof.replace(codec.encode(cell), codec.encode(_moved(cell)))
+    assert forged != answer.proof
+    return replace(answer, proof=forged)
+
+
+def hidden(answer: StateProofAnswer) -> StateProofAnswer:
+    """The agent is left out of the true proof."""
+    proof = StateProof.from_bytes(answer.proof)
+    assert proof.cells is not None
+    bucket = tuple(entry for entry in proof.cells.bucket if entry[0] != AGENT.encode())
+    return replace(answer, proof=replace(proof, cells=replace(proof.cells, bucket=bucket)).to_bytes())
+
+
+def in_another_block(answer: StateProofAnswer) -> StateProofAnswer:
+    """A proof that holds, under a block that is not the head's."""
+    state = State.empty().set("agents", AGENT.encode(), codec.encode(_moved(_true_cell(answer))))
+    block = replace(answer.block, state_root=state.root())
+    return replace(answer, block=block, proof=state.prove("agents", AGENT.encode()).to_bytes())
+
+
+def on_another_head(answer: StateProofAnswer) -> StateProofAnswer:
+    """The same, and the head says that it is its block: only the executor's seal tells."""
+    lie = in_another_block(answer)
+    attested = answer.head.attestations[0]
+    forged = replace(attested, record=replace(attested.record, block_hash=lie.block.hash()))
+    return replace(lie, head=replace(answer.head, block_hash=lie.block.hash(), attestations=(forged,)))
+
+
+HEAD_LIES: Final[dict[str, HeadLie]] = {
+    "a head of another world": of_another_world,
+    "a head that the certifier did not seal": certifier_did_not_seal,
+    "a head that the executor did not seal": executor_did_not_seal,
+    "a head with a block that nobody attested": block_is_not_attested,
+    "a head with a certifier of the liar's own": certifier_of_its_own,
+}
+STATE_LIES: Final[dict[str, StateLie]] = {
+    "another position in the proof": elsewhere,
+    "an agent left out of the proof": hidden,
+    "a true proof in another block": in_another_block,
+    "a true proof on a forged head": on_another_head,
+}
+
+
+def twisted(lie: str, method: str, answer: bytes) -> bytes:
+    """The answer as the liar gives it; the true one where the lie is about the other method."""
+    if method == HeadAnswer.NAME and lie in HEAD_LIES:
+        head = HeadAnswer.from_bytes(answer).head
+        assert head is not None
+        return HeadAnswer(head=HEAD_LIES[lie](head)).to_bytes()
+    if method == StateProofAnswer.NAME and lie in STATE_LIES:
+        return STATE_LIES[lie](StateProofAnswer.from_bytes(answer)).to_bytes()
+    return answer
