@@ -59,6 +59,7 @@ def test_a_decoder_that_raises_anything_else_is_told_with_the_input(monkeypatch:
 def test_every_kind_of_way_in_is_there() -> None:
     kinds = {name.split()[0] for name in WAYS}
     assert kinds == {
-        "record", "preimage", "sealed", "gossip", "dht", "frame", "genesis", "receipts", "events", "state", "codec",
+        "record", "preimage", "sealed", "gossip", "dht", "frame", "websocket", "genesis", "receipts", "events", "state",
+        "codec",
     }  # fmt: skip
     assert {"record SubmitRequest", "sealed Commit", "record WorldHeadAnnounce", "gossip head"} <= set(WAYS)
