@@ -52,7 +52,7 @@ IO_FILES = {f"runtime/{name}.py" for name in ("durable", "local_cas", "lmdb_blob
 PORTS = {"p2p/network.py"}  # names what is awaited, and awaits nothing
 PURE_P2P = {
     f"p2p/{name}.py"
-    for name in ("names", "errors", "network", "frames", "addresses", "standing", "websocket")
+    for name in ("names", "errors", "network", "frames", "addresses", "standing", "loads", "websocket")
 }
 IMPURE_MODULES = {
     "time",
