@@ -1,10 +1,14 @@
-/** Byte strings: hex, joining, comparing, big-endian numbers. Hides that Uint8Array has none of these. */
+/** Byte strings: hex, text, joining, comparing, big-endian numbers. Hides that Uint8Array has none of these. */
 import { bytesToHex, hexToBytes, concatBytes } from '@noble/hashes/utils.js'
 
 export const toHex = bytesToHex
 export const fromHex = hexToBytes
 export const concat = concatBytes
 export const utf8 = (text) => new TextEncoder().encode(text)
+
+const TEXT = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+/** Throws where the bytes are no UTF-8. A U+FEFF at the start is text like any other. */
+export const fromUtf8 = (bytes) => TEXT.decode(bytes)
 
 /** Lexicographic, as a sort function. */
 export function compareBytes (a, b) {

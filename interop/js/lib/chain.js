@@ -3,13 +3,13 @@
  * fields of one record bind another: callers hand over records and blobs, and get them judged together.
  */
 import { equalBytes, toHex } from './bytes.js'
-import { decode, encode } from './codec.js'
+import { decodeList, encode } from './codec.js'
 import { must } from './errors.js'
 import { checkCommit } from './head.js'
 import { H } from './identity.js'
 import { LIMITS } from './limits.js'
-import { MerkleTree, merkleRoot, provesItem } from './merkle.js'
-import { checkRecord, checkSealed, hashOf, mustBeSigned } from './records.js'
+import { MerkleTree, provesItem } from './merkle.js'
+import { bytesMaxOf, checkRecord, checkSealed, hashOf, mustBeSigned } from './records.js'
 import { COUNT, HASH, any, list, open } from './schema.js'
 
 /** What the first batch and block stand on: the header in the place of a parent. */
@@ -18,50 +18,70 @@ export const rootOf = (genesis) => ({
   timestampMs: genesis.header.created_ms, history: new MerkleTree()
 })
 
-/** The form of a batch on its parent, with the blob of its actions. */
+/** The form of a batch on its parent, with the blob of its actions. @returns {number} how many actions it has */
 function checkForm (batch, actions, parent) {
   const { limits, worldId } = parent
   must(batch.world_id === worldId && batch.height === parent.height + 1, 'batch: is of another world or height')
   must(equalBytes(batch.prev_batch_hash, parent.batchHash), 'batch.prev_batch_hash: is not the parent\'s')
   must(batch.timestamp_ms >= parent.timestampMs, 'batch.timestamp_ms: is before its parent')
   must(actions.length <= limits.batch_bytes_max && equalBytes(H(actions), batch.actions_ref), 'batch.actions_ref: is of other bytes')
-  const values = list(any, 0, limits.batch_envelopes_max)(decode(actions, Infinity), 'actions')
   const hashes = new Set()
+  const tree = new MerkleTree()
   let count = 0
-  for (const value of values) {
+  for (const { value, bytes } of decodeList(actions, limits.envelope_bytes_max)) {
     const [envelope] = checkSealed('envelope', value)
     must(envelope.world_id === worldId, 'envelope.world_id: is another')
-    must(encode(value).length <= limits.envelope_bytes_max, 'envelope: larger than this world allows')
     hashes.add(toHex(hashOf('envelope', envelope)))
+    must(hashes.size === tree.push(bytes).count, 'actions: an envelope twice')
     count += envelope.actions.length
+    must(tree.count <= limits.batch_envelopes_max && count <= limits.batch_actions_max, 'actions: more than this world allows')
   }
-  must(hashes.size === values.length, 'actions: an envelope twice')
-  must(count <= limits.batch_actions_max, 'actions: more than this world allows')
-  must(values.length === batch.envelope_count, 'batch.envelope_count: is another')
-  must(equalBytes(merkleRoot(values.map(encode)), batch.actions_root), 'batch.actions_root: is another')
+  must(tree.count === batch.envelope_count, 'batch.envelope_count: is another')
+  must(equalBytes(tree.root(), batch.actions_root), 'batch.actions_root: is another')
+  return count
 }
 
-/** A batch and its commit, as far as the set of one epoch can tell: commits of earlier epochs are by certifiers that it does not name. */
-export function checkCommitted ([batch, seal], sealedCommit, set) {
+const proposes = (set, { proposer_id: proposer }) => set.proposers.some((key) => equalBytes(key, proposer))
+
+/** One height of a chain, in the epoch of its head: what the roots kept when it began, and what it ordered itself above that. */
+export function checkKept ({ height, batchHash }, batch, set) {
+  const kept = set.resume?.height ?? 0
+  must(height !== set.resume?.height || equalBytes(batchHash, set.resume.batch_hash), 'chain: is not the one that its epoch keeps')
+  if (height > kept) must(batch.epoch === set.epoch && proposes(set, batch), 'batch: is of another epoch, or by no proposer of it')
+}
+
+/**
+ * What get_batch gives, against the sets that are known: those of the genesis and of the head. Refuses what is false.
+ * @returns {boolean} whether it may be kept: without its epoch's set a commit says nothing
+ */
+export function checkCommitted ([batch, seal], sealedCommit, { authorities: first }, newest) {
   const [commit] = sealedCommit
   must(commit.world_id === batch.world_id && commit.height === batch.height && commit.term === batch.term &&
     equalBytes(commit.batch_hash, hashOf('batch', batch)), 'commit: is of another batch')
-  const current = commit.epoch === set.epoch
-  if (current) checkCommit(sealedCommit, set, batch.world_id)
-  else mustBeSigned('commit', sealedCommit)
-  const resumed = current && set.epoch > 0 && commit.height === set.resume.height
-  must(resumed || commit.epoch === batch.epoch, 'commit.epoch: is not the batch\'s')
-  must(!current || resumed || set.proposers.some((key) => equalBytes(key, batch.proposer_id)), 'batch.proposer_id: is no proposer of this epoch')
   // Where its seal is lost, a committed batch is believed for its commit.
   if (seal.some((byte) => byte !== 0)) mustBeSigned('batch', [batch, seal])
+  const set = [newest, first].find(({ epoch }) => epoch === commit.epoch)
+  if (set === undefined) return false
+  checkCommit(sealedCommit, set, batch.world_id)
+  const kept = newest.resume?.height ?? 0
+  must(set === newest ? commit.height >= kept : commit.height <= kept, 'commit: is void in the epoch of the head')
+  const resumed = set.resume?.height === commit.height
+  must(resumed || (commit.epoch === batch.epoch && proposes(set, batch)), 'batch: is of another epoch than its commit, or by a stranger')
+  return true
 }
 
-/** A list that a block names: canonical, of records of this kind, hashing to its reference and root. */
-function checkList (name, blob, ref, root) {
-  must(blob.length <= LIMITS.listBytes && equalBytes(H(blob), ref), `${name} list: is not the block's`)
-  const values = list(any, 0, Infinity)(decode(blob, Infinity), `${name} list`)
-  values.forEach((value) => checkRecord(name, value))
-  must(equalBytes(merkleRoot(values.map(encode)), root), `${name} list: another root`)
+/** How large a list of a block can be in a world: no action has more than one receipt, and one event. */
+export const listBytesMax = (name, limits) => Math.min(LIMITS.listBytes, 5 + limits.batch_actions_max * bytesMaxOf(name))
+
+/** A list that a block names: canonical, of so many records of this kind at most, hashing to its reference and root. */
+function checkList (name, blob, ref, root, countMax) {
+  must(equalBytes(H(blob), ref), `${name} list: is not the block's`)
+  const tree = new MerkleTree()
+  for (const { value, bytes } of decodeList(blob, bytesMaxOf(name))) {
+    checkRecord(name, value)
+    must(tree.push(bytes).count <= countMax, `${name} list: more than there are actions`)
+  }
+  must(equalBytes(tree.root(), root), `${name} list: another root`)
 }
 
 /**
@@ -71,7 +91,7 @@ function checkList (name, blob, ref, root) {
 export function checkHeight ({ block, batch, actions, receipts, events }, parent) {
   const batchHash = hashOf('batch', batch)
   const blockHash = hashOf('block', block)
-  checkForm(batch, actions, parent)
+  const count = checkForm(batch, actions, parent)
   must(block.world_id === parent.worldId && block.height === batch.height, 'block: is of another world or height')
   must(equalBytes(block.prev_block_hash, parent.blockHash), 'block.prev_block_hash: is not the parent\'s')
   must(equalBytes(block.batch_hash, batchHash), 'block.batch_hash: is another')
@@ -79,8 +99,8 @@ export function checkHeight ({ block, batch, actions, receipts, events }, parent
     'block: differs from its batch')
   must(block.manifest_hash === undefined, 'block.manifest_hash: is not in this version')
   must(equalBytes(block.history_root, parent.history.root()), 'block.history_root: is another')
-  checkList('receipt', receipts, block.receipts_ref, block.receipts_root)
-  checkList('event', events, block.journal_ref, block.event_root)
+  checkList('receipt', receipts, block.receipts_ref, block.receipts_root, count)
+  checkList('event', events, block.journal_ref, block.event_root, count)
   return { ...parent, height: block.height, batchHash, blockHash, timestampMs: block.timestamp_ms, history: parent.history.push(blockHash) }
 }
 
@@ -94,7 +114,8 @@ export function checkHeadBlock (block, head) {
 
 const PROVED_RECEIPT = open({ receipt: any, index: COUNT, count: COUNT, path: list(HASH, 0, 64) })
 export const RECEIPT_ANSWER = open({
-  head: any, head_block: any, block: any, history_path: list(HASH, 0, 64), receipts: list(PROVED_RECEIPT, 1, 64)
+  head: any, head_block: any, block: any, history_path: list(HASH, 0, 64), receipts: list(PROVED_RECEIPT, 1, 64),
+  'after?': PROVED_RECEIPT
 })
 
 /** An answer to get_receipt, on a head that passed the check. @returns {{block, receipts: object[]}} */
@@ -108,14 +129,21 @@ export function checkReceipts (answer, head, envelopeHash) {
     ? answer.history_path.length === 0
     : provesItem(headBlock.history_root, blockHash, block.height - 1, headBlock.height - 1, answer.history_path)
   must(inHistory, 'history_path: does not prove the block')
-  const receipts = answer.receipts.map((proved, i) => {
-    const receipt = checkRecord('receipt', proved.receipt)
-    must(equalBytes(receipt.envelope_hash, envelopeHash), 'receipt: is of another envelope')
-    must(proved.count === answer.receipts[0].count && proved.index === answer.receipts[0].index + i, 'receipts: are not neighbours')
-    must(provesItem(block.receipts_root, encode(receipt), proved.index, proved.count, proved.path), 'receipt: is not proved')
+  const { after } = answer
+  const neighbours = after === undefined ? answer.receipts : [...answer.receipts, after]
+  const [{ index: first, count }] = neighbours
+  const proved = neighbours.map(({ receipt: value, index, count: ofCount, path }, i) => {
+    const receipt = checkRecord('receipt', value)
+    must(ofCount === count && index === first + i, 'receipts: are not neighbours')
+    must(provesItem(block.receipts_root, encode(receipt), index, count, path), 'receipt: is not proved')
     return receipt
   })
+  const receipts = proved.slice(0, answer.receipts.length)
+  must(receipts.every((receipt) => equalBytes(receipt.envelope_hash, envelopeHash)), 'receipt: is of another envelope')
   const refused = receipts.length === 1 && receipts[0].index === undefined
   must(refused || receipts.every(({ index }, i) => index === i), 'receipts: are not those of one envelope')
+  // What stands behind the last shows that none was left out.
+  must((after === undefined) === (first + receipts.length === count), 'after: is missing, or there at the end of the list')
+  must(after === undefined || !equalBytes(proved.at(-1).envelope_hash, envelopeHash), 'after: is a receipt that was left out')
   return { block, receipts }
 }

@@ -2,7 +2,7 @@
  * Frames of /aw/rr/1: the first half of the section "Request / response" of docs/protocol.md. Hides varints and how frames lie in the
  * pieces that a stream delivers. No input or output here.
  */
-import { concat, utf8 } from './bytes.js'
+import { concat, fromUtf8, utf8 } from './bytes.js'
 import { Refused, must } from './errors.js'
 import { LIMITS } from './limits.js'
 
@@ -17,6 +17,8 @@ export const ERRORS = [
 ]
 export const CODE = Object.fromEntries(ERRORS.map((name, code) => [name?.slice('ERR_'.length), code]))
 const METHOD = /^[a-z_]{1,64}$/
+/** Length, type, id and method: with so many bytes a request says which it is. */
+const HEAD_BYTES_MAX = 3 + 1 + 5 + 1 + 64
 
 /** Bytes that are no frame; `id` where it can be told. */
 export class FrameError extends Refused {
@@ -89,7 +91,7 @@ function decodeFrame (bytes) {
 
 function readUtf8 (bytes, id) {
   try {
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
+    return fromUtf8(bytes)
   } catch {
     throw new FrameError('the message is no UTF-8', id)
   }
@@ -100,11 +102,21 @@ export class FrameSplitter {
   #bytes = new Uint8Array(4096)
   #start = 0
   #end = 0
+  #passing = 0 // bytes still to come of a frame that is passed over
+  #frameBytesMax
+
+  /** @param {number} [frameBytesMax] of a larger frame nothing is kept but what says which it is */
+  constructor (frameBytesMax = LIMITS.frameBytes) {
+    this.#frameBytesMax = frameBytesMax
+  }
 
   get held () { return this.#end - this.#start }
-  get isEmpty () { return this.held === 0 }
+  get isEmpty () { return this.held === 0 && this.#passing === 0 }
 
   push (piece) {
+    const passed = Math.min(this.#passing, piece.length)
+    this.#passing -= passed
+    piece = piece.subarray(passed)
     if (this.#end + piece.length > this.#bytes.length) {
       const held = this.#bytes.subarray(this.#start, this.#end)
       // Twice the need, so that many small pieces of a large frame are not copied each time.
@@ -118,18 +130,20 @@ export class FrameSplitter {
     this.#end += piece.length
   }
 
-  /** @returns the next whole frame, if there is one */
+  /** @returns the next whole frame, if there is one; or what is known of one that is `tooLarge`, as soon as it is */
   next () {
     const prefix = readVarint(this.#bytes, this.#start, this.#end, 3)
     if (prefix === undefined) return undefined
     const [length, from] = prefix
     if (length === 0) throw new FrameError('a length of zero')
     if (length > LIMITS.frameBytes) throw new FrameError(`a length of ${length}`, undefined, 'too_large')
-    if (from + length > this.#end) return undefined
-    this.#start = from + length
-    const frame = decodeFrame(this.#bytes.subarray(from, from + length))
-    if (this.isEmpty && this.#bytes.length > 65536) this.#bytes = new Uint8Array(4096)
-    if (this.isEmpty) this.#start = this.#end = 0
-    return frame
+    const tooLarge = length > this.#frameBytesMax
+    if (tooLarge ? this.held < HEAD_BYTES_MAX : from + length > this.#end) return undefined
+    this.#start = Math.min(from + length, this.#end)
+    this.#passing = from + length - this.#start
+    const frame = decodeFrame(this.#bytes.subarray(from, this.#start))
+    if (this.held === 0 && this.#bytes.length > 65536) this.#bytes = new Uint8Array(4096)
+    if (this.held === 0) this.#start = this.#end = 0
+    return tooLarge ? { ...frame, body: new Uint8Array(), tooLarge } : frame
   }
 }

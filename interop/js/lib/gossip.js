@@ -17,10 +17,11 @@ const EVIDENCE_ITEM = open({ kind: NAME, height: COUNT, content_hash: HASH })
 const CHECKS = {
   action (data, worldId, body) {
     must(data.length <= LIMITS.gossipActionBytes, 'action_message: larger than it may be')
-    for (const value of list(any, 1, 16)(decode(data, LIMITS.gossipActionItems), 'action_message')) {
-      const sealed = checkSealed('envelope', value)
+    const values = list(any, 1, 16)(decode(data, LIMITS.gossipActionItems), 'action_message')
+    // All are decoded before any is judged further: one of another version makes the message none of ours.
+    for (const sealed of values.map((value) => checkSealed('envelope', value))) {
       must(sealed[0].world_id === worldId, 'envelope.world_id: is another')
-      must(encode(value).length <= body.limits.envelope_bytes_max, 'envelope: larger than this world allows')
+      must(encode(sealed).length <= body.limits.envelope_bytes_max, 'envelope: larger than this world allows')
       mustBeSigned('envelope', sealed)
     }
   },

@@ -5,12 +5,16 @@ export const LIMITS = Object.freeze({
   proofBytes: 262_144, proofDepth: 64, valueInlineBytes: 256, bucketEntries: 16,
   // request / response
   frameBytes: 1_048_576, requestBytes: 65_536, errorMessageBytes: 1_024, partBytes: 262_144, answerPartsBytes: 67_108_864, blocksPerAnswer: 256,
+  answersWaitingBytes: 134_217_728, streamsPerPeer: 64,
   inFlightPerSession: 32, inFlightPerPeer: 64, inFlightTotal: 1_024, sessionQueueFrames: 64, sessionWriteBatchBytes: 65_536,
   requestFirstByteMs: 10_000, requestTotalMs: 30_000, handlerMs: 30_000, sessionIdleMs: 60_000,
   // gossip
   gossipBytes: 65_536, gossipActionBytes: 61_440, gossipActionItems: 8_192,
   // DHT
-  recordBytes: 8_192, recordsHeld: 4_096, providerKeysHeld: 65_536, providerRepublishMs: 300_000, dhtLookupMs: 15_000,
+  recordBytes: 8_192, recordsHeld: 4_096, providerKeysHeld: 65_536, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
+  providerRepublishMs: 300_000, dhtLookupMs: 15_000,
+  // heads
+  headSkewMs: 60_000,
   // connections
   dialMs: 5_000, livenessPeriodMs: 5_000, livenessTimeoutMs: 4_000, connections: 512, streamWindowBytes: 2_097_152
 })

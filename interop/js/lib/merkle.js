@@ -27,8 +27,6 @@ export class MerkleTree {
   }
 }
 
-export const merkleRoot = (items) => items.reduce((tree, item) => tree.push(item), new MerkleTree()).root()
-
 /** @returns {boolean} whether the item stands at this index of a tree of this count; index and count are what the caller knows */
 export function provesItem (root, item, index, count, path) {
   if (index >= count) return false

@@ -9,7 +9,7 @@ import { H, preimage } from './identity.js'
 import { LIMITS } from './limits.js'
 import {
   AMOUNT, CODE, COORDINATE, COUNT, HASH, HEIGHT, KEY_ID, NAME, SIGNATURE, VERSION, WORLD_ID,
-  anyMap, bool, byText, bytes, closed, int, list, oneOf, textOf, tuple
+  any, anyMap, bool, byText, bytes, closed, int, list, oneOf, textOf, tuple
 } from './schema.js'
 import { sign, verify } from './signature.js'
 
@@ -19,7 +19,14 @@ const same = (value, path) => (...keys) => keys.forEach((key) => {
   must(a instanceof Uint8Array ? equalBytes(a, b) : a === b, `${path}: ${key} differs`)
 })
 const keyIds = (min, max) => list(KEY_ID, min, max, compareBytes)
-const sealed = (type) => tuple(type, SIGNATURE)
+/** The signature is looked at first: without 64 bytes of it a record is malformed, whatever its version. */
+const sealed = (type) => {
+  const pair = tuple(any, SIGNATURE)
+  return (value, path) => {
+    const [record, signature] = pair(value, path)
+    return [type(record, path), signature]
+  }
+}
 
 const genesis = closed({
   v: VERSION, name: NAME, root_keys: keyIds(1, 8), root_threshold: int(1, 8), authorities_hash: HASH, body_hash: HASH, created_ms: COUNT
@@ -102,7 +109,7 @@ const fork = (type, order, ...equal) => closed({ v: VERSION, first: sealed(type)
 const TABLE = {
   genesis: [genesis, 1024],
   genesis_body: [genesisBody, 524288],
-  genesis_file: [closed({ v: VERSION, header: genesis, body: genesisBody, authorities }), 524288 + 1024 + 2048 + 64],
+  genesis_file: [closed({ v: VERSION, header: genesis, body: genesisBody, authorities }), 524288],
   authorities: [authorities, 2048],
   envelope: [envelope, 32768 - SEAL_BYTES, 'actor_id'],
   acceptance: [acceptance, 512, 'gateway_id'],
@@ -131,6 +138,8 @@ const TABLE = {
 }
 export const EVIDENCE_KINDS = new Set(['commit_fork', 'lease_fork', 'attestation_fork', 'authorities_fork', 'malformed_batch', 'wrong_root_proof'])
 
+export const bytesMaxOf = (name) => TABLE[name][1]
+
 /** Of a value already decoded: a record that stands inside of other bytes. */
 export function checkRecord (name, value) {
   const [type, max] = TABLE[name]
@@ -155,6 +164,13 @@ export function checkSealed (name, value) {
 export function decodeSealed (name, sealedBytes) {
   must(sealedBytes.length <= TABLE[name][1] + SEAL_BYTES, `${name}: larger than it may be`)
   return sealed(TABLE[name][0])(decode(sealedBytes), name)
+}
+
+/** Of the blob that is stored under a record's hash. */
+export function decodePreimage (name, blob) {
+  const domain = preimage(name, new Uint8Array())
+  must(equalBytes(blob.subarray(0, domain.length), domain), `${name}: the blob is of another kind`)
+  return decodeRecord(name, blob.subarray(domain.length))
 }
 
 export const preimageOf = (name, record) => preimage(name, encode(record))

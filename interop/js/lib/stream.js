@@ -7,9 +7,9 @@ import { Failure } from './errors.js'
 import { FrameSplitter } from './frames.js'
 import { LIMITS } from './limits.js'
 
-const HELD_MAX = LIMITS.frameBytes + 3
 /** Above this, js-yamux would send one DATA frame so large that py-libp2p closes the connection. */
 const UNSENT_MAX = 262_144
+const QUEUE_BYTES_MAX = 1_048_576
 const STALL_MS = 10_000
 const CLOSE_MS = 5_000
 
@@ -32,17 +32,19 @@ function eventOf (stream, names, timeoutMs) {
 
 export class FrameReader {
   #stream
-  #splitter = new FrameSplitter()
+  #splitter
   #wake = () => {}
   #end // undefined while open, then null for a clean end, or the error
   #frameSince = 0
 
-  constructor (stream) {
+  /** @param {number} [frameBytesMax] larger frames are passed over */
+  constructor (stream, frameBytesMax = LIMITS.frameBytes) {
     this.#stream = stream
+    this.#splitter = new FrameSplitter(frameBytesMax)
     stream.addEventListener('message', ({ data }) => {
       if (this.#splitter.isEmpty) this.#frameSince = Date.now()
       this.#splitter.push(data.subarray())
-      if (this.#splitter.held > HELD_MAX && stream.readStatus === 'readable') stream.pause()
+      if (this.#splitter.held > frameBytesMax + 3 && stream.readStatus === 'readable') stream.pause()
       this.#finishIfEnded()
       this.#wake()
     })
@@ -102,22 +104,34 @@ export class FrameReader {
 export class FrameWriter {
   #stream
   #queue = []
+  #bytes = 0 // in the queue, and of what was taken from it until the muxer has it
+  #waiting
   #pumping
   #error
   #room = []
 
-  constructor (stream) {
+  /** @param {{bytes: number}} [waiting] the sum of several writers */
+  constructor (stream, waiting = { bytes: 0 }) {
     this.#stream = stream
+    this.#waiting = waiting
   }
 
-  /** Resolves when there is room for a next frame, rejects when the stream is gone. */
+  /** Resolves when there was room for the frame, rejects when the stream is gone. */
   async write (frame) {
+    while (this.#error === undefined && !this.#hasRoom(frame)) await new Promise((resolve) => this.#room.push(resolve))
     if (this.#error !== undefined) throw this.#error
     this.#queue.push(frame)
+    this.#count(frame.length)
     this.#pumping ??= this.#pump()
-    if (this.#queue.length < LIMITS.sessionQueueFrames) return
-    await new Promise((resolve) => this.#room.push(resolve))
-    if (this.#error !== undefined) throw this.#error
+  }
+
+  #hasRoom (frame) {
+    return this.#queue.length < LIMITS.sessionQueueFrames && (this.#bytes === 0 || this.#bytes + frame.length <= QUEUE_BYTES_MAX)
+  }
+
+  #count (bytes) {
+    this.#bytes += bytes
+    this.#waiting.bytes += bytes
   }
 
   /** Resolves when all is with the muxer, or cannot be any more. */
@@ -130,14 +144,18 @@ export class FrameWriter {
     try {
       while (this.#queue.length > 0) {
         await turn()
-        for (const piece of pieces(this.#take())) {
+        const bytes = this.#take()
+        for (const piece of pieces(bytes)) {
           this.#stream.send(piece)
           await this.#drained()
         }
+        this.#count(-bytes.length)
+        this.#makeRoom()
       }
     } catch (error) {
       this.#error = error instanceof Failure ? error : gone(error.message)
       this.#queue = []
+      this.#count(-this.#bytes)
       this.#stream.abort(this.#error)
     } finally {
       this.#pumping = undefined
@@ -150,20 +168,20 @@ export class FrameWriter {
     let n = 0
     while (n < this.#queue.length && (n === 0 || bytes + this.#queue[n].length <= LIMITS.sessionWriteBatchBytes)) bytes += this.#queue[n++].length
     const frames = this.#queue.splice(0, n)
-    this.#makeRoom()
     return frames.length === 1 ? frames[0] : concat(...frames)
   }
 
   #makeRoom () {
-    if (this.#queue.length < LIMITS.sessionQueueFrames) for (const resolve of this.#room.splice(0)) resolve()
+    for (const resolve of this.#room.splice(0)) resolve()
   }
 
   /** The library's onDrain() waits only once in the life of a stream. */
   async #drained () {
+    const deadline = Date.now() + LIMITS.requestTotalMs
     while (this.#stream.writableNeedsDrain && this.#stream.writeBufferLength > UNSENT_MAX) {
       const before = this.#stream.writeBufferLength
       const moved = await eventOf(this.#stream, ['drain', 'close'], STALL_MS)
-      if (!moved && this.#stream.writeBufferLength === before) throw gone('the reader is too slow')
+      if (Date.now() > deadline || (!moved && this.#stream.writeBufferLength === before)) throw gone('the reader is too slow')
       if (this.#stream.writeStatus === 'closed') throw gone('the stream is closed')
     }
   }

@@ -47,7 +47,7 @@ export async function seededBytes (seed, size) {
  * @param {(method: string, body: Uint8Array, onPart: (part: Uint8Array) => void) => Promise<Uint8Array>} askParts
  * @returns {Promise<Uint8Array>} bytes of this hash; hashed as they come, so that no long pause blocks the peer
  */
-export async function fetchBlob (askParts, contentHash, length) {
+export async function fetchBlob (askParts, contentHash, { length, bytesMax = LIMITS.answerPartsBytes } = {}) {
   const hash = hasher()
   const parts = []
   let size = 0
@@ -55,6 +55,7 @@ export async function fetchBlob (askParts, contentHash, length) {
     hash.update(part)
     parts.push(part)
     size += part.length
+    must(size <= bytesMax, 'fetch_blob: larger than it may be')
   })
   must(LAST(decode(last), 'fetch_blob').size === size, 'fetch_blob: not as many bytes as were said')
   must(equalBytes(hash.digest(), contentHash), 'fetch_blob: bytes of another hash')

@@ -16,6 +16,7 @@ import { checkVectors } from './vectors.js'
 import { askHead, headOfWorld, mirror } from './worlds.js'
 
 const DEFAULT_MS = 10_000
+const TIMER_MS_MAX = 2 ** 31 - 1
 const STATE_ANSWER = open({ head: any, block: any, proof: bytes(1, LIMITS.proofBytes) })
 const RESULT = open({ outcome: oneOf('accepted', 'pooled', 'refused'), 'acceptance?': any, 'reason?': textOf(0, 64), 'message?': textOf(0, 512) })
 const SUBMIT_ANSWER = open({ results: list(RESULT, 1, 1) })
@@ -85,7 +86,7 @@ const COMMANDS = {
   }],
   fetch: [['peer', 'content_hash', 'length?', 'timeout_ms?'], async (peer, { peer: other, content_hash: contentHash, length, timeout_ms: timeoutMs }) => {
     const began = performance.now()
-    const blob = await fetchBlob(peer.asking(other, timeoutMs).askParts, contentHash, length)
+    const blob = await fetchBlob(peer.asking(other, timeoutMs).askParts, contentHash, { length })
     peer.blobs.set(contentHash, blob)
     return { size: blob.length, ms: Math.round(performance.now() - began) }
   }],
@@ -178,12 +179,24 @@ async function submit (peer, { peer: other, world_id: worldId, seed, ...fields }
 
 async function follow (peer, { world_id: worldId }) {
   let last = peer.worlds.get(worldId)?.head
-  peer.join(topicOf(worldId, 'head'), (data) => {
-    const head = headOfWorld(data, worldId)
+  let early // the first that is due of the heads that are dated too far ahead
+  let timer
+  const offer = (head) => {
     if (last !== undefined && compareHeads(head, last) <= 0) return
-    last = head
-    peer.emit({ event: 'head', world_id: worldId, height: head.height, block_hash: head.blockHash })
-  })
+    const waitMs = head.asOfMs - LIMITS.headSkewMs - Date.now()
+    if (waitMs <= 0) {
+      last = head
+      peer.emit({ event: 'head', world_id: worldId, height: head.height, block_hash: head.blockHash })
+    } else if (early === undefined || head.asOfMs < early.asOfMs) {
+      early = head
+      clearTimeout(timer)
+      timer = setTimeout(() => {
+        early = undefined
+        offer(head)
+      }, Math.min(waitMs, TIMER_MS_MAX)).unref()
+    }
+  }
+  peer.join(topicOf(worldId, 'head'), (data) => offer(headOfWorld(data, worldId)))
   return {}
 }
 

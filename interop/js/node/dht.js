@@ -1,13 +1,14 @@
 /**
  * The DHT: that section of docs/protocol.md, on the library's Kademlia. Hides where the library differs: it stores without select, takes
- * a provider key for a CID, and has no bounds.
+ * a provider key for a CID, looks through all that it has for the providers of one, and has no bounds.
  */
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
+import { peerIdFromCID } from '@libp2p/peer-id'
 import { Libp2pRecord } from '@libp2p/record'
 import { MemoryDatastore } from 'datastore-core'
 import { CID } from 'multiformats/cid'
 import * as Digest from 'multiformats/hashes/digest'
-import { equalBytes, utf8 } from '../lib/bytes.js'
+import { equalBytes, fromUtf8, utf8 } from '../lib/bytes.js'
 import { Failure, Refused, must } from '../lib/errors.js'
 import { checkHead, compareHeads } from '../lib/head.js'
 import { providerKey, worldOfHeadKey } from '../lib/identity.js'
@@ -18,8 +19,10 @@ const RAW = 0x55
 const BLAKE3 = 0x1e
 const RECORD = '/dht/record/'
 const PROVIDER = '/dht/provider/'
-/** Peers are told by strangers too. */
-const BOUNDS = [[RECORD, LIMITS.recordsHeld], [PROVIDER, LIMITS.providerKeysHeld], ['/peers/', 65_536]]
+const PEER = '/peers/' // strangers tell of them too
+const BOUNDS = [[RECORD, LIMITS.recordsHeld], [PROVIDER, LIMITS.providerKeysHeld], [PEER, 8_192]]
+const RATE_PERIOD_MS = 10_000
+const PEERS_PER_ANSWER = 20
 
 const cidOf = (contentHash) => CID.createV1(RAW, Digest.decode(providerKey(contentHash)))
 
@@ -38,10 +41,13 @@ function bestIndex (values) {
 }
 
 /**
- * The library's handler and its own put overwrite whatever is there: so the store itself refuses what is older, and what is too much.
+ * The library's handler and its own put overwrite whatever is there: so the store itself refuses what is older. Where too much is put,
+ * what was put or refreshed longest ago goes: a full store must not lock newcomers out.
  */
 class BoundedStore extends MemoryDatastore {
-  #counts = new Map(BOUNDS.map(([prefix]) => [prefix, 0]))
+  #shelves = new Map(BOUNDS.map(([prefix]) => [prefix, new Map()])) // keys by name, the oldest first
+  #providers = new Map() // the same for each content that has providers
+  isNeeded = () => false // what never goes by itself
 
   constructor (careless) {
     super()
@@ -49,26 +55,47 @@ class BoundedStore extends MemoryDatastore {
   }
 
   put (key, value, options) {
-    const bound = BOUNDS.find(([prefix]) => key.toString().startsWith(prefix))
-    if (bound === undefined) return super.put(key, value, options)
-    const [prefix, max] = bound
-    const old = this.data.get(key.toString())
-    if (old === undefined) {
-      must(this.#counts.get(prefix) < max, 'the store is full')
-      this.#counts.set(prefix, this.#counts.get(prefix) + 1)
-    } else if (prefix === RECORD && !this.careless) {
-      const [held, offered] = [old, value].map((record) => Libp2pRecord.deserialize(record).value)
+    const name = key.toString()
+    const [prefix, max] = boundOf(name)
+    if (prefix === undefined) return super.put(key, value, options)
+    if (prefix === RECORD && !this.careless && this.data.has(name)) {
+      const [held, offered] = [this.data.get(name), value].map((record) => Libp2pRecord.deserialize(record).value)
       must(bestIndex([held, offered]) === 1, 'an older head than the one that is held')
     }
-    return super.put(key, value, options)
+    this.delete(key)
+    super.put(key, value, options)
+    this.#place(key, this.#shelves.get(prefix), max)
+    if (prefix === PROVIDER) {
+      const content = parentOf(name)
+      if (!this.#providers.has(content)) this.#providers.set(content, new Map())
+      this.#place(key, this.#providers.get(content), LIMITS.providersPerKey)
+    }
+    return key
+  }
+
+  #place (key, shelf, max) {
+    shelf.set(key.toString(), key)
+    if (shelf.size <= max) return
+    for (const old of shelf.values()) if (!this.isNeeded(old.toString())) return this.delete(old)
   }
 
   delete (key, options) {
-    const bound = BOUNDS.find(([prefix]) => key.toString().startsWith(prefix))
-    if (bound !== undefined && this.data.has(key.toString())) this.#counts.set(bound[0], this.#counts.get(bound[0]) - 1)
+    const name = key.toString()
+    this.#shelves.get(boundOf(name)[0])?.delete(name)
+    const siblings = this.#providers.get(parentOf(name))
+    if (siblings?.delete(name) && siblings.size === 0) this.#providers.delete(parentOf(name))
     return super.delete(key, options)
   }
+
+  /** The providers of one key are asked for by anybody, so that not all that is held is looked through for them. */
+  query (query, options) {
+    if (!query.prefix?.startsWith(PROVIDER)) return super.query(query, options)
+    return [...this.#providers.get(query.prefix) ?? []].map(([name, key]) => ({ key, value: this.data.get(name) }))
+  }
 }
+
+const boundOf = (name) => BOUNDS.find(([prefix]) => name.startsWith(prefix)) ?? []
+const parentOf = (name) => name.slice(0, name.lastIndexOf('/'))
 
 /** Lets handlers that want a CID work on a blake3 multihash. */
 function onMultihash (handler) {
@@ -77,6 +104,52 @@ function onMultihash (handler) {
     if (message.key?.[0] !== BLAKE3) return await handle.call(handler, peer, message)
     const answer = await handle.call(handler, peer, { ...message, key: CID.createV1(RAW, Digest.decode(message.key)).bytes })
     return answer && { ...answer, key: message.key }
+  }
+}
+
+/** What one peer puts and provides is counted. */
+function limitRate (handlers) {
+  const counts = new Map()
+  let began = 0
+  for (const handler of handlers) {
+    const { handle } = handler
+    handler.handle = async (peer, message) => {
+      if (Date.now() - began >= RATE_PERIOD_MS) {
+        counts.clear()
+        began = Date.now()
+      }
+      const count = (counts.get(peer.toString()) ?? 0) + 1
+      counts.set(peer.toString(), count)
+      must(count <= LIMITS.addProviderPer10s, 'too many puts of one peer')
+      return await handle.call(handler, peer, message)
+    }
+  }
+}
+
+/** Of what one answer tells about peers not more is taken than an honest one has. */
+function boundAnswers (network) {
+  const { sendRequest } = network
+  const few = (peers) => peers.slice(0, PEERS_PER_ANSWER)
+    .map((peer) => ({ ...peer, multiaddrs: peer.multiaddrs.slice(0, LIMITS.addrsPerPeer) }))
+  network.safeDispatchEvent = () => false // here the library tells of all of them
+  network.sendRequest = async function * (...request) {
+    for await (const event of sendRequest.apply(network, request)) {
+      if (event.name === 'PEER_RESPONSE') {
+        Object.assign(event, { closer: few(event.closer), providers: few(event.providers) })
+        for (const detail of [...event.closer, ...event.providers]) network.dispatchEvent(new CustomEvent('peer', { detail }))
+      }
+      yield event
+    }
+  }
+}
+
+/** The library fails to answer where it has forgotten the addresses of one provider. */
+function passOverForgotten (providers, peerStore) {
+  const getProviders = providers.getProviders.bind(providers)
+  providers.getProviders = async (...question) => {
+    const found = await getProviders(...question)
+    const isKnown = await Promise.all(found.map((peerId) => peerStore.has(peerId)))
+    return found.filter((_, i) => isKnown[i])
   }
 }
 
@@ -92,12 +165,21 @@ export const kademlia = (careless) => (components) => {
     peerInfoMapper: passthroughMapper,
     maxInboundStreams: 256,
     maxOutboundStreams: 256,
-    validators: { aw: async (key, value) => { if (!careless) checkRecord(new TextDecoder().decode(key), value) } },
+    validators: { aw: async (key, value) => { if (!careless) checkRecord(fromUtf8(key), value) } },
     selectors: { aw: (_, values) => bestIndex(values) }
   })(components)
   delete kad.validators.pk // only heads are kept here
-  onMultihash(kad.rpc.handlers.ADD_PROVIDER)
-  onMultihash(kad.rpc.handlers.GET_PROVIDERS)
+  const { ADD_PROVIDER: addProvider, GET_PROVIDERS: getProviders, PUT_VALUE: putValue } = kad.rpc.handlers
+  onMultihash(addProvider)
+  onMultihash(getProviders)
+  limitRate([addProvider, putValue])
+  boundAnswers(kad.network)
+  passOverForgotten(kad.providers, components.peerStore)
+  components.datastore.isNeeded = (name) => {
+    if (!name.startsWith(PEER)) return false
+    const peerId = peerIdFromCID(CID.parse(name.slice(PEER.length)))
+    return peerId.equals(components.peerId) || components.connectionManager.getConnections(peerId).length > 0
+  }
   return kad
 }
 

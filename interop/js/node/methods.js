@@ -85,8 +85,7 @@ export function methodsOf (blobs, worlds) {
     get_batch: {
       async handle (body) {
         const { world_id: worldId, height } = BATCH(body, 'get_batch')
-        const { batch, commit } = held(world(worldId).heights[height - 1])
-        return { batch, commit }
+        return held(held(world(worldId).heights[height - 1]).seals)
       }
     },
 

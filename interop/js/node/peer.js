@@ -14,6 +14,8 @@ import { RrServer } from './server.js'
 import { Worlds } from './worlds.js'
 
 const DEFAULT_MS = 10_000
+/** The session, requests for parts, and streams that the other side has not seen end yet are streams of a peer too. */
+const ONE_SHOTS_AT_ONCE = LIMITS.streamsPerPeer - 16
 const IDENTIFY_POLL_MS = 20
 const unreachable = (error) => error instanceof Failure ? error : new Failure('stream', error.message)
 
@@ -111,7 +113,7 @@ export class Peer {
   /** @returns {Promise<Uint8Array>} the body of the answer */
   async ask (peer, method, body, { oneShot = false, timeoutMs = DEFAULT_MS } = {}) {
     if (oneShot) {
-      if (!this.#lanes.has(peer)) this.#lanes.set(peer, new Semaphore(LIMITS.inFlightPerPeer))
+      if (!this.#lanes.has(peer)) this.#lanes.set(peer, new Semaphore(ONE_SHOTS_AT_ONCE))
       return await this.#lanes.get(peer).run(async () => askOnce(await this.openStream(peer, timeoutMs), method, body, timeoutMs))
     }
     return await (await this.#session(peer, timeoutMs)).ask(method, body, timeoutMs)

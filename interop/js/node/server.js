@@ -11,9 +11,8 @@ import { LIMITS } from '../lib/limits.js'
 import { anyMap } from '../lib/schema.js'
 import { FrameReader, FrameWriter } from '../lib/stream.js'
 
-const LARGE_METHODS = new Set(['submit_actions', 'commit_batch', 'execute_batch'])
 const BUSY_RETRY_MS = 100
-const STREAMS_PER_PEER = 1_024
+const STREAMS_MAX = 16_384
 
 /** What a method throws to answer with an error frame. */
 export class RpcError extends Error {
@@ -63,7 +62,8 @@ class Meter {
 export class RrServer {
   #methods
   #requests = new Meter(LIMITS.inFlightPerPeer, LIMITS.inFlightTotal)
-  #streams = new Meter(STREAMS_PER_PEER, 16 * STREAMS_PER_PEER)
+  #streams = new Meter(LIMITS.streamsPerPeer, STREAMS_MAX)
+  #waiting = { bytes: 0 } // of answers that are not read yet
 
   constructor (methods) {
     this.#methods = methods
@@ -73,7 +73,7 @@ export class RrServer {
   serve = async (stream, { remotePeer }) => {
     const peer = remotePeer.toString()
     if (!this.#streams.enter(peer)) return stream.abort(new Failure('stream', 'too many streams'))
-    const session = { stream, peer, writer: new FrameWriter(stream), inFlight: new Set(), cancel: new AbortController(), parts: false }
+    const session = { stream, peer, writer: new FrameWriter(stream, this.#waiting), inFlight: new Set(), cancel: new AbortController(), parts: false }
     setMaxListeners(LIMITS.inFlightPerSession, session.cancel.signal)
     try {
       await this.#converse(session)
@@ -87,7 +87,8 @@ export class RrServer {
 
   async #converse (session) {
     const { stream, writer, inFlight } = session
-    const reader = new FrameReader(stream)
+    // Nothing that is served here takes a larger request.
+    const reader = new FrameReader(stream, LIMITS.requestBytes)
     const running = new Set()
     for (let idleMs = LIMITS.requestFirstByteMs; ; idleMs = LIMITS.sessionIdleMs) {
       let frame
@@ -99,9 +100,9 @@ export class RrServer {
         throw error
       }
       if (frame === undefined) break
-      const { type, id, method, body } = frame
+      const { type, id, method, tooLarge } = frame
       if (type !== REQUEST || inFlight.has(id) || session.parts) return await this.#breakOff(writer, id, 'a frame that may not come here')
-      const refusal = this.#refusal(session, method, body)
+      const refusal = this.#refusal(session, method, tooLarge)
       if (refusal !== undefined) {
         await writer.write(errorFrame(id, refusal))
         continue
@@ -121,15 +122,15 @@ export class RrServer {
   }
 
   /** Why a request is not taken up; takes a place for it where it is. */
-  #refusal ({ peer, inFlight }, method, body) {
+  #refusal ({ peer, inFlight }, method, tooLarge) {
     if (!Object.hasOwn(this.#methods, method)) return new RpcError(CODE.UNSUPPORTED, `no method ${method}`)
-    if (body.length > LIMITS.requestBytes && !LARGE_METHODS.has(method)) return new RpcError(CODE.BAD_REQUEST, 'a request larger than it may be')
+    if (tooLarge) return new RpcError(CODE.BAD_REQUEST, 'a request larger than it may be')
     if (this.#methods[method].parts && inFlight.size > 0) return new RpcError(CODE.BAD_REQUEST, `${method} needs a stream of its own`)
-    if (inFlight.size >= LIMITS.inFlightPerSession || !this.#requests.enter(peer)) {
-      return new RpcError(CODE.BUSY, 'too many requests in flight', { retryAfterMs: BUSY_RETRY_MS })
-    }
+    const isFull = inFlight.size >= LIMITS.inFlightPerSession || this.#waiting.bytes > LIMITS.answersWaitingBytes
+    if (isFull || !this.#requests.enter(peer)) return new RpcError(CODE.BUSY, 'too much at once', { retryAfterMs: BUSY_RETRY_MS })
   }
 
+  /** A request holds its place until there was room for its answer; one for parts until all of them are read. */
   async #answer ({ stream, peer, writer, inFlight, cancel, parts }, { id, method, body }) {
     const context = {
       raw: body,
@@ -137,23 +138,27 @@ export class RrServer {
       part: (bytes) => writer.write(encodeFrame({ type: PART, id, body: bytes })),
       reset: (reason) => writer.reset(reason)
     }
-    let frame
     try {
-      const { handle, timeoutMs = LIMITS.handlerMs } = this.#methods[method]
-      const value = await inTime(handle(anyMap(decode(body), 'body'), context), timeoutMs)
-      frame = encodeFrame({ type: ANSWER, id, body: value instanceof Uint8Array ? value : encode(value) })
-    } catch (error) {
-      if (error.kind === 'stream' || cancel.signal.aborted) return // nobody is left to be answered
-      frame = errorFrame(id, error)
-    } finally {
-      this.#requests.leave(peer)
-    }
-    inFlight.delete(id)
-    try {
+      const frame = await this.#frameFor(id, method, body, context)
+      if (parts) cancel.abort() // a handler that took too long would go on
       await writer.write(frame)
       if (parts) await writer.close()
     } catch (error) {
       stream.abort(error)
+    } finally {
+      inFlight.delete(id)
+      this.#requests.leave(peer)
+    }
+  }
+
+  async #frameFor (id, method, body, context) {
+    try {
+      const { handle, timeoutMs = LIMITS.handlerMs } = this.#methods[method]
+      const value = await inTime(handle(anyMap(decode(body), 'body'), context), timeoutMs)
+      return encodeFrame({ type: ANSWER, id, body: value instanceof Uint8Array ? value : encode(value) })
+    } catch (error) {
+      if (error.kind === 'stream' || context.signal.aborted) throw error // nobody is left to be answered
+      return errorFrame(id, error)
     }
   }
 }

@@ -3,18 +3,20 @@
  * head down, checked from its genesis up, and held.
  */
 import { equalBytes, toHex } from '../lib/bytes.js'
-import { checkCommitted, checkHeadBlock, checkHeight, rootOf } from '../lib/chain.js'
+import { checkCommitted, checkHeadBlock, checkHeight, checkKept, listBytesMax, rootOf } from '../lib/chain.js'
 import { decode, encode } from '../lib/codec.js'
 import { Failure, must } from '../lib/errors.js'
+import { CODE } from '../lib/frames.js'
 import { checkGenesis, checkHead } from '../lib/head.js'
 import { LIMITS } from '../lib/limits.js'
-import { checkRecord, checkSealed, hashOf, preimageOf } from '../lib/records.js'
+import { bytesMaxOf, checkRecord, checkSealed, decodePreimage, hashOf, preimageOf } from '../lib/records.js'
 import { any, list, open } from '../lib/schema.js'
 import { fetchBlob } from './blobs.js'
 
 const GENESIS_ANSWER = open({ genesis: any })
 const HEAD_ANSWER = open({ 'head?': any })
 const BATCH_ANSWER = open({ batch: any, commit: any })
+const PREIMAGE_BYTES_MAX = bytesMaxOf('batch') + 'aw/batch/1'.length + 1
 
 export class Worlds {
   #worlds = new Map()
@@ -54,14 +56,16 @@ export async function mirror (worlds, blobs, { ask, askParts }, worldId) {
   const head = await askHead(ask, worldId)
   const blocks = await blocksDown(askParts, worldId, head)
   let below = rootOf(genesis)
+  checkKept(below, undefined, head.set)
   const heights = []
   const byHash = new Map()
   for (const block of blocks) {
-    const height = await fetchHeight({ ask, askParts }, block)
+    const height = await fetchHeight({ ask, askParts }, block, genesis)
     below = checkHeight(height, below)
-    checkCommitted(height.sealedBatch, height.sealedCommit, head.set)
+    checkKept(below, height.batch, head.set)
+    const isCommitted = height.seals !== undefined && checkCommitted(height.seals.batch, height.seals.commit, genesis, head.set)
     for (const blob of [preimageOf('block', block), preimageOf('batch', height.batch), height.actions, height.receipts, height.events]) blobs.put(blob)
-    heights.push({ block, batch: height.sealedBatch, commit: height.sealedCommit })
+    heights.push({ block, seals: isCommitted ? height.seals : undefined })
     byHash.set(toHex(below.blockHash), heights.at(-1))
   }
   return Object.assign(worlds.know(genesisBytes), { heights, byHash, head })
@@ -89,12 +93,26 @@ async function blocksDown (askParts, worldId, head) {
   return blocks.reverse()
 }
 
-async function fetchHeight ({ ask, askParts }, block) {
-  const answer = BATCH_ANSWER(decode(await ask('get_batch', encode({ world_id: block.world_id, height: block.height }))), 'get_batch')
-  const sealedBatch = checkSealed('batch', answer.batch)
-  const sealedCommit = checkSealed('commit', answer.commit)
-  const [batch] = sealedBatch
-  must(equalBytes(hashOf('batch', batch), block.batch_hash), 'get_batch: is not the block\'s')
-  const [actions, receipts, events] = await Promise.all([batch.actions_ref, block.receipts_ref, block.journal_ref].map((ref) => fetchBlob(askParts, ref)))
-  return { block, batch, sealedBatch, sealedCommit, actions, receipts, events }
+async function fetchHeight ({ ask, askParts }, block, { body: { limits } }) {
+  const seals = await fetchSeals(ask, block)
+  const fetch = (ref, bytesMax) => fetchBlob(askParts, ref, { bytesMax })
+  const batch = seals?.batch[0] ?? decodePreimage('batch', await fetch(block.batch_hash, PREIMAGE_BYTES_MAX))
+  must(equalBytes(hashOf('batch', batch), block.batch_hash), 'batch: is not the block\'s')
+  const [actions, receipts, events] = await Promise.all([
+    fetch(batch.actions_ref, limits.batch_bytes_max),
+    fetch(block.receipts_ref, listBytesMax('receipt', limits)),
+    fetch(block.journal_ref, listBytesMax('event', limits))
+  ])
+  return { block, batch, seals, actions, receipts, events }
+}
+
+/** The sealed batch and commit of a height; undefined where a peer keeps those of the last heights only, or never had them. */
+async function fetchSeals (ask, { world_id: worldId, height }) {
+  try {
+    const { batch, commit } = BATCH_ANSWER(decode(await ask('get_batch', encode({ world_id: worldId, height }))), 'get_batch')
+    return { batch: checkSealed('batch', batch), commit: checkSealed('commit', commit) }
+  } catch (error) {
+    if (error.kind === 'rr' && error.fields.code === CODE.NOT_FOUND) return undefined
+    throw error
+  }
 }
