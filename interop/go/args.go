@@ -86,6 +86,16 @@ func (a *args) count(k string, otherwise ...int64) int64 {
 	return n
 }
 
+// upTo is a count of at most so many.
+func (a *args) upTo(k string, most int64, otherwise ...int64) int64 {
+	n := a.count(k, otherwise...)
+	if n > most {
+		a.fail("%s is above %d", k, most)
+		return 0
+	}
+	return n
+}
+
 func (a *args) peer(k string) peer.ID {
 	p, err := peer.Decode(a.text(k))
 	if err != nil {

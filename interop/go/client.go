@@ -7,12 +7,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"aw/interop/share"
 )
 
 const (
@@ -37,15 +40,21 @@ func ioError(err error) error {
 }
 
 type client struct {
-	host host.Host
+	host    host.Host
+	streams *share.Share // beside the session, together no more than a peer serves
 
 	mu       sync.Mutex
 	sessions map[peer.ID]*session
 }
 
+func newClient(h host.Host) *client {
+	return &client{host: h, streams: share.New(streamsPeer-1, math.MaxInt), sessions: map[peer.ID]*session{}}
+}
+
 type session struct {
 	w      *frameWriter
 	cancel func()
+	places chan struct{} // in flight; the others wait
 
 	mu      sync.Mutex
 	next    uint32
@@ -68,8 +77,16 @@ func (c *client) call(ctx context.Context, p peer.ID, method string, body []byte
 		return nil, err
 	}
 	defer s.forget(id)
-	if err := s.w.push((&frame{kind: frameRequest, id: id, method: method, body: body}).encode()); err != nil {
-		return nil, &streamError{err}
+	select {
+	case s.places <- struct{}{}:
+		defer func() { <-s.places }()
+	case <-s.w.ctx.Done():
+		return nil, &streamError{errEnded}
+	case <-ctx.Done():
+		return nil, ioError(ctx.Err())
+	}
+	if err := s.w.push(ctx, (&frame{kind: frameRequest, id: id, method: method, body: body}).encode()); err != nil {
+		return nil, err
 	}
 	select {
 	case f := <-answer:
@@ -129,7 +146,8 @@ func (c *client) enter(ctx context.Context, p peer.ID) (*session, uint32, chan *
 
 func newSession(stream network.Stream) *session {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &session{w: newFrameWriter(ctx, cancel, stream), cancel: cancel, next: 1, waiting: map[uint32]chan *frame{}}
+	return &session{w: newFrameWriter(ctx, cancel, stream), cancel: cancel, places: make(chan struct{}, inFlightSession),
+		next: 1, waiting: map[uint32]chan *frame{}}
 }
 
 func (s *session) enter() (uint32, chan *frame, error) {
@@ -203,8 +221,12 @@ func (c *client) oneShot(ctx context.Context, p peer.ID, method string, body []b
 	return answer, err
 }
 
-// parts does the same with a parts method: take gets each part, total counts their bytes.
+// parts does the same with a parts method: take gets each part, total counts their bytes. The context has a deadline.
 func (c *client) parts(ctx context.Context, p peer.ID, method string, body []byte, take func([]byte) error) (last []byte, total int, err error) {
+	if until, _ := ctx.Deadline(); !c.streams.Await(p, time.Until(until)) {
+		return nil, 0, ioError(context.DeadlineExceeded)
+	}
+	defer c.streams.Give(p)
 	s, err := openStream(ctx, c.host, p)
 	if err != nil {
 		return nil, 0, err
@@ -246,7 +268,7 @@ func (c *client) sendRaw(ctx context.Context, p peer.ID, data []byte) (answer []
 		return nil, "", err
 	}
 	defer s.Reset()
-	if err := s.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+	if err := s.SetWriteDeadline(time.Now().Add(frameTime)); err != nil {
 		return nil, "", ioError(err)
 	}
 	if _, err := s.Write(data); err != nil && !errors.Is(err, network.ErrReset) {

@@ -12,8 +12,7 @@ import (
 
 const (
 	frameMax       = 1 << 20
-	requestMax     = 64 << 10 // of the methods that are served here
-	requestHeadMax = 71       // type, id, length of the method, method
+	requestMax     = 64 << 10 // of all methods but a few, none of which is served here
 	partMax        = 256 << 10
 	answerPartsMax = 64 << 20
 	idMax          = 1<<32 - 1

@@ -58,13 +58,21 @@ func checkActionMessage(world string, envelopeMax int, data []byte) error {
 	if err != nil {
 		return err
 	}
-	return list(1, 16, func(v any) error {
-		size := len(encode(v))
-		if err := cmp.Or(refuseIf(size > envelopeMax, "envelope: %d bytes, at most %d", size, envelopeMax), sealed("envelope")(v)); err != nil {
+	// All are decoded before any is judged further: so every relay meets the same fault first.
+	if err := list(1, 16, sealed("envelope"))(v); err != nil {
+		return err
+	}
+	for _, e := range v.([]any) {
+		size := len(encode(e))
+		err = cmp.Or(err, ofWorld(world, body(e)), refuseIf(size > envelopeMax, "envelope: %d bytes, at most %d", size, envelopeMax))
+	}
+	for _, e := range v.([]any) {
+		if err != nil {
 			return err
 		}
-		return cmp.Or(ofWorld(world, body(v)), verifySeal("envelope", v))
-	})(v)
+		err = verifySeal("envelope", e)
+	}
+	return err
 }
 
 func checkBatchMessage(world string, _ int, data []byte) error {

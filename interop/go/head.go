@@ -51,6 +51,14 @@ func checkHead(raw []byte, world string) (*head, error) {
 	return h, err
 }
 
+// checkBlock: the block is the one that the head vouches for.
+func (h *head) checkBlock(block dict) error {
+	c := h.commit()
+	other := !bytes.Equal(recordHash("block", block), h.blockHash()) || block["height"] != c["height"] || block["term"] != c["term"] ||
+		!bytes.Equal(block.bytes("batch_hash"), c.bytes("batch_hash"))
+	return cmp.Or(ofWorld(h.world, block), refuseIf(other, "the block is not the head's"))
+}
+
 // checkResume holds an epoch's commits to the chain that the epoch keeps.
 func checkResume(set, commit dict) error {
 	if !set.has("resume") {

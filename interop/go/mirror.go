@@ -92,7 +92,19 @@ func (n *node) blocksTo(ctx context.Context, p peer.ID, w *world, h *head) ([]di
 		}
 		want = blocks[i].bytes("prev_block_hash")
 	}
-	return blocks, nil
+	return blocks, cmp.Or(h.checkBlock(blocks[len(blocks)-1]), checkKept(w, h, blocks))
+}
+
+// checkKept: the chain is the one that the head's epoch keeps.
+func checkKept(w *world, h *head, blocks []dict) error {
+	if !h.set().has("resume") {
+		return nil
+	}
+	at, kept := h.set().dict("resume"), firstLink(w.genesis.dict("header")).batchHash
+	if n := at.int("height"); n > 0 { // and at most the head's, which checkHead has seen to
+		kept = blocks[n-1].bytes("batch_hash")
+	}
+	return refuseIf(!bytes.Equal(kept, at.bytes("batch_hash")), "the chain is not the one that its epoch keeps")
 }
 
 // fetchHeight fetches what one block names, and checks it as the next link.
@@ -135,17 +147,32 @@ func (n *node) fetchSeals(ctx context.Context, p peer.ID, w *world, batch dict, 
 	commit := body(a["commit"])
 	other := !bytes.Equal(recordHash("batch", body(a["batch"])), recordHash("batch", batch)) || commit.int("term") != batch.int("term")
 	err = cmp.Or(refuseIf(other, "get_batch: another batch or term"), names(commit, "batch", batch))
-	// Sets between the first and the head's are not known here; their batches are bound by the links alone.
-	for _, set := range []dict{w.genesis.dict("authorities"), w.head.set()} {
-		if set.int("epoch") != commit.int("epoch") {
-			continue
-		}
-		err = cmp.Or(err, checkCommit(set, w.id, a["commit"]))
-		if commit.int("epoch") == batch.int("epoch") { // else the last batch of an older epoch, certified anew
-			stranger := !contains(set.list("proposers"), batch.bytes("proposer_id"))
-			err = cmp.Or(err, refuseIf(stranger, "get_batch: the proposer is not of the set"), verifySeal("batch", a["batch"]))
-		}
+	// A committed batch whose seal nobody kept has zeros in its place, and is believed for its commit.
+	if signature := a.list("batch")[1].([]byte); !bytes.Equal(signature, make([]byte, 64)) {
+		err = cmp.Or(err, verifySeal("batch", a["batch"]))
 	}
+	set, resumed := w.inForce(commit)
+	if set == nil || err != nil {
+		return err // without its set a commit says nothing: it is not kept, the batch being known by its hash
+	}
+	// The batch from which an epoch resumes may be of an older one, and its proposer of no set any more.
+	stranger := commit["epoch"] != batch["epoch"] || !contains(set.list("proposers"), batch.bytes("proposer_id"))
 	of.batch, of.commit = a["batch"], a["commit"]
-	return err
+	return cmp.Or(checkCommit(set, w.id, a["commit"]), refuseIf(stranger && !resumed, "get_batch: the proposer is not of the set"))
+}
+
+// inForce gives the set that may have certified a commit, nil where it is not known here: the head's from where it
+// resumes, and that of the genesis up to there. resumed: the epoch resumes from just this height.
+func (w *world) inForce(commit dict) (set dict, resumed bool) {
+	first, newest, from := w.genesis.dict("authorities"), w.head.set(), int64(0)
+	if newest.has("resume") {
+		from = newest.dict("resume").int("height")
+	}
+	switch at := commit.int("height"); {
+	case commit["epoch"] == newest["epoch"] && at >= from:
+		return newest, at == from
+	case commit["epoch"] == first["epoch"] && at <= from:
+		return first, false
+	}
+	return nil, false
 }

@@ -103,7 +103,7 @@ func newNode(ctx context.Context, key ed25519.PrivateKey, listen []string, carel
 		return nil, err
 	}
 	n := &node{host: h, careless: careless, out: out, blobs: &blobs{held: map[string][]byte{}}, worlds: map[string]*world{},
-		rr: &client{host: h, sessions: map[peer.ID]*session{}}}
+		rr: newClient(h)}
 	changes, err := h.EventBus().Subscribe(new(event.EvtPeerConnectednessChanged), eventbus.BufSize(1024))
 	if err != nil {
 		return nil, err
@@ -115,7 +115,7 @@ func newNode(ctx context.Context, key ed25519.PrivateKey, listen []string, carel
 	if n.dht, err = newDHT(ctx, n); err != nil {
 		return nil, err
 	}
-	h.SetStreamHandler(rrProtocol, (&server{node: n, peers: map[peer.ID]int{}}).serve)
+	h.SetStreamHandler(rrProtocol, newServer(n).serve)
 	go n.watch(ctx)
 	return n, nil
 }

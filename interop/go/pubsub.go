@@ -5,15 +5,21 @@ package main
 import (
 	"context"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	pb "github.com/libp2p/go-libp2p-pubsub/pb"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-const headSkew = time.Minute // a head dated further ahead is not for now
+const (
+	headSkew  = time.Minute // a head dated further ahead is not for now
+	topicsMax = 256         // of one peer
+)
 
 var ourTopics = regexp.MustCompile(`\Aaw\.[a-z2-7]{32}\.[a-z]{1,16}\z`)
 
@@ -29,15 +35,65 @@ type gossip struct {
 // newGossip floods what this node publishes to all known subscribers: until the first heartbeat after a
 // join the mesh is empty, and what is published then would reach nobody.
 func newGossip(ctx context.Context, n *node) (*gossip, error) {
+	net := n.host.Network()
+	connected := func(p peer.ID) bool { return net.Connectedness(p) == network.Connected }
+	subscribed := &subscriptions{SubscriptionFilter: pubsub.NewRegexpSubscriptionFilter(ourTopics), connected: connected,
+		of: map[peer.ID]map[string]bool{}}
 	ps, err := pubsub.NewGossipSub(ctx, n.host,
 		pubsub.WithGossipSubProtocols([]protocol.ID{pubsub.GossipSubID_v11}, pubsub.GossipSubDefaultFeatures),
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictSign), pubsub.WithFloodPublish(true),
 		pubsub.WithPeerOutboundQueueSize(2048), pubsub.WithValidateQueueSize(4096),
-		pubsub.WithSubscriptionFilter(pubsub.WrapLimitSubscriptionFilter(pubsub.NewRegexpSubscriptionFilter(ourTopics), 256)))
+		pubsub.WithSubscriptionFilter(pubsub.WrapLimitSubscriptionFilter(subscribed, topicsMax)))
 	if err != nil {
 		return nil, err
 	}
+	net.Notify(&network.NotifyBundle{DisconnectedF: func(_ network.Network, c network.Conn) { subscribed.gone(c.RemotePeer()) }})
 	return &gossip{node: n, ps: ps, topics: map[string]*pubsub.Topic{}, followed: map[string]*head{}}, nil
+}
+
+// subscriptions bounds the topics of a peer in all: the library has a limit for each message alone.
+type subscriptions struct {
+	pubsub.SubscriptionFilter
+	connected func(peer.ID) bool
+
+	mu sync.Mutex
+	of map[peer.ID]map[string]bool
+}
+
+func (s *subscriptions) FilterIncomingSubscriptions(p peer.ID, subs []*pb.RPC_SubOpts) ([]*pb.RPC_SubOpts, error) {
+	subs, err := s.SubscriptionFilter.FilterIncomingSubscriptions(p, subs)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	topics := s.of[p]
+	if topics == nil {
+		topics = map[string]bool{}
+	}
+	if s.connected(p) { // else nobody would take it out again
+		s.of[p] = topics
+	}
+	return slices.DeleteFunc(subs, func(sub *pb.RPC_SubOpts) bool {
+		name := sub.GetTopicid()
+		switch {
+		case !sub.GetSubscribe():
+			delete(topics, name)
+		case !topics[name] && len(topics) >= topicsMax:
+			return true
+		default:
+			topics[name] = true
+		}
+		return false
+	}), nil
+}
+
+func (s *subscriptions) gone(p peer.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.connected(p) {
+		delete(s.of, p)
+	}
 }
 
 // topic joins a topic of a known world without subscribing to it.

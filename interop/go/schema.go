@@ -52,7 +52,7 @@ var table = map[string]*shape{
 		fields: "v name root_keys root_threshold authorities_hash body_hash created_ms"},
 	"genesis_body": {max: 524288, also: genesisBodyRules,
 		fields: "bounds:@bounds max_move_cm resource_kinds balances limits:@limits checkpoint_interval max_block_gap_ms admission"},
-	"genesis_file": {max: 524288 + 1024 + 2048 + 64, also: genesisFileRules,
+	"genesis_file": {max: 524288, also: genesisFileRules,
 		fields: "v header:@genesis body:@genesis_body authorities:@authorities"},
 	"bounds": {fields: "x_min_cm x_max_cm y_min_cm y_max_cm z_min_cm z_max_cm"},
 	"limits": {fields: "batch_envelopes_max batch_actions_max batch_bytes_max envelope_bytes_max block_fuel_max " +
@@ -103,14 +103,15 @@ var table = map[string]*shape{
 	"get_batch.request":      {fields: "world_id height +"},
 	"get_batch.answer":       {fields: "batch:~batch commit:~commit +"},
 	"get_state_proof.answer": {fields: "head:map block:@block proof:proof_bytes +"},
-	"get_receipt.answer":     {fields: "head:map head_block:@block block:@block history_path:path receipts:proved_receipts +"},
-	"proved_receipt":         {fields: "receipt:@receipt index:count count path +"},
-	"submit_actions.answer":  {fields: "results +"},
-	"submit_result":          {fields: "outcome ?acceptance:~acceptance ?reason:text64 ?message:text512 ?retry_after_ms ?next_nonce:count +"},
-	"x_error.request":        {fields: "code:error_code retry_after_ms:u32 message:text1024 detail:bytes +"},
-	"x_wait.request":         {fields: "ms:wait_ms +"},
-	"x_parts.request":        {fields: "count size:part_size +"},
-	"x_reset.request":        {fields: "after:count +"},
+	"get_receipt.answer": {fields: "head:map head_block:@block block:@block history_path:path receipts:proved_receipts " +
+		"?after:@proved_receipt +"},
+	"proved_receipt":        {fields: "receipt:@receipt index:count count path +"},
+	"submit_actions.answer": {fields: "results +"},
+	"submit_result":         {fields: "outcome ?acceptance:~acceptance ?reason:text64 ?message:text512 ?retry_after_ms ?next_nonce:count +"},
+	"x_error.request":       {fields: "code:error_code retry_after_ms:u32 message:text1024 detail:bytes +"},
+	"x_wait.request":        {fields: "ms:wait_ms +"},
+	"x_parts.request":       {fields: "count size:part_size +"},
+	"x_reset.request":       {fields: "after:count +"},
 }
 
 var (
@@ -212,6 +213,10 @@ func record(name string) rule {
 		if !open && known != len(d) {
 			return refuse("%s: unknown key", name)
 		}
+		// Only now its size: a record of another version is none of ours to measure.
+		if size := len(encode(d)); s.max > 0 && size > s.max {
+			return refuse("%s: %d bytes, at most %d", name, size, s.max)
+		}
 		if s.also == nil {
 			return nil
 		}
@@ -219,7 +224,18 @@ func record(name string) rule {
 	}
 }
 
-func sealed(name string) rule { return tuple(record(name), byteString(64, 64)) }
+// sealed judges the signature's size first: it is malformed whatever the version of the record.
+func sealed(name string) rule {
+	shape, inner := tuple(anything, byteString(64, 64)), record(name)
+	return func(v any) error {
+		if err := shape(v); err != nil {
+			return err
+		}
+		return inner(v.([]any)[0])
+	}
+}
+
+func anything(any) error { return nil }
 
 func version(v any) error {
 	n, ok := v.(int64)

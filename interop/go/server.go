@@ -8,18 +8,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"aw/interop/share"
 )
 
 const (
 	inFlightSession = 32
 	inFlightPeer    = 64
 	inFlightTotal   = 1024
+	streamsPeer     = 64
+	streamWait      = time.Second
 	retryAfterMs    = 100
 	smallPart       = 64 // what a part counts at least, so that empty ones have an end
 )
@@ -47,6 +53,11 @@ func (e *rrError) Error() string { return codeNames[e.code] + ": " + e.message }
 
 func badRequest(err error) *rrError { return &rrError{code: codeBadRequest, message: err.Error()} }
 
+func busy(why string) *rrError { return &rrError{code: codeBusy, retry: retryAfterMs, message: why} }
+
+// largeMethods may have requests of up to a whole frame.
+var largeMethods = []string{"submit_actions", "commit_batch", "execute_batch"}
+
 func (e *rrError) frame(id uint32) []byte {
 	m := strings.ToValidUTF8(e.message[:min(len(e.message), 1024)], "")
 	return (&frame{kind: frameError, id: id, code: e.code, retry: e.retry, message: m, body: e.detail}).encode()
@@ -56,32 +67,13 @@ func (e *rrError) frame(id uint32) []byte {
 var errReset = errors.New("reset")
 
 type server struct {
-	node *node
-
-	mu    sync.Mutex
-	total int
-	peers map[peer.ID]int
+	node                    *node
+	open, streams, inFlight *share.Share
 }
 
-// enter takes a place in flight, or says that there is none.
-func (s *server) enter(p peer.ID) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.total >= inFlightTotal || s.peers[p] >= inFlightPeer {
-		return false
-	}
-	s.total++
-	s.peers[p]++
-	return true
-}
-
-func (s *server) leave(p peer.ID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.total--
-	if s.peers[p]--; s.peers[p] == 0 {
-		delete(s.peers, p)
-	}
+// newServer takes more streams of a peer than it serves: they wait a moment, then hear that they are too many.
+func newServer(n *node) *server {
+	return &server{n, share.New(2*streamsPeer, math.MaxInt), share.New(streamsPeer, math.MaxInt), share.New(inFlightPeer, inFlightTotal)}
 }
 
 // serving is one stream that another peer opened.
@@ -93,6 +85,7 @@ type serving struct {
 	ctx    context.Context
 	cancel func()
 	wg     sync.WaitGroup
+	excess bool // the peer has too many streams: this one's request is refused
 
 	mu       sync.Mutex
 	inFlight map[uint32]bool
@@ -100,10 +93,21 @@ type serving struct {
 }
 
 func (s *server) serve(stream network.Stream) {
+	from := stream.Conn().RemotePeer()
+	if !s.open.Take(from) {
+		_ = stream.Reset() // given up whatever comes of it
+		return
+	}
+	defer s.open.Give(from)
+	// The peer may have ended others whose end is still under way.
+	served := s.streams.Await(from, streamWait)
+	if served {
+		defer s.streams.Give(from)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	t := &serving{server: s, stream: stream, from: stream.Conn().RemotePeer(), ctx: ctx, cancel: cancel,
-		w: newFrameWriter(ctx, cancel, stream), inFlight: map[uint32]bool{}}
+	t := &serving{server: s, stream: stream, from: from, w: newFrameWriter(ctx, cancel, stream), ctx: ctx, cancel: cancel,
+		excess: !served, inFlight: map[uint32]bool{}}
 	if err := t.read(); err != nil {
 		var told *rrError
 		if errors.As(err, &told) {
@@ -115,7 +119,7 @@ func (s *server) serve(stream network.Stream) {
 		return
 	}
 	t.wg.Wait()
-	close(t.w.out)
+	t.w.close()
 	<-t.w.done
 	if ctx.Err() != nil || stream.Close() != nil {
 		_ = stream.Reset()
@@ -126,8 +130,8 @@ func (s *server) serve(stream network.Stream) {
 func (t *serving) read() error {
 	r := bufio.NewReader(t.stream)
 	wait := firstByte
-	for first := true; ; first = false {
-		f, err := nextFrame(t.stream, r, wait, requestMax+requestHeadMax)
+	for {
+		f, err := nextFrame(t.stream, r, wait, requestMax)
 		wait = sessionIdle
 		if errors.Is(err, errIdle) && t.busy() {
 			continue // silent, but it waits for answers
@@ -142,7 +146,10 @@ func (t *serving) read() error {
 		if err != nil {
 			return err
 		}
-		if err := t.request(f, first); err != nil {
+		if t.excess {
+			return t.tell(f.id, busy("too many streams"))
+		}
+		if err := t.request(f); err != nil {
 			return err
 		}
 	}
@@ -157,15 +164,19 @@ func (t *serving) busy() bool {
 // fail tells why the stream is about to be reset.
 func (t *serving) fail(id uint32, why string) error {
 	e := badRequest(errors.New(why))
-	if err := t.w.push(e.frame(id)); err != nil {
+	if err := t.tell(id, e); err != nil {
 		return err
 	}
 	return e
 }
 
-func (t *serving) request(f *frame, first bool) error {
+func (t *serving) tell(id uint32, e *rrError, queued ...func()) error {
+	return t.w.push(t.ctx, e.frame(id), queued...)
+}
+
+func (t *serving) request(f *frame) error {
 	t.mu.Lock()
-	twice, parts, many := t.inFlight[f.id], t.parts, len(t.inFlight) >= inFlightSession
+	twice, parts, others := t.inFlight[f.id], t.parts, len(t.inFlight)
 	t.mu.Unlock()
 	m, known := methods[f.method]
 	switch {
@@ -175,14 +186,14 @@ func (t *serving) request(f *frame, first bool) error {
 		return t.fail(f.id, "a parts stream carries one request")
 	case twice:
 		return t.fail(f.id, "an id in flight")
-	case known && m.parts != nil && !first:
-		return t.fail(f.id, "a parts method needs a stream of its own")
+	case f.cut && !slices.Contains(largeMethods, f.method):
+		return t.tell(f.id, badRequest(fmt.Errorf("more than %d bytes", requestMax)))
 	case !known:
-		return t.w.push((&rrError{code: codeUnsupported, message: "no such method here"}).frame(f.id))
-	case f.cut || len(f.body) > requestMax:
-		return t.w.push(badRequest(fmt.Errorf("more than %d bytes", requestMax)).frame(f.id))
-	case many || !t.server.enter(t.from):
-		return t.w.push((&rrError{code: codeBusy, retry: retryAfterMs, message: "too many requests in flight"}).frame(f.id))
+		return t.tell(f.id, &rrError{code: codeUnsupported, message: "no such method here"})
+	case m.parts != nil && others > 0:
+		return t.tell(f.id, badRequest(errors.New("a parts method needs a stream of its own")))
+	case others >= inFlightSession || !t.server.inFlight.Take(t.from):
+		return t.tell(f.id, busy("too many requests in flight"))
 	}
 	t.mu.Lock()
 	t.inFlight[f.id], t.parts = true, m.parts != nil
@@ -192,20 +203,25 @@ func (t *serving) request(f *frame, first bool) error {
 }
 
 func (t *serving) handle(m method, f *frame) {
+	// The place is held until the answer is queued, so that who reads none gets no more; and given up before it is
+	// out: then the id may come again.
+	leave := sync.OnceFunc(func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.inFlight, f.id)
+		t.server.inFlight.Give(t.from)
+	})
+	defer leave()
 	answer, err := t.run(m, f)
-	t.mu.Lock()
-	delete(t.inFlight, f.id) // before the answer is out: then the id may come again
-	t.mu.Unlock()
-	t.server.leave(t.from)
 	var told *rrError
 	var bad *refusal
 	switch {
 	case err == nil:
-		err = t.w.push((&frame{kind: frameAnswer, id: f.id, body: answer}).encode())
+		err = t.w.push(t.ctx, (&frame{kind: frameAnswer, id: f.id, body: answer}).encode(), leave)
 	case errors.As(err, &told):
-		err = t.w.push(told.frame(f.id))
+		err = t.tell(f.id, told, leave)
 	case errors.As(err, &bad) || errors.Is(err, errVersion):
-		err = t.w.push(badRequest(err).frame(f.id))
+		err = t.tell(f.id, badRequest(err), leave)
 	}
 	if err != nil { // wants a reset, or the stream has ended
 		if errors.Is(err, errReset) {
@@ -229,6 +245,6 @@ func (t *serving) run(m method, f *frame) ([]byte, error) {
 		if total += max(len(part), smallPart); total > answerPartsMax {
 			return badRequest(errTooLarge)
 		}
-		return t.w.push((&frame{kind: framePart, id: f.id, body: part}).encode())
+		return t.w.push(t.ctx, (&frame{kind: framePart, id: f.id, body: part}).encode())
 	})
 }

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"net"
 	"runtime"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -17,12 +19,11 @@ import (
 const (
 	rrProtocol protocol.ID = "/aw/rr/1"
 
-	queueMax     = 8        // frames of one stream; they may be parts of 256 KiB
-	joinedMax    = 64 << 10 // bytes of frames joined into one write
-	writeTime    = 10 * time.Second
-	firstByte    = 10 * time.Second // to the first request of a stream
-	frameTime    = 30 * time.Second // from a frame's first byte to its last
-	sessionIdle  = 60 * time.Second
+	queueMax     = 512 << 10         // bytes that wait for the reader of one stream
+	joinedMax    = 64 << 10          // bytes of frames joined into one write
+	firstByte    = 10 * time.Second  // to the first request of a stream
+	frameTime    = 30 * time.Second  // from a frame's first byte to its last, and for one write
+	sessionIdle  = 120 * time.Second // of a stream that is served: clients give it up earlier
 	yieldsBefore = 16
 	// A reset throws away what the other side has not read yet: an answer before it is given this long.
 	linger = 100 * time.Millisecond
@@ -39,16 +40,23 @@ func timedOut(err error) bool {
 	return errors.As(err, &e) && e.Timeout() || errors.Is(err, context.DeadlineExceeded)
 }
 
-// frameWriter is the only writer of a stream. It ends with its context, or when out is closed and empty.
+// frameWriter is the only writer of a stream. It ends with its context, or when it is closed and all is written.
 type frameWriter struct {
 	stream network.Stream
-	out    chan []byte
 	ctx    context.Context
 	done   chan struct{}
+
+	mu     sync.Mutex
+	turn   *sync.Cond // of the writer, for a frame, and of those who push, for room
+	queue  [][]byte
+	load   int // of the queue, and of what is being written
+	closed bool
 }
 
 func newFrameWriter(ctx context.Context, cancel func(), s network.Stream) *frameWriter {
-	w := &frameWriter{s, make(chan []byte, queueMax), ctx, make(chan struct{})}
+	w := &frameWriter{stream: s, ctx: ctx, done: make(chan struct{})}
+	w.turn = sync.NewCond(&w.mu)
+	context.AfterFunc(ctx, w.wake)
 	go func() {
 		defer close(w.done)
 		if w.run() != nil {
@@ -58,59 +66,106 @@ func newFrameWriter(ctx context.Context, cancel func(), s network.Stream) *frame
 	return w
 }
 
-// push waits while the queue is full, so that a slow reader slows down its own requests only.
-func (w *frameWriter) push(b []byte) error {
-	select {
-	case w.out <- b:
-		return nil
-	case <-w.ctx.Done():
-		return errEnded
-	}
+func (w *frameWriter) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.turn.Broadcast()
 }
+
+func (w *frameWriter) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	w.turn.Broadcast()
+}
+
+// push waits while too many bytes are queued, so that a slow reader slows down its own requests only. Those of queued are
+// called when there is room, before the frame is written.
+func (w *frameWriter) push(ctx context.Context, b []byte, queued ...func()) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if full := func() bool { return w.load > 0 && w.load+loadOf(b) > queueMax }; full() {
+		defer context.AfterFunc(ctx, w.wake)()
+		for full() && ctx.Err() == nil && w.ctx.Err() == nil {
+			w.turn.Wait()
+		}
+	}
+	if w.ctx.Err() != nil {
+		return &streamError{errEnded}
+	}
+	if ctx.Err() != nil {
+		return ioError(ctx.Err())
+	}
+	for _, do := range queued {
+		do()
+	}
+	w.queue = append(w.queue, b)
+	w.load += loadOf(b)
+	w.turn.Broadcast()
+	return nil
+}
+
+// loadOf counts what a frame costs beside its bytes, so that empty ones fill the queue too.
+func loadOf(b []byte) int { return len(b) + 64 }
 
 func (w *frameWriter) run() error {
 	buf := make([]byte, 0, joinedMax)
 	for {
-		select {
-		case b, ok := <-w.out:
-			if !ok {
-				return nil
-			}
-			buf = append(buf[:0], b...)
-		case <-w.ctx.Done():
-			return errEnded
-		}
-		buf = w.join(buf)
-		if err := w.stream.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+		out, load, err := w.take(buf)
+		if err != nil || load == 0 {
 			return err
 		}
-		if _, err := w.stream.Write(buf); err != nil {
+		if err := w.stream.SetWriteDeadline(time.Now().Add(frameTime)); err != nil {
 			return err
 		}
-		if cap(buf) > 2*frameMax {
-			buf = make([]byte, 0, joinedMax)
+		if _, err := w.stream.Write(out); err != nil {
+			return err
 		}
+		w.mu.Lock()
+		w.load -= load
+		w.turn.Broadcast()
+		w.mu.Unlock()
 	}
 }
 
-// join takes what is queued, and yields a few times to those about to queue more: each write costs the
-// other side a frame of noise and one of yamux.
-func (w *frameWriter) join(buf []byte) []byte {
-	for yields := 0; len(buf) < joinedMax; {
-		select {
-		case b, ok := <-w.out:
-			if !ok {
-				return buf
-			}
-			buf, yields = append(buf, b...), 0
-		default:
-			if yields++; yields > yieldsBefore {
-				return buf
-			}
-			runtime.Gosched()
+// join gives a few turns to those about to push: each write costs the other side a frame of noise and one of yamux.
+func (w *frameWriter) join() {
+	for yields, seen := 0, 0; yields < yieldsBefore && w.load < joinedMax && !w.closed; yields++ {
+		if len(w.queue) > seen {
+			yields, seen = 0, len(w.queue)
 		}
+		w.mu.Unlock()
+		runtime.Gosched()
+		w.mu.Lock()
 	}
-	return buf
+}
+
+// take waits for a frame, then gives those that fit one write, and their load: none when the writer is closed.
+func (w *frameWriter) take(buf []byte) (out []byte, load int, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.queue) == 0 && !w.closed && w.ctx.Err() == nil {
+		w.turn.Wait()
+	}
+	if w.ctx.Err() != nil {
+		return nil, 0, errEnded
+	}
+	if len(w.queue) == 0 {
+		return nil, 0, nil
+	}
+	w.join()
+	out, n := w.queue[0], 1
+	if len(out) < joinedMax {
+		out = append(buf[:0], out...)
+	}
+	for ; n < len(w.queue) && len(out)+len(w.queue[n]) <= joinedMax; n++ {
+		out = append(out, w.queue[n]...)
+	}
+	for _, b := range w.queue[:n] {
+		load += loadOf(b)
+	}
+	w.queue = slices.Delete(w.queue, 0, n)
+	return out, load, nil
 }
 
 // nextFrame waits for a frame's first byte, then reads it within frameTime.
@@ -124,9 +179,9 @@ func nextFrame(s network.Stream, r *bufio.Reader, wait time.Duration, most int64
 		} else if err != nil {
 			return nil, err
 		}
-		if err := s.SetReadDeadline(time.Now().Add(frameTime)); err != nil {
-			return nil, err
-		}
+	}
+	if err := s.SetReadDeadline(time.Now().Add(frameTime)); err != nil {
+		return nil, err
 	}
 	return readFrame(r, most)
 }

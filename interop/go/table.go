@@ -16,6 +16,8 @@ import (
 const (
 	commandTime  = 10 * time.Second
 	transferTime = 5 * time.Minute // of a blob, or of a world
+	timeoutMax   = 24 * time.Hour
+	requestsMax  = 10_000_000 // of one command
 )
 
 var commands map[string]func(*args) job
@@ -109,7 +111,7 @@ func readCall(a *args) call {
 }
 
 func timeoutOf(a *args) time.Duration {
-	return time.Duration(a.count("timeout_ms", commandTime.Milliseconds())) * time.Millisecond
+	return time.Duration(a.upTo("timeout_ms", timeoutMax.Milliseconds(), commandTime.Milliseconds())) * time.Millisecond
 }
 
 func (c call) send(ctx context.Context, n *node) ([]byte, error) {
@@ -145,30 +147,33 @@ func requestParts(a *args) job {
 }
 
 func requests(a *args) job {
-	c, count, inFlight := readCall(a), int(a.count("count")), int(a.count("in_flight"))
+	c, count, inFlight := readCall(a), a.upTo("count", requestsMax), a.upTo("in_flight", waitingMax)
 	return func(ctx context.Context, n *node) (fields, error) {
-		results, places := make(chan error, count), make(chan struct{}, max(1, inFlight))
+		var mu sync.Mutex
 		var wg sync.WaitGroup
+		left, failed, out := count, 0, fields{}
+		next := func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			left--
+			return left >= 0
+		}
 		start := time.Now()
-		for range count {
-			places <- struct{}{}
+		for range max(1, inFlight) {
 			wg.Go(func() {
-				_, err := c.send(ctx, n)
-				results <- err
-				<-places
+				for next() {
+					if _, err := c.send(ctx, n); err != nil {
+						mu.Lock()
+						if failed++; failed == 1 {
+							out["first_error"] = failure(err)
+						}
+						mu.Unlock()
+					}
+				}
 			})
 		}
 		wg.Wait()
-		close(results)
-		ok, out := 0, fields{"ms": time.Since(start).Milliseconds()}
-		for err := range results {
-			if err == nil {
-				ok++
-			} else if out["first_error"] == nil {
-				out["first_error"] = failure(err)
-			}
-		}
-		out["ok"], out["failed"] = ok, count-ok
+		out["ms"], out["ok"], out["failed"] = time.Since(start).Milliseconds(), count-int64(failed), failed
 		return out, nil
 	}
 }
@@ -184,9 +189,9 @@ func sendRaw(a *args) job {
 }
 
 func putBlob(a *args) job {
-	data, seed, size := a.optHex("data"), a.count("seed", 0), a.count("size", 0)
-	if a.has("data") == a.has("seed") || a.has("seed") != a.has("size") || size > answerPartsMax {
-		a.fail("data, or a seed and a size of at most %d", answerPartsMax)
+	data, seed, size := a.optHex("data"), a.count("seed", 0), a.upTo("size", answerPartsMax, 0)
+	if a.has("data") == a.has("seed") || a.has("seed") != a.has("size") {
+		a.fail("data, or a seed and a size")
 	}
 	return func(_ context.Context, n *node) (fields, error) {
 		if a.has("seed") {
@@ -199,12 +204,18 @@ func putBlob(a *args) job {
 }
 
 func fetch(a *args) job {
-	p, hash, most := a.peer("peer"), a.hex("content_hash"), a.count("length", answerPartsMax)
+	p, hash, length := a.peer("peer"), a.hex("content_hash"), a.upTo("length", answerPartsMax, 0)
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, transferTime)
 		defer cancel()
 		start := time.Now()
-		blob, err := n.fetchBlob(ctx, p, hash, most)
+		var blob []byte
+		var err error
+		if a.has("length") {
+			blob, err = n.blobStart(ctx, p, hash, length)
+		} else {
+			blob, err = n.fetchBlob(ctx, p, hash, answerPartsMax)
+		}
 		return fields{"size": len(blob), "ms": time.Since(start).Milliseconds()}, err
 	}
 }

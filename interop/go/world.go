@@ -97,9 +97,7 @@ func provedHead(a dict, block dict, id string) (*head, error) {
 	if err != nil {
 		return nil, err
 	}
-	other := !bytes.Equal(recordHash("block", block), h.blockHash()) || block.int("term") != h.commit().int("term") ||
-		block.int("height") != h.height() || !bytes.Equal(block.bytes("batch_hash"), h.commit().bytes("batch_hash"))
-	return h, cmp.Or(ofWorld(id, block), refuseIf(other, "the block is not the head's"))
+	return h, h.checkBlock(block)
 }
 
 // stateProof gives the block of the head and the value of the cell, nil when it is proved absent.
@@ -133,19 +131,38 @@ func (n *node) receiptProof(ctx context.Context, p peer.ID, id string, envelope 
 	} else {
 		err = verifyMerkle(a.dict("head_block").bytes("history_root"), blockHash, at-1, h.height()-1, path)
 	}
+	receipts, wrong := provedReceipts(block, envelope, a)
+	return at, h.height(), receipts, cmp.Or(err, wrong)
+}
+
+// provedReceipts gives all receipts that the block has for the envelope. What lies behind the last is of another
+// envelope, or the last is the list's: so none is left out.
+func provedReceipts(block dict, envelope []byte, a dict) (receipts []dict, err error) {
 	proved := a.list("receipts")
-	first := proved[0].(dict)
-	for i, x := range proved {
-		r, receipt := x.(dict), x.(dict).dict("receipt")
-		// One refusal of the whole, or one receipt for each action, side by side.
-		whole, of := !receipt.has("index") && len(proved) == 1, receipt["index"] == int64(i)
-		stray := !bytes.Equal(receipt.bytes("envelope_hash"), envelope) || r.int("count") != first.int("count") ||
-			r.int("index") != first.int("index")+int64(i) || !whole && !of
-		err = cmp.Or(err, refuseIf(stray, "receipts that are not those of the envelope"),
-			verifyMerkle(block.bytes("receipts_root"), encode(receipt), r.int("index"), r.int("count"), r.list("path")))
-		receipts = append(receipts, receipt)
+	from, count := proved[0].(dict).int("index"), proved[0].(dict).int("count")
+	behind := from + int64(len(proved))
+	if a.has("after") != (behind < count) {
+		return nil, refuse("a receipt behind the last belongs to one that is not the list's last")
 	}
-	return at, h.height(), receipts, err
+	if a.has("after") {
+		proved = append(slices.Clone(proved), a["after"])
+	}
+	for i, x := range proved {
+		r, receipt, index := x.(dict), x.(dict).dict("receipt"), from+int64(i)
+		ours := bytes.Equal(receipt.bytes("envelope_hash"), envelope)
+		// One refusal of the whole, or one receipt for each action.
+		whole := receipt["index"] == int64(i) || !receipt.has("index") && behind == from+1
+		if err := cmp.Or(refuseIf(r.int("index") != index || r.int("count") != count, "receipts that do not lie side by side"),
+			refuseIf(ours != (index < behind), "receipts that are not those of the envelope, or not all of them"),
+			refuseIf(ours && !whole, "neither one receipt without index, nor indexes 0..n-1"),
+			verifyMerkle(block.bytes("receipts_root"), encode(receipt), index, count, r.list("path"))); err != nil {
+			return nil, err
+		}
+		if ours {
+			receipts = append(receipts, receipt)
+		}
+	}
+	return receipts, nil
 }
 
 // submit hands one sealed envelope to a gateway and checks its promise.

@@ -15,6 +15,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
+
+	"aw/interop/share"
 )
 
 const (
@@ -31,6 +33,8 @@ const (
 var (
 	ErrNotFound = errors.New("kad: not found")
 	ErrAlone    = errors.New("kad: the routing table is empty")
+
+	errKeys = errors.New("kad: too many keys are provided here")
 )
 
 // Config is what the DHT does not know itself.
@@ -46,8 +50,10 @@ type DHT struct {
 	protocol protocol.ID
 	usable   func(peer.ID, multiaddr.Multiaddr) bool
 	table    table
-	store    store
-	handlers chan struct{}
+	store    *store
+	streams  *share.Share
+	handlers *share.Share
+	asking   chan struct{}
 
 	mu   sync.Mutex
 	keys map[string]bool // what this node provides
@@ -57,10 +63,11 @@ type DHT struct {
 func New(ctx context.Context, h host.Host, c Config) (*DHT, error) {
 	d := &DHT{
 		host: h, protocol: c.Protocol, usable: c.Usable,
-		table: table{self: place([]byte(h.ID()))},
-		store: store{check: c.Check, compare: c.Compare, records: map[string]record{},
-			providers: map[string][]provider{}, adds: map[peer.ID]int{}},
-		handlers: make(chan struct{}, handlersMax),
+		table:    table{self: place([]byte(h.ID()))},
+		store:    newStore(c),
+		streams:  share.New(streamsEach, streamsMax),
+		handlers: share.New(handlersEach, handlersMax),
+		asking:   make(chan struct{}, handlersEach),
 		keys:     map[string]bool{},
 	}
 	identified, err := h.EventBus().Subscribe(new(event.EvtPeerIdentificationCompleted))
@@ -184,7 +191,7 @@ func (d *DHT) Provide(ctx context.Context, key []byte) error {
 	}
 	d.mu.Unlock()
 	if full {
-		return errFull
+		return errKeys
 	}
 	if d.tellProvided(ctx, key) == 0 {
 		return ErrAlone
@@ -327,8 +334,15 @@ func (d *DHT) each(peers []peer.ID, do func(peer.ID)) {
 	wg.Wait()
 }
 
-// ask sends one message on a stream of its own, so that no answer can be taken for another's.
+// ask sends one message on a stream of its own, so that no answer can be taken for another's. No more are in flight than
+// one peer would serve.
 func (d *DHT) ask(ctx context.Context, p peer.ID, q *message) (*message, error) {
+	select {
+	case d.asking <- struct{}{}:
+		defer func() { <-d.asking }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	a, err := d.exchange(ctx, p, q)

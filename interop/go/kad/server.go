@@ -14,20 +14,27 @@ import (
 )
 
 const (
-	handlersMax = 64
-	idleMax     = 30 * time.Second
+	streamsMax   = 1024
+	streamsEach  = 64 // of one peer
+	handlersMax  = 64
+	handlersEach = 8
+	idleMax      = 30 * time.Second
 )
 
-// serve answers the messages of one stream in turn. What is refused resets the stream.
+// serve answers the messages of one stream in turn. It waits for its place: that of a stream before it may be free only
+// when the end of that one has come. What is refused resets the stream.
 func (d *DHT) serve(s network.Stream) {
-	select {
-	case d.handlers <- struct{}{}:
-		defer func() { <-d.handlers }()
-	default:
+	from := s.Conn().RemotePeer()
+	if !d.streams.Take(from) {
 		_ = s.Reset() // full
 		return
 	}
-	from := s.Conn().RemotePeer()
+	defer d.streams.Give(from)
+	if !d.handlers.Await(from, askTime) {
+		_ = s.Reset()
+		return
+	}
+	defer d.handlers.Give(from)
 	in := bufio.NewReader(s)
 	for {
 		if err := s.SetDeadline(time.Now().Add(idleMax)); err != nil {
@@ -61,6 +68,9 @@ func (d *DHT) answer(from peer.ID, q *message) (*message, error) {
 		if !q.hasRecord {
 			return nil, errWire
 		}
+		if err := d.store.admit(from); err != nil {
+			return nil, err
+		}
 		a.hasRecord, a.value = true, q.value
 		return a, d.store.put(q.key, q.value)
 	case getValue:
@@ -68,12 +78,13 @@ func (d *DHT) answer(from peer.ID, q *message) (*message, error) {
 			a.hasRecord, a.value, a.received = true, r.value, r.at.UTC().Format(time.RFC3339Nano)
 		}
 	case addProvider:
-		if err := d.checkProviderKey(q.key); err != nil {
+		if err := errors.Join(d.checkProviderKey(q.key), d.store.admit(from)); err != nil {
 			return nil, err
 		}
 		for _, e := range q.providers {
 			if peer.ID(e.id) == from { // nobody speaks for others
-				return nil, d.store.addProvider(q.key, d.addrInfo(e))
+				d.store.addProvider(q.key, d.addrInfo(e))
+				return nil, nil
 			}
 		}
 		return nil, errWire

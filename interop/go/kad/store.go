@@ -2,6 +2,7 @@
 package kad
 
 import (
+	"container/list"
 	"errors"
 	"slices"
 	"sync"
@@ -17,16 +18,16 @@ const (
 	keysMax      = 65536
 	providersMax = 20 // of one key
 	heldFor      = 48 * time.Hour
-	addsMax      = 500 // provider records of one peer in addsPeriod
-	addsPeriod   = 10 * time.Second
+	putsMax      = 500 // records and provider records of one peer in putsPeriod
+	putsPeriod   = 10 * time.Second
 )
 
 // ErrOlder: a better value of the key is held.
 var ErrOlder = errors.New("kad: a better value is held")
 
 var (
-	errFull = errors.New("kad: no room for more records")
-	errRate = errors.New("kad: too many provider records")
+	errLarge = errors.New("kad: a record above the limit")
+	errRate  = errors.New("kad: too many records")
 )
 
 type record struct {
@@ -45,78 +46,104 @@ type store struct {
 	compare func(key, a, b []byte) int
 
 	mu        sync.Mutex
-	records   map[string]record
-	providers map[string][]provider
-	adds      map[peer.ID]int
+	records   *aged[record]
+	providers *aged[[]provider]
+	puts      map[peer.ID]int
 	period    time.Time
+}
+
+func newStore(c Config) *store {
+	return &store{check: c.Check, compare: c.Compare, records: newAged[record](recordsMax), providers: newAged[[]provider](keysMax)}
+}
+
+// admit counts what others put: it comes before all that costs more.
+func (s *store) admit(from peer.ID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.Sub(s.period) > putsPeriod {
+		s.period, s.puts = now, map[peer.ID]int{}
+	}
+	if s.puts[from]++; s.puts[from] > putsMax {
+		return errRate
+	}
+	return nil
 }
 
 // put holds a value that is valid and not older than the one held; an equal one is held anew.
 func (s *store) put(key, value []byte) error {
 	if len(value) > valueMax {
-		return errFull
+		return errLarge
 	}
 	if err := s.check(key, value); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	held, ok := s.records[string(key)]
+	held, ok := s.records.get(string(key))
 	if ok && time.Since(held.at) < heldFor && s.compare(key, value, held.value) < 0 {
 		return ErrOlder
 	}
-	if !ok && len(s.records) >= recordsMax {
-		return errFull
-	}
-	s.records[string(key)] = record{value, time.Now()}
+	s.records.set(string(key), record{value, time.Now()})
 	return nil
 }
 
 func (s *store) get(key []byte) (record, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, ok := s.records[string(key)]
-	if ok && time.Since(r.at) >= heldFor {
-		delete(s.records, string(key))
-		ok = false
-	}
-	return r, ok
+	r, ok := s.records.get(string(key))
+	return r, ok && time.Since(r.at) < heldFor
 }
 
-func (s *store) addProvider(key []byte, from peer.AddrInfo) error {
+func (s *store) addProvider(key []byte, from peer.AddrInfo) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	if now.Sub(s.period) > addsPeriod {
-		s.period, s.adds = now, map[peer.ID]int{}
+	known, _ := s.providers.get(string(key))
+	known = slices.DeleteFunc(known, func(p provider) bool { return p.id == from.ID })
+	if len(known) >= providersMax {
+		known = slices.Delete(known, 0, 1) // the oldest
 	}
-	if s.adds[from.ID]++; s.adds[from.ID] > addsMax {
-		return errRate
-	}
-	list, ok := s.providers[string(key)]
-	if !ok && len(s.providers) >= keysMax {
-		return errFull
-	}
-	list = slices.DeleteFunc(list, func(p provider) bool { return p.id == from.ID })
-	if len(list) >= providersMax {
-		list = list[1:] // the oldest
-	}
-	s.providers[string(key)] = append(list, provider{from.ID, from.Addrs, now})
-	return nil
+	s.providers.set(string(key), append(known, provider{from.ID, from.Addrs, time.Now()}))
 }
 
-func (s *store) getProviders(key []byte) []peer.AddrInfo {
+func (s *store) getProviders(key []byte) (out []peer.AddrInfo) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := slices.DeleteFunc(s.providers[string(key)], func(p provider) bool { return time.Since(p.at) >= heldFor })
-	if len(list) == 0 {
-		delete(s.providers, string(key))
-		return nil
-	}
-	s.providers[string(key)] = list
-	out := make([]peer.AddrInfo, len(list))
-	for i, p := range list {
-		out[i] = peer.AddrInfo{ID: p.id, Addrs: p.addrs}
+	known, _ := s.providers.get(string(key))
+	for _, p := range known {
+		if time.Since(p.at) < heldFor {
+			out = append(out, peer.AddrInfo{ID: p.id, Addrs: p.addrs})
+		}
 	}
 	return out
+}
+
+// aged holds so many keys at most: what was set longest ago goes first, so that newcomers are never locked out.
+type aged[V any] struct {
+	most  int
+	order *list.List // of items, the oldest first
+	at    map[string]*list.Element
+}
+
+type item[V any] struct {
+	key   string
+	value V
+}
+
+func newAged[V any](most int) *aged[V] { return &aged[V]{most, list.New(), map[string]*list.Element{}} }
+
+func (a *aged[V]) get(key string) (none V, ok bool) {
+	if e := a.at[key]; e != nil {
+		return e.Value.(item[V]).value, true
+	}
+	return none, false
+}
+
+func (a *aged[V]) set(key string, value V) {
+	if e := a.at[key]; e != nil {
+		a.order.Remove(e)
+	} else if len(a.at) >= a.most {
+		oldest := a.order.Remove(a.order.Front()).(item[V])
+		delete(a.at, oldest.key)
+	}
+	a.at[key] = a.order.PushBack(item[V]{key, value})
 }

@@ -1,0 +1,70 @@
+// Package share bounds what each peer holds of something, and what all hold together, so that none takes it all.
+package share
+
+import (
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+type Share struct {
+	each, all int
+
+	mu    sync.Mutex
+	freed *sync.Cond
+	held  map[peer.ID]int
+	total int
+}
+
+func New(each, all int) *Share {
+	s := &Share{each: each, all: all, held: map[peer.ID]int{}}
+	s.freed = sync.NewCond(&s.mu)
+	return s
+}
+
+// Take takes a place for the peer, if there is one.
+func (s *Share) Take(p peer.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.take(p)
+}
+
+// Await waits so long for a place.
+func (s *Share) Await(p peer.ID, most time.Duration) bool {
+	over := false
+	defer time.AfterFunc(most, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		over = true
+		s.freed.Broadcast()
+	}).Stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !s.take(p) {
+		if over {
+			return false
+		}
+		s.freed.Wait()
+	}
+	return true
+}
+
+func (s *Share) take(p peer.ID) bool {
+	if s.total >= s.all || s.held[p] >= s.each {
+		return false
+	}
+	s.total++
+	s.held[p]++
+	return true
+}
+
+func (s *Share) Give(p peer.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total--
+	if s.held[p]--; s.held[p] == 0 {
+		delete(s.held, p)
+	}
+	s.freed.Broadcast()
+}
