@@ -97,6 +97,9 @@ HEAD_SKEW_MS: Final = 60_000
 SUBMIT_ENVELOPES_MAX: Final = 1_024
 OUTBOX_ENVELOPES_MAX: Final = 262_144
 OUTBOX_RESEND_MS: Final = 1_000
+GOSSIP_PAIR_BYTES_MAX: Final = (
+    64 * 1024
+)  # of a batch or block message: records of a later version may be larger
 GOSSIP_ACTION_ENVELOPES_MAX: Final = 16
 GOSSIP_ACTION_BYTES_MAX: Final = 60 * 1024
 GOSSIP_ACTION_ITEMS_MAX: Final = 8_192  # keys, values and elements of one message

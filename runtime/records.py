@@ -512,8 +512,7 @@ class BlockAnnounce:
     @lru_cache(ANNOUNCES_CACHED_MAX)
     def from_bytes(data: bytes) -> BlockAnnounce:
         """Read it. The last few are kept: gossip's check and whoever reads the message see the same one."""
-        bytes_max = limits.BLOCK_BYTES_MAX + limits.ATTESTATION_BYTES_MAX + SEAL_OVERHEAD_BYTES + 1
-        value = codec.decode(data, bytes_max, "block_announce")
+        value = codec.decode(data, limits.GOSSIP_PAIR_BYTES_MAX, "block_announce")
         if type(value) is not list or len(value) != 2:
             raise Invalid("block_announce", "must be [block, sealed attestation]")
         return BlockAnnounce(WorldBlock.from_value(value[0]), sealed_from_value(BlockAttestation, value[1]))

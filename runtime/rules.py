@@ -17,7 +17,6 @@ from runtime.errors import Ignored, Invalid
 from runtime.evidence import EVIDENCE
 from runtime.messages import EvidenceItem
 from runtime.records import (
-    SEAL_OVERHEAD_BYTES,
     ActionBatch,
     ActionEnvelope,
     BlockAnnounce,
@@ -34,9 +33,6 @@ BatchMessage: TypeAlias = tuple[Sealed[ActionBatch], Sealed[Commit]]
 CHECKED_HEADS_MAX = 256
 CHECKED_BATCHES_MAX = 256
 CHECKED_ACTION_MESSAGES_MAX = 32  # they are up to 60 KiB
-_BATCH_MESSAGE_BYTES_MAX = (
-    limits.BATCH_RECORD_BYTES_MAX + limits.COMMIT_BYTES_MAX + 2 * SEAL_OVERHEAD_BYTES + 1
-)
 
 
 def check_envelope(envelope: Envelope, world_id: str, envelope_bytes_max: int) -> None:
@@ -78,7 +74,7 @@ def check_action_message(data: bytes, world_id: str, envelope_bytes_max: int) ->
 def check_batch_message(data: bytes, world_id: str) -> BatchMessage:
     """Gossip `.batch`: `[sealed batch, sealed commit]`, the commit being of that batch."""
     # [REJECT] canonical, a pair, both of this world
-    value = codec.decode(data, _BATCH_MESSAGE_BYTES_MAX, "batch_message")
+    value = codec.decode(data, limits.GOSSIP_PAIR_BYTES_MAX, "batch_message")
     if type(value) is not list or len(value) != 2:
         raise Invalid("batch_message", "must be [sealed batch, sealed commit]")
     batch, commit = sealed_from_value(ActionBatch, value[0]), sealed_from_value(Commit, value[1])

@@ -204,6 +204,16 @@ def several_records(small: World) -> list[tuple[str, str, bytes, str]]:
         ("batch", "another version of a commit, malformed batch", [changed(batch, term=-1), newer_commit]),
         ("batch", "another version of a batch, malformed commit", [newer_batch, changed(commit, term=-1)]),
         ("batch", "another version of a commit, of another world", [batch, elsewhere_commit]),
+        (
+            "batch",
+            "another version of a batch, larger than a batch",
+            [changed(batch, v=2, x=bytes(9_000)), commit],
+        ),
+        (
+            "block",
+            "another version of a block, larger than a block",
+            [{**newer_block, "x": bytes(9_000)}, attestation],
+        ),
         ("block", "another version, of another block", [{**block, "height": 9}, newer_attestation]),
         ("block", "another version, behind a malformed block", [{**block, "height": 0}, newer_attestation]),
         ("block", "another version of a block, of another world", [newer_block, attestation]),
