@@ -28,6 +28,7 @@ from p2p.loads import TokenBucket
 DELIVERIES_CLEARED_S: Final = 60.0
 BACK_OFFS_MAX: Final = 1_024  # of a topic; the older half is forgotten then
 BACK_OFF_S_MAX: Final = 600
+RESET_S_MAX: Final = 1.0
 REPLAY_AGAIN_S: Final = 10.0
 REPLAYS_REMEMBERED_MAX: Final = 4_096
 RECORD_AGAIN_S: Final = 60.0  # the peerstore keeps what a record says for two hours
@@ -207,6 +208,8 @@ def bound_subscriptions(pubsub: Any, counters: Counter[str]) -> None:
 
     async def replay_now_and_then(peer: ID, topic: str) -> None:
         now_s = trio.current_time()
+        if peer not in pubsub.peers:
+            return  # it cannot be written to yet: the library replays when it can
         if now_s - replayed.get((peer, topic), -math.inf) < REPLAY_AGAIN_S:
             counters["cure.replay_again"] += 1
             return
@@ -276,7 +279,7 @@ def keep_restarted_peers(pubsub: Any, counters: Counter[str]) -> None:
             if not is_closed(stream):
                 return  # that of an older connection has ended
             counters["cure.gossip_stream_replaced"] += 1
-            pubsub.manager.run_task(stream.reset)  # half of a message may be on it
+            pubsub.manager.run_task(_reset, stream)  # half of a message may be on it
             del pubsub.peers[peer]
             queue = pubsub.peer_queues.pop(peer, None)
             if queue is not None:
@@ -285,6 +288,15 @@ def keep_restarted_peers(pubsub: Any, counters: Counter[str]) -> None:
         pubsub._schedule_peer_stream_retry(peer)  # noqa: SLF001
 
     pubsub._handle_dead_peer = ended  # noqa: SLF001
+
+
+async def _reset(stream: Any) -> None:
+    """Whatever it says: an error in a task of the service would end the node."""
+    with trio.move_on_after(RESET_S_MAX):
+        try:
+            await stream.reset()
+        except Exception as error:  # noqa: BLE001
+            _log.debug("reset of a gossip stream: %s", type(error).__name__)
 
 
 def is_closed(stream: Any) -> bool:

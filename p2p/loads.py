@@ -18,6 +18,7 @@ from p2p.network import PeerId
 
 UNREAD_S_MAX: Final = 1.0  # so long one write may take while others wait for a place
 NAMED_AGAIN_S: Final = 5.0  # closing somebody takes a moment
+LOOK_AGAIN_S: Final = 0.05  # a look at all peers is dear, and anybody's refused request asks for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Loads:
         self._limits = limits
         self._is_kept = is_kept
         self._loads: dict[PeerId, Load] = {}  # in order of first sight; only idle ones are forgotten
+        self._look_from_s = -math.inf
         self.in_flight = 0
         self.waiting_bytes = 0
 
@@ -142,8 +144,12 @@ class Loads:
     def unread_longest(self, now_s: float) -> PeerId | None:
         """Who must go so that another is served: the stranger for whom a write waits longest, over UNREAD_S_MAX.
 
-        Whoever reads is written to again and again, and is never the one. Each is named once in NAMED_AGAIN_S.
+        Whoever reads is written to again and again, and is never the one. One is named in LOOK_AGAIN_S, each once in
+        NAMED_AGAIN_S.
         """
+        if now_s < self._look_from_s:
+            return None
+        self._look_from_s = now_s + LOOK_AGAIN_S
         found: tuple[float, Load] | None = None
         for load in self._loads.values():
             since_s = min(load.writes.values(), default=math.inf)

@@ -130,6 +130,15 @@ async def test_subscriptions_that_come_and_go_are_bounded(open_node, open_strang
             assert hears.messages().count(b"once") <= 1
 
 
+async def test_a_peer_that_cannot_be_written_to_yet_has_been_sent_nothing(open_node):
+    """It subscribes on a stream of its own, which may be there before ours: it is sent the last messages later."""
+    async with open_node(1) as node:
+        await node.join(TOPIC, accept)
+        for _ in range(2):
+            await node._gossip._pubsub._replay_recent_messages(ID(bytes(38)), TOPIC)
+        assert "cure.replay_again" not in node.counters()
+
+
 async def test_what_waits_for_a_deaf_peer_is_bounded(monkeypatch):
     monkeypatch.setattr(names, "GOSSIP_OUT_QUEUE_BYTES_MAX", 100_000)
     queue = cures.CountedRpcQueue()
@@ -151,10 +160,12 @@ async def test_gossip_goes_on_with_a_peer_that_stood_still(open_node, patience, 
             await heard(ours, theirs, b"before")
             stream = sender._gossip._pubsub.peers[ID(other.peer_id)]
 
-            async def given_up(data):
+            async def given_up(data=b""):
                 raise MuxedStreamError("no window for 5 s")
 
             monkeypatch.setattr(stream.muxed_stream, "write", given_up)
+            monkeypatch.setattr(stream.muxed_stream, "reset", given_up)  # which must not end the node
+            monkeypatch.setattr(stream, "reset", given_up)
             await heard(ours, theirs, b"after")
         assert sender._gossip._pubsub.peers[ID(other.peer_id)] is not stream
 

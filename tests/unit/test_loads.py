@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2p import names
-from p2p.loads import NAMED_AGAIN_S, UNREAD_S_MAX, Loads, RouterLimits
+from p2p.loads import LOOK_AGAIN_S, NAMED_AGAIN_S, UNREAD_S_MAX, Loads, RouterLimits
 
 KEPT, ONE, OTHER = b"kept", b"one", b"other"
 
@@ -42,9 +42,10 @@ def test_who_has_not_read_for_longest_is_named_once() -> None:
     held.of(ONE, 0.0).writes["a"] = 1.0
     assert held.unread_longest(UNREAD_S_MAX + 0.5) is None  # not over it
     assert held.unread_longest(UNREAD_S_MAX + 1.5) == OTHER
-    assert held.unread_longest(UNREAD_S_MAX + 1.5) == ONE
-    assert held.unread_longest(UNREAD_S_MAX + 1.5) is None
-    assert held.unread_longest(UNREAD_S_MAX + 1.6 + NAMED_AGAIN_S) == OTHER
+    assert held.unread_longest(UNREAD_S_MAX + 1.5) is None  # nobody looks again so soon
+    assert held.unread_longest(UNREAD_S_MAX + 1.5 + LOOK_AGAIN_S) == ONE
+    assert held.unread_longest(UNREAD_S_MAX + 1.5 + 2 * LOOK_AGAIN_S) is None
+    assert held.unread_longest(UNREAD_S_MAX + 1.7 + NAMED_AGAIN_S) == OTHER
     held.of(OTHER, 0.0).writes.clear()
     assert held.unread_longest(UNREAD_S_MAX + 9 + 2 * NAMED_AGAIN_S) == ONE
 
