@@ -84,13 +84,13 @@ class Router:
         self._on_mark = on_mark
         self._on_use = on_use
         self._on_unread = on_unread
-        self._loads = Loads(limits, is_kept)
+        self.loads = Loads(limits, is_kept)
 
     async def serve(self, stream: RawStream, peer: PeerId) -> None:
         """Own the stream until it ends: returns when it is closed or reset, raises nothing of the peer's
         doing.
         """
-        load = self._loads.of(peer, trio.current_time())
+        load = self.loads.of(peer, trio.current_time())
         if load.streams >= 2 * self.limits.streams_per_peer_max:
             self._counters["rr.streams_reset"] += 1
             await streams.reset(stream)
@@ -182,14 +182,14 @@ class Router:
         now_s = trio.current_time()
         if load.in_flight >= self.limits.in_flight_per_peer_max:
             raise self.busy("too many requests in flight (in_flight_per_peer_max)")
-        why = self._loads.why_busy(load)
+        why = self.loads.why_busy(load)
         if why is not None:
-            unread = self._loads.unread_longest(now_s)
+            unread = self.loads.unread_longest(now_s)
             if unread is not None:
                 self._counters["rr.unread_closed"] += 1
                 self._on_unread(unread)
             raise self.busy(why)
-        wait_ms = self._loads.wait_ms(load, self.cost_of(method), size_bytes, now_s)
+        wait_ms = self.loads.wait_ms(load, self.cost_of(method), size_bytes, now_s)
         if wait_ms:
             self._counters["rr.rate_limited"] += 1
             raise RequestFailed(Code.ERR_RATE_LIMITED, "too much in a second", retry_after_ms=wait_ms)
@@ -200,17 +200,9 @@ class Router:
         self._counters["rr.busy"] += 1
         return RequestFailed(Code.ERR_BUSY, why, retry_after_ms=BUSY_RETRY_AFTER_MS)
 
-    def hold(self, load: Load, count: int) -> None:
-        """`count` more requests are in flight; negative when they end."""
-        self._loads.hold(load, count)
-
-    def wait_for_reader(self, size_bytes: int) -> None:
-        """So many bytes more of answers wait to be written; negative when they are on their way, or given up."""
-        self._loads.waiting_bytes += size_bytes
-
     def gauges(self) -> list[Gauge]:
         """What is being answered now."""
-        limits, loads = self.limits, self._loads
+        limits, loads = self.limits, self.loads
         return [
             Gauge(
                 "rr_requests_in_flight", loads.in_flight, "in_flight_total_max", limits.in_flight_total_max
@@ -286,8 +278,8 @@ class _Serving:
                 timers.cancel_scope.cancel()
             self._done = not self._broken
         finally:
-            self._router.hold(self._load, -len(self._in_flight))
-            self._router.wait_for_reader(-self._waiting_bytes)
+            self._router.loads.hold(self._load, -len(self._in_flight))
+            self._wait_for_reader(-self._waiting_bytes)
             self._load.writes.pop(self, None)
             if not self._done:
                 await streams.reset(self._stream)
@@ -354,7 +346,7 @@ class _Serving:
             return
         assert isinstance(request, frames.Request)
         self._in_flight.add(request_id)
-        self._router.hold(self._load, 1)
+        self._router.loads.hold(self._load, 1)
         if isinstance(route, PartsRoute):
             self._in_parts = True
             handlers.start_soon(self._answer_in_parts, route, request, send)
@@ -444,7 +436,7 @@ class _Serving:
         for item in batch:
             if item.ends is not None:
                 self._in_flight.discard(item.ends)
-                self._router.hold(self._load, -1)
+                self._router.loads.hold(self._load, -1)
 
     def _settle(self, batch: list[_Outgoing]) -> None:
         for item in batch:
@@ -467,8 +459,9 @@ class _Serving:
             await trio.lowlevel.checkpoint()
 
     def _wait_for_reader(self, size_bytes: int) -> None:
+        """So many bytes more of answers wait to be written; negative when they are on their way, or given up."""
         self._waiting_bytes += size_bytes
-        self._router.wait_for_reader(size_bytes)
+        self._router.loads.waiting_bytes += size_bytes
 
     # --- ending
 

@@ -252,7 +252,7 @@ async def test_a_stream_that_is_reset_cancels_its_handlers(autojump_clock):
         await wire.stream.reset()
         await wire.served.wait()
         assert cancelled.is_set()
-        assert server.router._loads.in_flight == 0
+        assert server.router.loads.in_flight == 0
 
 
 async def test_a_stream_that_ends_inside_a_frame_is_marked(autojump_clock):
@@ -460,7 +460,7 @@ async def test_a_peer_that_does_not_read_its_answers_is_reset_and_holds_little(a
         await wire.send(*(frames.encode_request(n, "large", b"") for n in range(30)))
         await wire.served.wait()
         assert sum(len(data) for data in wire.server_stream.writes) < WINDOW_BYTES_MAX + 400_000
-        assert server.router._loads.in_flight == 0
+        assert server.router.loads.in_flight == 0
 
 
 async def test_a_request_for_parts_needs_a_stream_of_its_own(autojump_clock):
@@ -584,8 +584,8 @@ async def test_the_account_of_peers_is_bounded(autojump_clock):
             wire = server.open(b"peer %d" % number)
             await wire.stream.reset()
             await wire.served.wait()
-        assert len(server.router._loads) <= 10
-        assert server.router._loads.of(b"staying", trio.current_time()).streams == 1
+        assert len(server.router.loads) <= 10
+        assert server.router.loads.of(b"staying", trio.current_time()).streams == 1
 
 
 # --- the client
