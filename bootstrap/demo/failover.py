@@ -273,15 +273,14 @@ async def _mend(cluster: Cluster, leader: NodeProcess, fault: str) -> None:
 
 
 async def in_step(cluster: Cluster) -> None:
-    """Wait until both executors have executed what is certified now."""
-    height = (await patiently(cluster.newest_commit, "commit")).height
-    for name in SEQUENCERS:
-        node = cluster.network.nodes[name]
+    """Wait until both executors have executed what is certified by then, not only what was when the wait began."""
 
-        async def is_there(node: NodeProcess = node) -> bool:
-            return ((await cluster.status(node)).executed or 0) >= height
+    async def are_there() -> bool:
+        height = (await patiently(cluster.newest_commit, "commit")).height
+        nodes = [cluster.network.nodes[name] for name in SEQUENCERS]
+        return all([((await cluster.status(node)).executed or 0) >= height for node in nodes])
 
-        await until(is_there, f"{name} at height {height}")
+    await until(are_there, "both executors at the newest height")
 
 
 # --- the end -----------------------------------------------------------------------------------------------

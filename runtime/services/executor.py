@@ -9,6 +9,7 @@ Implements docs/protocol.md, sections "Results" and "Head" (publishing).
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -55,6 +56,7 @@ from runtime.services.resume import fetch_batch, is_resumed, resume
 CATCH_UP_MS: Final = 1_000
 HAND_OVER_GRACE_MS: Final = 300  # what was heard of comes by itself within it, if it comes at all
 CERTIFIER_TRY_MS: Final = 2_000
+FETCHED_AT_ONCE_MAX: Final = 8  # heights
 FORK_LOOK_MS: Final = 5_000
 _log = logging.getLogger(__name__)
 
@@ -293,10 +295,35 @@ class Executor:
         while self._known_height > self._replica.height and not self._authorities.is_halted:
             # Later heights may be at hand already: it is the next one that everything waits for.
             if (missing := self._replica.height + 1) not in self._ready:
-                self._context.counters["executor.gap_heights_found"] += missing > self._missed_height
-                self._missed_height = max(self._missed_height, missing)
-                await self._fetch_committed(missing)
-            await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
+                await self._fetch_ahead(missing)
+            if self._replica.height < missing:
+                await self._replica.applied.wait_at_most(CATCH_UP_MS / 1_000)
+
+    async def _fetch_ahead(self, missing: int) -> None:
+        """The next height, and beside it those after it that are known and not at hand: one by one is a trip each.
+
+        Raises what the next one failed with, p2p errors or WorldError; the others' turns come.
+        """
+        last = min(self._known_height, missing + FETCHED_AT_ONCE_MAX - 1)
+        asked = [height for height in range(missing, last + 1) if height not in self._ready]
+        found = sum(height > self._missed_height for height in asked)
+        self._context.counters["executor.gap_heights_found"] += found
+        self._missed_height = max(self._missed_height, *asked)
+        failed: dict[int, NetworkError | WorldError] = {}
+
+        async def fetch(height: int) -> None:
+            try:
+                await self._fetch_committed(height)
+            except Corrupt:
+                raise
+            except (NetworkError, WorldError) as error:
+                failed[height] = error
+
+        async with trio.open_nursery() as nursery:
+            for height in asked:
+                nursery.start_soon(fetch, height)
+        if missing in failed:
+            raise failed[missing]
 
     async def _watch_for_fork(self) -> None:
         """A head above all that the certifier tells here is of a chain that is not seen here: look who is wrong.
@@ -367,7 +394,7 @@ class Executor:
         batch = await fetch_batch(self._sources, height, self._resumed[height])
         bytes_max = self._replica.genesis.body.limits.batch_bytes_max
         actions = await fetch_blob(self._sources, batch.actions_ref, bytes_max)
-        if epoch == self._authorities.epoch and height == self._replica.height + 1:
+        if epoch == self._authorities.epoch and height > self._replica.height:
             self._ready[height] = _Committed(batch, actions)
             self._arrived.wake()
 
@@ -423,13 +450,16 @@ class Executor:
     # --- telling the world ---------------------------------------------------------------------------------
 
     async def _announce(self, blocks: Subscription, heads: Subscription) -> None:
-        """Vouch for each newest block and gossip it; a burst announces its last block only."""
+        """Vouch for each newest block and gossip it; of a burst the last one, and a few a second while it goes on."""
+        told_s = -math.inf
         while True:
-            while (commit := self._to_announce) is not None:
-                self._to_announce = None
+            while self._to_announce is not None:
+                await self._catches_up_until(told_s + limits.BATCH_INTERVAL_MS / 1_000)
+                commit, self._to_announce = self._to_announce, None
                 block = self._replica.block
                 if block is None or not self._may_vouch(commit, block):
                     continue
+                told_s = trio.current_time()
                 self._told = (commit.record.epoch, block.height)
                 attestation = seal(self._attestation(block), self._context.key)
                 head = self._head(commit, attestation)
@@ -441,6 +471,11 @@ class Executor:
                 await heads.publish(head.to_bytes())
                 self._context.counters["executor.announced"] += 1
             await self._announced.wait()
+
+    async def _catches_up_until(self, deadline_s: float) -> None:
+        """While heights are known above the applied one: what is behind is no news, and telling it costs every node."""
+        while self._known_height > self._replica.height + 1 and trio.current_time() < deadline_s:
+            await self._replica.applied.wait_at_most(deadline_s - trio.current_time())
 
     def _announce_soon(self, commit: Sealed[Commit]) -> None:
         """Vouch for the newest block, once in each epoch: one that a new epoch resumes from is attested again."""

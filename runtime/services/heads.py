@@ -26,6 +26,7 @@ from runtime.world_tables import WorldTables
 
 HEAD_POLL_MS: Final = 5_000
 PEERS_ASKED_MAX: Final = 3
+ROUNDS_A_LOOK_UP: Final = 4  # a look-up in the DHT costs a stream to each server, asking a peer one request
 CLAIMS_WAITING_MAX: Final = 64
 
 
@@ -159,28 +160,35 @@ class HeadTracker:
         return self.height >= height
 
     async def poll(self) -> NoReturn:
-        """When nothing was heard for a while: the DHT, then a few peers."""
+        """When nothing was heard for a while: a few peers; and the DHT where they do not tell, and now and then."""
+        rounds = 0
         while True:
             before = self.head
-            await self.look_up()
+            is_told = await self._ask_some()
+            if not is_told or rounds % ROUNDS_A_LOOK_UP == 0:
+                await self._look_up()
+            rounds += 1
             if self.head is not before:
                 await self.keep()
             while await self.changed.wait_at_most(self._context.jittered_s(HEAD_POLL_MS)):
                 await self.keep()
                 await trio.sleep(limits.BATCH_INTERVAL_MS / 1_000)
 
-    async def look_up(self) -> None:
-        """Ask the DHT and a few connected peers once."""
+    async def _ask_some(self) -> bool:
+        """Ask a few connected peers; whether any of them gave a head."""
+        peers = self._context.network.peers()
+        self._context.rng.shuffle(peers)
+        told = [await self._ask(peer) for peer in peers[:PEERS_ASKED_MAX]]
+        return any(told)
+
+    async def _look_up(self) -> None:
+        """Ask the DHT."""
         try:
             record = await self._context.dht.get_record(names.head_key(self.world_id))
             if record is not None:
                 self.offer(rules.check_head_message(record, self.world_id))
         except (NetworkError, WorldError):
             self._context.counters["head.lookup_failed"] += 1
-        peers = self._context.network.peers()
-        self._context.rng.shuffle(peers)
-        for peer in peers[:PEERS_ASKED_MAX]:
-            await self._ask(peer)
 
     async def freshest(self, head: WorldHeadAnnounce) -> WorldHeadAnnounce:
         """The same head with the newest as_of_ms that its certifier gives; the head as it is, when it gives none."""
@@ -204,7 +212,8 @@ class HeadTracker:
         self.offer(fresh)
         return fresh
 
-    async def _ask(self, peer: bytes) -> None:
+    async def _ask(self, peer: bytes) -> bool:
+        """What this peer holds to be the head; whether it gave one."""
         request = messages.WorldRequest(world_id=self.world_id)
         try:
             answer = await call(
@@ -213,12 +222,14 @@ class HeadTracker:
             if answer.head is not None:
                 chain.check_head(answer.head, self.world_id)
                 self.offer(answer.head)
-            else:  # before the first height of an epoch only this tells of it
-                known = await call(
-                    self._context, peer, "get_commit", request, messages.CommitAnswer, deadline_ms=2_000
-                )
-                self._authorities.offer(known.authorities)
-        except NetworkError:
-            return  # a peer without this world, or gone: the next poll asks others
+                return True
+            # Before the first height of an epoch only this tells of it.
+            known = await call(
+                self._context, peer, "get_commit", request, messages.CommitAnswer, deadline_ms=2_000
+            )
+            self._authorities.offer(known.authorities)
+        except NetworkError:  # a peer without this world, or gone: the next poll asks others
+            return False
         except WorldError:
             self._context.counters["head.false_answer"] += 1
+        return False

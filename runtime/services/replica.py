@@ -32,6 +32,8 @@ from runtime.world_db import Row
 from runtime.world_tables import WorldTables
 
 T = TypeVar("T")
+REPLAYED_HEIGHTS_MAX: Final = 64  # at a time, when the memory is restored
+REPLAYED_ENVELOPES: Final = 256  # at a time, and what the last batch has beyond them
 CONTENTS_REMEMBERED_MAX: Final = 4  # whoever reads what blocks took follows at once; older ones are on disk
 _log = logging.getLogger(__name__)
 _REPAIR: Final = (
@@ -113,37 +115,61 @@ class Replica:
         self._begin()
         if not self.executes:
             if target:
-                self._move(await self._brought_back(lambda: self._load(target)), None)
+                self._move(await self._brought_back(partial(self._load, target)), None)
             return
-        for height in range(1, target + 1):
-            block, batch, envelopes = await self._brought_back(partial(self._inputs, height))
-            built = await self._context.offload(partial(self._replay, block, batch, envelopes))
-            # Small and shared blobs may have been damaged too: what a replay gives need not be fetched.
-            lost = [
-                data for content, data in built.blobs.items() if self._context.blobs.find(content) is None
-            ]
-            if lost:
-                await self._context.store(f"height {height}", (), lost, keep=True)
-                self._context.counters["store.rebuilt"] += len(lost)
-            self._move(
-                Applied(block, batch, tuple(envelopes), built.outcome.receipts, (), built.tip), built.tip
-            )
-            progress(height, target)
+        while self.height < target:
+            replayed, rebuilt = await self._brought_back(partial(self._replay_some, target))
+            if rebuilt:
+                await self._context.store(f"height {replayed[-1].block.height}", (), rebuilt, keep=True)
+                self._context.counters["store.rebuilt"] += len(rebuilt)
+            for applied in replayed:
+                self._move(applied, applied.tip)
+            progress(self.height, target)
 
     async def _brought_back(self, load: Callable[[], T]) -> T:
         """What `load` gives, after every blob that it misses was brought back."""
         while True:
             try:
-                return load()
+                return await self._context.offload(load)
             except MissingBlob as missing:
                 try:
                     await self._bring_back(missing.content)
                 except Missing as error:
                     raise Corrupt(f"world {self.world_id}", str(error), _REPAIR) from error
 
-    def _replay(self, block: WorldBlock, batch: ActionBatch, envelopes: list[Envelope]) -> chain.Built:
-        assert self.tip is not None
-        built = chain.build_block(self.genesis, self.tip, batch, envelopes, world.check_signatures(envelopes))
+    def _replay_some(self, target: int) -> tuple[list[Applied], list[bytes]]:
+        """The next heights up to `target`, and the blobs of theirs that were damaged: a replay need not fetch those.
+
+        Some at a time: each way to the worker thread and back costs as much as a small block.
+        Raises MissingBlob when the very next height misses one, and Corrupt.
+        """
+        replayed: list[Applied] = []
+        rebuilt: list[bytes] = []
+        tip, envelopes_left = self.tip, REPLAYED_ENVELOPES
+        last = min(target, self.height + REPLAYED_HEIGHTS_MAX)
+        for height in range(self.height + 1, last + 1):
+            assert tip is not None
+            try:
+                block, batch, envelopes = self._inputs(height)
+            except MissingBlob:
+                if not replayed:
+                    raise
+                break  # the next call begins with it
+            built = self._replay(tip, block, batch, envelopes)
+            rebuilt += [
+                data for content, data in built.blobs.items() if self._context.blobs.find(content) is None
+            ]
+            tip = built.tip
+            replayed.append(Applied(block, batch, tuple(envelopes), built.outcome.receipts, (), tip))
+            envelopes_left -= len(envelopes)
+            if envelopes_left <= 0:
+                break
+        return replayed, rebuilt
+
+    def _replay(
+        self, tip: chain.Tip, block: WorldBlock, batch: ActionBatch, envelopes: list[Envelope]
+    ) -> chain.Built:
+        built = chain.build_block(self.genesis, tip, batch, envelopes, world.check_signatures(envelopes))
         if built.block != block:
             raise Corrupt(
                 f"block {block.height} of world {self.world_id}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -252,6 +253,21 @@ class TestRestore:
         replica = self.replica(world, db)
         await replica.restore(lambda done, total: None, bring_back)
         assert replica.block_hash == stored["block"]
+
+    async def test_a_replay_goes_to_the_worker_thread_once_for_many_small_heights(
+        self, world: Any, db: MemoryWorldDb, stored: dict[str, bytes]
+    ) -> None:
+        trips, told = 0, list[tuple[int, int]]()
+
+        async def counted(work: Callable[[], Any]) -> Any:
+            nonlocal trips
+            trips += 1
+            return work()
+
+        context = replace(make_context(db), offload=counted)
+        replica = Replica(context, world.genesis, WorldTables(db, world.world_id), "executed")
+        await replica.restore(lambda done, total: told.append((done, total)), nobody)
+        assert (replica.block_hash, trips, told) == (stored["block"], 1, [(2, 2)])
 
     async def test_a_lost_row_is_refused(
         self, world: Any, db: MemoryWorldDb, stored: dict[str, bytes]

@@ -20,6 +20,7 @@ from runtime.keys import SigningKey
 from runtime.messages import WorldStatus
 from runtime.services import HeadRecords
 from runtime.services.context import Context
+from runtime.services.heads import HEAD_POLL_MS, ROUNDS_A_LOOK_UP
 from runtime.services.methods import MethodTable
 from runtime.services.publish import HEAD_BEHIND_MS, HEAD_LOOK_MS, is_behind
 from runtime.services.serve import NodeDesk
@@ -169,6 +170,26 @@ async def test_one_of_two_puts_and_the_other_leaves_it(small_world: Any, autojum
             assert one.counters["publish.put"] == 1
             assert other.counters["publish.left"] >= 1
             assert other.counters["publish.put"] == 0
+
+
+async def test_in_a_quiet_world_peers_tell_of_no_news_and_the_dht_is_asked_now_and_then(
+    small_world: Any, autojump_clock: Any
+) -> None:
+    hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
+    db.commit(
+        WorldTables(db, small.world_id).put_applied_head(
+            small.head_of(run_block(small, db, "a", stored=True))
+        )
+    )
+    periods = 12 * ROUNDS_A_LOOK_UP
+    async with (
+        storage_node(hub, small, db, 10) as one,
+        storage_node(hub, small, MemoryWorldDb(), 11, beside=one) as two,
+    ):
+        before = two.dht.counters().get("dht.lookups", 0)
+        await trio.sleep(periods * HEAD_POLL_MS / 1_000)
+        polled = two.dht.counters().get("dht.lookups", 0) - before - periods * HEAD_POLL_MS // HEAD_LOOK_MS
+    assert periods // ROUNDS_A_LOOK_UP // 2 < polled < periods // 2
 
 
 def test_a_head_is_behind_by_height_or_by_what_makes_it_look_old(small_world: Any) -> None:
