@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from threading import Lock
 
 from runtime import limits
 from runtime.blob_store import BlobStore
@@ -22,6 +23,7 @@ class CheckedBlobs:
     def __init__(self, store: BlobStore, counters: Counter[str]) -> None:
         self._store = store
         self._counters = counters
+        self._forgetting = Lock()
         self.lost: dict[bytes, None] = {}  # to be fetched again, oldest first; at most DAMAGED_BLOBS_MAX
 
     def get(self, content: bytes) -> bytes:
@@ -58,11 +60,15 @@ class CheckedBlobs:
             self.lost[content] = None
 
     def _forget(self, content: bytes, error: Corrupt) -> Missing:
-        self._counters["store.damaged"] += 1
-        _log.error("damaged, will be fetched again: %s", error)
-        try:
-            self._store.discard_damaged(content)
-        except StoreFull:  # it stays where it is, and is never given out
-            self._counters["store.damaged_not_discarded"] += 1
-        self.want(content)
+        """Once for each damage: who read it too, but comes second, finds it gone or fetched again already."""
+        with self._forgetting:
+            try:
+                is_first = self._store.discard_damaged(content)
+            except StoreFull:  # it stays where it is, and is never given out
+                self._counters["store.damaged_not_discarded"] += 1
+                is_first = True
+        if is_first:
+            self._counters["store.damaged"] += 1
+            _log.error("damaged, will be fetched again: %s", error)
+            self.want(content)
         return MissingBlob(content)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +71,40 @@ def test_damage_is_missing_to_every_reader_and_counted_once(db: MemoryWorldDb, c
         assert context.blobs.find(content) is None
         assert context.counters["store.damaged"] == number
     assert list(context.blobs.lost) == [content_id(data) for data in DATA[1:4]]
+
+
+def test_two_who_read_the_same_damage_at_once_count_it_once(
+    db: MemoryWorldDb, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = db.blobs.put(DATA[0])
+    damage(db, content)
+    read, both = db.blobs.get, threading.Barrier(2)
+
+    def get(content: bytes) -> bytes:
+        try:
+            return read(content)
+        except Corrupt:
+            both.wait(timeout=10)
+            raise
+
+    monkeypatch.setattr(db.blobs, "get", get)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(context.blobs.find, [content, content])) == [None, None]
+    assert context.counters["store.damaged"] == 1
+
+
+def test_who_read_damage_before_it_was_mended_leaves_the_sound_blob(
+    db: MemoryWorldDb, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = db.blobs.put(DATA[0])
+
+    def get(content: bytes) -> bytes:
+        raise Corrupt("blob", content.hex())
+
+    monkeypatch.setattr(db.blobs, "get", get)
+    assert context.blobs.find(content) is None
+    assert db.blobs.has(content)
+    assert (context.counters["store.damaged"], list(context.blobs.lost)) == (0, [])
 
 
 async def test_a_damaged_blob_is_not_served(db: MemoryWorldDb, context: Context) -> None:
