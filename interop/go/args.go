@@ -1,4 +1,5 @@
 // Reading JSON objects, of commands and of vectors, field by field: the first fault sticks.
+
 package main
 
 import (
@@ -9,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"aw/interop/aw"
 )
 
 // usageError: the command, or a file that it names, is malformed.
@@ -80,7 +83,7 @@ func (a *args) count(k string, otherwise ...int64) int64 {
 		return otherwise[0]
 	}
 	n, err := get[json.Number](a, k).Int64()
-	if err != nil || n < 0 || n > countMax {
+	if err != nil || n < 0 || n > aw.CountMax {
 		a.fail("%s is no count", k)
 	}
 	return n
@@ -141,7 +144,7 @@ func (a *args) value() any {
 		if h, ok := v["hex"].(string); ok && len(v) == 1 {
 			return a.unhex(h)
 		}
-		out := dict{}
+		out := aw.Map{}
 		for k, x := range v {
 			out[k] = (&args{x, a.err}).value()
 		}

@@ -1,9 +1,9 @@
-// Blobs by content id: keeping them, and fetching them from another peer.
+// Blobs by content id: what this peer keeps and serves.
 // docs/protocol.md: Hashes, Methods (fetch_blob); docs/interop.md: Blobs.
+
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
@@ -32,43 +32,13 @@ func (b *blobs) put(hash, blob []byte) {
 	b.held[string(hash)] = blob
 }
 
-// fetchBlob asks the peer for a blob, of at most so many bytes, and keeps it when it is the right one.
+// fetchBlob asks the peer for a blob, of at most so many bytes, and keeps it.
 func (n *node) fetchBlob(ctx context.Context, p peer.ID, hash []byte, most int64) ([]byte, error) {
-	blob, size, err := n.askBlob(ctx, p, dict{"content_hash": hash}, most)
-	if err != nil {
-		return nil, err
+	blob, err := n.FetchBlob(ctx, p, hash, most)
+	if err == nil {
+		n.blobs.put(hash, blob)
 	}
-	if size != int64(len(blob)) || !bytes.Equal(H(blob), hash) {
-		return nil, refuse("the peer's bytes are not the blob %x", hash)
-	}
-	n.blobs.put(hash, blob)
-	return blob, nil
-}
-
-// blobStart gives the first bytes, which nothing proves.
-func (n *node) blobStart(ctx context.Context, p peer.ID, hash []byte, length int64) ([]byte, error) {
-	start, _, err := n.askBlob(ctx, p, dict{"content_hash": hash, "length": length}, length)
-	return start, err
-}
-
-// askBlob gives what the peer sent, and how large it says that the whole blob is.
-func (n *node) askBlob(ctx context.Context, p peer.ID, q dict, most int64) ([]byte, int64, error) {
-	var joined bytes.Buffer
-	last, _, err := n.rr.parts(ctx, p, "fetch_blob", encode(q), func(part []byte) error {
-		if int64(joined.Len()+len(part)) > most {
-			return errTooLarge
-		}
-		joined.Write(part)
-		return nil
-	})
-	if err != nil {
-		return nil, 0, err
-	}
-	a, err := readRecord("fetch_blob.answer", last)
-	if err != nil {
-		return nil, 0, err
-	}
-	return joined.Bytes(), a.int("size"), nil
+	return blob, err
 }
 
 // seededBlob is the extended output of BLAKE3 for the 8 bytes of the seed.

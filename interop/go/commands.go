@@ -1,11 +1,15 @@
 // Running one command line, and the kinds of error. docs/interop.md: Commands.
+
 package main
 
 import (
 	"context"
 	"errors"
 
+	"aw/interop/aw"
+	"aw/interop/awnet"
 	"aw/interop/kad"
+	"aw/interop/rr"
 )
 
 // job is a command whose fields have been read.
@@ -48,21 +52,21 @@ func (n *node) perform(ctx context.Context, a *args) (fields, error) {
 func failure(err error) fields {
 	kind := "stream" // what is left comes from the network
 	var usage *usageError
-	var refused *refusal
-	var told *rrError
+	var refused *aw.Refusal
+	var told *rr.Error
 	switch {
 	case errors.As(err, &usage):
 		kind = "usage"
 	case errors.As(err, &told):
-		return fields{"kind": "rr", "message": told.message, "code": told.code, "name": codeNames[told.code],
-			"retry_after_ms": told.retry, "detail": hexBytes(told.detail)}
-	case errors.As(err, &refused), errors.Is(err, errVersion), errors.Is(err, kad.ErrOlder):
+		return fields{"kind": "rr", "message": told.Message, "code": told.Code, "name": told.Name(),
+			"retry_after_ms": told.RetryAfterMS, "detail": hexBytes(told.Detail)}
+	case errors.As(err, &refused), errors.Is(err, aw.ErrVersion), errors.Is(err, kad.ErrOlder):
 		kind = "refused"
-	case errors.Is(err, errTooLarge):
+	case errors.Is(err, rr.ErrTooLarge):
 		kind = "too_large"
-	case errors.Is(err, errNotFound), errors.Is(err, kad.ErrNotFound):
+	case errors.Is(err, awnet.ErrNotFound), errors.Is(err, kad.ErrNotFound):
 		kind = "not_found"
-	case timedOut(err):
+	case rr.TimedOut(err):
 		kind = "timeout"
 	}
 	return fields{"kind": kind, "message": err.Error()}

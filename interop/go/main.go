@@ -1,4 +1,8 @@
-// Command peer is a foreign peer of Agent World Runtime, driven by commands on stdin. docs/interop.md.
+// Command peer is a foreign peer of Agent World Runtime, driven by commands on stdin (docs/interop.md).
+//
+// It hides how its parts are put together: it takes part in gossip and DHT, serves blobs and the worlds that it mirrors, and
+// runs commands at the same time. It guarantees one line of stdout for each command, and that a malformed one is an error
+// of kind usage, never the end of the peer.
 package main
 
 import (
@@ -49,18 +53,18 @@ func start() error {
 	if err != nil {
 		return err
 	}
-	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: n.host.ID(), Addrs: n.host.Addrs()})
+	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: n.Host.ID(), Addrs: n.Host.Addrs()})
 	if err != nil {
 		return err
 	}
-	out.event("ready", fields{"peer_id": n.host.ID(), "addrs": addrs})
+	out.event("ready", fields{"peer_id": n.Host.ID(), "addrs": addrs})
 	ended := make(chan error, 1)
 	go func() { ended <- n.obey(ctx, os.Stdin) }()
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
 	}
-	return errors.Join(err, n.host.Close())
+	return errors.Join(err, n.Host.Close())
 }
 
 // obey runs the commands, at the same time, until quit or the end of the input.

@@ -1,5 +1,6 @@
 // What this peer answers: its own methods, blobs, and the worlds that it knows or mirrors.
 // docs/protocol.md: Methods; docs/interop.md: Request / response.
+
 package main
 
 import (
@@ -7,184 +8,179 @@ import (
 	"context"
 	"encoding/hex"
 	"time"
+
+	"aw/interop/aw"
+	"aw/interop/mirror"
+	"aw/interop/rr"
 )
 
-// method answers with one body, or with parts and a last body.
-type method struct {
-	request string // the shape of its request
-	answer  func(ctx context.Context, n *node, q dict, raw []byte) ([]byte, error)
-	parts   func(n *node, q dict, send func([]byte) error) ([]byte, error)
-}
-
-var methods map[string]method
-
-func init() {
-	methods = map[string]method{
-		"hello":          {request: "any", answer: hello},
-		"has_blobs":      {request: "has_blobs", answer: hasBlobs},
-		"fetch_blob":     {request: "fetch_blob", parts: sendBlob},
-		"get_genesis":    {request: "world", answer: getGenesis},
-		"get_world_head": {request: "world", answer: getWorldHead},
-		"get_block":      {request: "get_block", answer: getBlock},
-		"get_blocks":     {request: "get_blocks", parts: sendBlocks},
-		"get_batch":      {request: "get_batch", answer: getBatch},
-		"x_echo":         {request: "any", answer: func(_ context.Context, _ *node, _ dict, raw []byte) ([]byte, error) { return raw, nil }},
-		"x_error":        {request: "x_error", answer: answerError},
-		"x_wait":         {request: "x_wait", answer: waitAWhile},
-		"x_parts":        {request: "x_parts", parts: sendParts},
-		"x_reset":        {request: "x_reset", parts: sendAndReset},
+func (n *node) methods() map[string]rr.Method {
+	return map[string]rr.Method{
+		"hello":          {Request: "any", Answer: n.hello},
+		"has_blobs":      {Request: "has_blobs", Answer: n.hasBlobs},
+		"fetch_blob":     {Request: "fetch_blob", Parts: n.sendBlob},
+		"get_genesis":    {Request: "world", Answer: n.getGenesis},
+		"get_world_head": {Request: "world", Answer: n.getWorldHead},
+		"get_block":      {Request: "get_block", Answer: n.getBlock},
+		"get_blocks":     {Request: "get_blocks", Parts: n.sendBlocks},
+		"get_batch":      {Request: "get_batch", Answer: n.getBatch},
+		"x_echo":         {Request: "any", Answer: func(_ context.Context, _ aw.Map, raw []byte) ([]byte, error) { return raw, nil }},
+		"x_error":        {Request: "x_error", Answer: answerError},
+		"x_wait":         {Request: "x_wait", Answer: waitAWhile},
+		"x_parts":        {Request: "x_parts", Parts: sendParts},
+		"x_reset":        {Request: "x_reset", Parts: sendAndReset},
 	}
 }
 
 func notHeld(what string) error {
-	return &rrError{code: codeNotFound, message: what + " is not held here"}
+	return &rr.Error{Code: rr.CodeNotFound, Message: what + " is not held here"}
 }
 
-func hello(_ context.Context, n *node, _ dict, _ []byte) ([]byte, error) {
+func (n *node) hello(_ context.Context, _ aw.Map, _ []byte) ([]byte, error) {
 	worlds := []any{}
-	for _, id := range n.worldIDs() {
+	for _, id := range n.Worlds() {
 		if len(worlds) < 64 {
 			worlds = append(worlds, id)
 		}
 	}
-	return encode(dict{"versions": []any{int64(1)}, "max_in_flight": int64(inFlightSession), "worlds": worlds}), nil
+	return aw.Encode(aw.Map{"versions": []any{int64(1)}, "max_in_flight": int64(rr.InFlight), "worlds": worlds}), nil
 }
 
-func hasBlobs(_ context.Context, n *node, q dict, _ []byte) ([]byte, error) {
+func (n *node) hasBlobs(_ context.Context, q aw.Map, _ []byte) ([]byte, error) {
 	has := []any{}
-	for _, h := range q.list("hashes") {
+	for _, h := range q.List("hashes") {
 		_, ok := n.blobs.get(h.([]byte))
 		has = append(has, ok)
 	}
-	return encode(dict{"has": has}), nil
+	return aw.Encode(aw.Map{"has": has}), nil
 }
 
-func sendBlob(n *node, q dict, send func([]byte) error) ([]byte, error) {
-	blob, ok := n.blobs.get(q.bytes("content_hash"))
+func (n *node) sendBlob(q aw.Map, send func([]byte) error) ([]byte, error) {
+	blob, ok := n.blobs.get(q.Bytes("content_hash"))
 	if !ok {
-		return nil, notHeld(hex.EncodeToString(q.bytes("content_hash")))
+		return nil, notHeld(hex.EncodeToString(q.Bytes("content_hash")))
 	}
 	from, to := int64(0), int64(len(blob))
-	if q.has("offset") {
-		from = q.int("offset")
+	if q.Has("offset") {
+		from = q.Int("offset")
 	}
 	if from > to {
-		return nil, &rrError{code: codeBadRequest, message: "the offset is beyond the blob"}
+		return nil, &rr.Error{Code: rr.CodeBadRequest, Message: "the offset is beyond the blob"}
 	}
-	if q.has("length") {
-		to = min(to, from+q.int("length"))
+	if q.Has("length") {
+		to = min(to, from+q.Int("length"))
 	}
 	for rest := blob[from:to]; len(rest) > 0; {
-		part := rest[:min(len(rest), partMax)]
+		part := rest[:min(len(rest), rr.PartMax)]
 		rest = rest[len(part):]
 		if err := send(part); err != nil {
 			return nil, err
 		}
 	}
-	return encode(dict{"size": int64(len(blob))}), nil
+	return aw.Encode(aw.Map{"size": int64(len(blob))}), nil
 }
 
 // worldOf gives what this peer knows of the world of a request.
-func worldOf(n *node, q dict) (*world, error) {
-	if w := n.world(q.text("world_id")); w != nil {
+func (n *node) worldOf(q aw.Map) (*mirror.World, error) {
+	if w := n.world(q.Text("world_id")); w != nil {
 		return w, nil
 	}
-	return nil, &rrError{code: codeNotAvailable, message: "the world is not known here"}
+	return nil, &rr.Error{Code: rr.CodeNotAvailable, Message: "the world is not known here"}
 }
 
-func getGenesis(_ context.Context, n *node, q dict, _ []byte) ([]byte, error) {
-	w, err := worldOf(n, q)
+func (n *node) getGenesis(_ context.Context, q aw.Map, _ []byte) ([]byte, error) {
+	w, err := n.worldOf(q)
 	if err != nil {
 		return nil, err
 	}
-	return encode(dict{"genesis": w.genesis}), nil
+	return aw.Encode(aw.Map{"genesis": w.Genesis}), nil
 }
 
-func getWorldHead(_ context.Context, n *node, q dict, _ []byte) ([]byte, error) {
-	w, err := worldOf(n, q)
+func (n *node) getWorldHead(_ context.Context, q aw.Map, _ []byte) ([]byte, error) {
+	w, err := n.worldOf(q)
 	if err != nil {
 		return nil, err
 	}
-	if w.head == nil {
-		return encode(dict{}), nil
+	if w.Head == nil {
+		return aw.Encode(aw.Map{}), nil
 	}
-	return encode(dict{"head": w.head.record}), nil
+	return aw.Encode(aw.Map{"head": w.Head.Record}), nil
 }
 
-func getBlock(_ context.Context, n *node, q dict, _ []byte) ([]byte, error) {
-	w, err := worldOf(n, q)
+func (n *node) getBlock(_ context.Context, q aw.Map, _ []byte) ([]byte, error) {
+	w, err := n.worldOf(q)
 	if err != nil {
 		return nil, err
 	}
 	var h int64
-	if q.has("height") {
-		h = q.int("height")
+	if q.Has("height") {
+		h = q.Int("height")
 	} else {
-		h = w.byHash[string(q.bytes("block_hash"))]
+		h = w.ByHash[string(q.Bytes("block_hash"))]
 	}
-	if h >= 1 && h <= int64(len(w.heights)) {
-		return encode(dict{"block": w.heights[h-1].block}), nil
+	if h >= 1 && h <= int64(len(w.Heights)) {
+		return aw.Encode(aw.Map{"block": w.Heights[h-1].Block}), nil
 	}
 	return nil, notHeld("the block")
 }
 
-func sendBlocks(n *node, q dict, send func([]byte) error) ([]byte, error) {
-	w, err := worldOf(n, q)
+func (n *node) sendBlocks(q aw.Map, send func([]byte) error) ([]byte, error) {
+	w, err := n.worldOf(q)
 	if err != nil {
 		return nil, err
 	}
 	const together = 32 // blocks of a part
-	from, to := q.int("from_height")-1, int64(len(w.heights))
-	for end := min(to, from+q.int("count")); from < end; {
+	from, to := q.Int("from_height")-1, int64(len(w.Heights))
+	for end := min(to, from+q.Int("count")); from < end; {
 		part := []any{}
 		for ; from < end && len(part) < together; from++ {
-			part = append(part, w.heights[from].block)
+			part = append(part, w.Heights[from].Block)
 		}
-		if err := send(encode(part)); err != nil {
+		if err := send(aw.Encode(part)); err != nil {
 			return nil, err
 		}
 	}
-	return encode(dict{}), nil
+	return aw.Encode(aw.Map{}), nil
 }
 
-func getBatch(_ context.Context, n *node, q dict, _ []byte) ([]byte, error) {
-	w, err := worldOf(n, q)
+func (n *node) getBatch(_ context.Context, q aw.Map, _ []byte) ([]byte, error) {
+	w, err := n.worldOf(q)
 	if err != nil {
 		return nil, err
 	}
-	if h := q.int("height"); h <= int64(len(w.heights)) && w.heights[h-1].batch != nil {
-		return encode(dict{"batch": w.heights[h-1].batch, "commit": w.heights[h-1].commit}), nil
+	if h := q.Int("height"); h <= int64(len(w.Heights)) && w.Heights[h-1].Batch != nil {
+		return aw.Encode(aw.Map{"batch": w.Heights[h-1].Batch, "commit": w.Heights[h-1].Commit}), nil
 	}
 	return nil, notHeld("the batch")
 }
 
-func answerError(_ context.Context, _ *node, q dict, _ []byte) ([]byte, error) {
-	return nil, &rrError{byte(q.int("code")), uint32(q.int("retry_after_ms")), q.text("message"), q.bytes("detail")}
+func answerError(_ context.Context, q aw.Map, _ []byte) ([]byte, error) {
+	return nil, &rr.Error{Code: byte(q.Int("code")), RetryAfterMS: uint32(q.Int("retry_after_ms")), Message: q.Text("message"), Detail: q.Bytes("detail")}
 }
 
-func waitAWhile(ctx context.Context, _ *node, q dict, _ []byte) ([]byte, error) {
+func waitAWhile(ctx context.Context, q aw.Map, _ []byte) ([]byte, error) {
 	select {
-	case <-time.After(time.Duration(q.int("ms")) * time.Millisecond):
-		return encode(dict{}), nil
+	case <-time.After(time.Duration(q.Int("ms")) * time.Millisecond):
+		return aw.Encode(aw.Map{}), nil
 	case <-ctx.Done():
-		return nil, errEnded
+		return nil, rr.ErrEnded
 	}
 }
 
-func sendParts(_ *node, q dict, send func([]byte) error) ([]byte, error) {
-	for i := range q.int("count") {
-		if err := send(bytes.Repeat([]byte{byte(i)}, int(q.int("size")))); err != nil {
+func sendParts(q aw.Map, send func([]byte) error) ([]byte, error) {
+	for i := range q.Int("count") {
+		if err := send(bytes.Repeat([]byte{byte(i)}, int(q.Int("size")))); err != nil {
 			return nil, err
 		}
 	}
-	return encode(dict{"count": q.int("count")}), nil
+	return aw.Encode(aw.Map{"count": q.Int("count")}), nil
 }
 
-func sendAndReset(_ *node, q dict, send func([]byte) error) ([]byte, error) {
-	for range q.int("after") {
+func sendAndReset(q aw.Map, send func([]byte) error) ([]byte, error) {
+	for range q.Int("after") {
 		if err := send(make([]byte, 1024)); err != nil {
 			return nil, err
 		}
 	}
-	return nil, errReset
+	return nil, rr.ErrReset
 }

@@ -1,8 +1,10 @@
 // The lines of stdout: answers to commands, and events. docs/interop.md: Commands.
+
 package main
 
 import (
 	"bufio"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"sync"
@@ -10,12 +12,17 @@ import (
 
 type fields map[string]any
 
+// hexBytes are byte strings in JSON: lower-case hex.
+type hexBytes []byte
+
+func (h hexBytes) MarshalJSON() ([]byte, error) { return json.Marshal(hex.EncodeToString(h)) }
+
 type output struct {
 	mu sync.Mutex
 	w  *bufio.Writer
 }
 
-func newOutput(w io.Writer) *output { return &output{w: bufio.NewWriterSize(w, joinedMax)} }
+func newOutput(w io.Writer) *output { return &output{w: bufio.NewWriterSize(w, 64<<10)} }
 
 func (o *output) line(f fields) {
 	b, err := json.Marshal(f)

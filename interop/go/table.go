@@ -1,4 +1,5 @@
 // What each command does. docs/interop.md: the tables of commands.
+
 package main
 
 import (
@@ -8,9 +9,11 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/p2p/net/swarm"
-	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	"lukechampine.com/blake3"
+
+	"aw/interop/aw"
+	"aw/interop/awnet"
+	"aw/interop/rr"
 )
 
 const (
@@ -30,7 +33,7 @@ func init() {
 		"world": knowWorld, "join": join, "mesh": mesh, "publish": publish,
 		"dht_put": dhtPut, "dht_get": dhtGet, "dht_peers": dhtPeers, "provide": provide, "find_providers": findProviders,
 		"check_head": checkOneHead, "head": findHead, "state_proof": stateProof, "receipt_proof": receiptProof,
-		"submit": submit, "mirror": mirror, "follow": follow, "vectors": vectors,
+		"submit": submit, "mirror": mirrorWorld, "follow": follow, "vectors": vectors,
 	}
 }
 
@@ -45,36 +48,21 @@ func dial(a *args) job {
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, commandTime)
 		defer cancel()
-		if s, ok := n.host.Network().(*swarm.Swarm); ok {
-			s.Backoff().Clear(info.ID) // whoever is told to dial does not wait out an earlier failure
+		if err := n.Dial(ctx, *info); err != nil {
+			return nil, err
 		}
-		if err := n.host.Connect(ctx, *info); err != nil {
-			return nil, &streamError{err}
-		}
-		n.identified(info.ID)
 		return fields{"peer": info.ID}, nil
 	}
-}
-
-// identified waits until the peer has said what it is; the library bounds that.
-func (n *node) identified(p peer.ID) bool {
-	conns := n.host.Network().ConnsToPeer(p)
-	if ids, ok := n.host.(interface{ IDService() identify.IDService }); ok {
-		for _, c := range conns {
-			<-ids.IDService().IdentifyWait(c)
-		}
-	}
-	return len(conns) > 0
 }
 
 func identifyPeer(a *args) job {
 	p := a.peer("peer")
 	return func(_ context.Context, n *node) (fields, error) {
-		there := n.identified(p)
-		protocols, err := n.host.Peerstore().GetProtocols(p)
-		agent, unknown := n.host.Peerstore().Get(p, "AgentVersion")
+		there := n.Identified(p)
+		protocols, err := n.Host.Peerstore().GetProtocols(p)
+		agent, unknown := n.Host.Peerstore().Get(p, "AgentVersion")
 		if !there || err != nil || unknown != nil {
-			return nil, errNotFound
+			return nil, awnet.ErrNotFound
 		}
 		return fields{"protocols": orEmpty(protocols), "agent": agent}, nil
 	}
@@ -82,12 +70,12 @@ func identifyPeer(a *args) job {
 
 func disconnect(a *args) job {
 	p := a.peer("peer")
-	return func(_ context.Context, n *node) (fields, error) { return nil, n.host.Network().ClosePeer(p) }
+	return func(_ context.Context, n *node) (fields, error) { return nil, n.Host.Network().ClosePeer(p) }
 }
 
 func peers(*args) job {
 	return func(_ context.Context, n *node) (fields, error) {
-		return fields{"peers": orEmpty(n.host.Network().Peers())}, nil
+		return fields{"peers": orEmpty(n.Host.Network().Peers())}, nil
 	}
 }
 
@@ -104,7 +92,7 @@ type call struct {
 
 func readCall(a *args) call {
 	c := call{a.peer("peer"), a.text("method"), a.hex("body"), a.flag("one_shot"), timeoutOf(a)}
-	if !methodName.MatchString(c.method) || len(c.method)+len(c.body)+16 > frameMax {
+	if !rr.IsMethod(c.method) || len(c.method)+len(c.body)+16 > rr.FrameMax {
 		a.fail("no name of a method, or a body that fits no frame")
 	}
 	return c
@@ -118,9 +106,9 @@ func (c call) send(ctx context.Context, n *node) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.time)
 	defer cancel()
 	if c.oneShot {
-		return n.rr.oneShot(ctx, c.peer, c.method, c.body)
+		return n.RR.OneShot(ctx, c.peer, c.method, c.body)
 	}
-	return n.rr.call(ctx, c.peer, c.method, c.body)
+	return n.RR.Call(ctx, c.peer, c.method, c.body)
 }
 
 func request(a *args) job {
@@ -137,7 +125,7 @@ func requestParts(a *args) job {
 		ctx, cancel := context.WithTimeout(ctx, c.time)
 		defer cancel()
 		joined, parts := blake3.New(32, nil), 0
-		last, total, err := n.rr.parts(ctx, c.peer, c.method, c.body, func(part []byte) error {
+		last, total, err := n.RR.Parts(ctx, c.peer, c.method, c.body, func(part []byte) error {
 			parts++
 			_, err := joined.Write(part)
 			return err
@@ -147,7 +135,7 @@ func requestParts(a *args) job {
 }
 
 func requests(a *args) job {
-	c, count, inFlight := readCall(a), a.upTo("count", requestsMax), a.upTo("in_flight", waitingMax)
+	c, count, inFlight := readCall(a), a.upTo("count", requestsMax), a.upTo("in_flight", rr.WaitingMax)
 	return func(ctx context.Context, n *node) (fields, error) {
 		var mu sync.Mutex
 		var wg sync.WaitGroup
@@ -183,13 +171,13 @@ func sendRaw(a *args) job {
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, time)
 		defer cancel()
-		answer, end, err := n.rr.sendRaw(ctx, p, data)
+		answer, end, err := n.sendRaw(ctx, p, data)
 		return fields{"answer": hexBytes(answer), "end": end}, err
 	}
 }
 
 func putBlob(a *args) job {
-	data, seed, size := a.optHex("data"), a.count("seed", 0), a.upTo("size", answerPartsMax, 0)
+	data, seed, size := a.optHex("data"), a.count("seed", 0), a.upTo("size", rr.AnswerPartsMax, 0)
 	if a.has("data") == a.has("seed") || a.has("seed") != a.has("size") {
 		a.fail("data, or a seed and a size")
 	}
@@ -197,14 +185,14 @@ func putBlob(a *args) job {
 		if a.has("seed") {
 			data = seededBlob(uint64(seed), int(size))
 		}
-		hash := H(data)
+		hash := aw.H(data)
 		n.blobs.put(hash, data)
 		return fields{"content_hash": hexBytes(hash)}, nil
 	}
 }
 
 func fetch(a *args) job {
-	p, hash, length := a.peer("peer"), a.hex("content_hash"), a.upTo("length", answerPartsMax, 0)
+	p, hash, length := a.peer("peer"), a.hex("content_hash"), a.upTo("length", rr.AnswerPartsMax, 0)
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, transferTime)
 		defer cancel()
@@ -212,9 +200,9 @@ func fetch(a *args) job {
 		var blob []byte
 		var err error
 		if a.has("length") {
-			blob, err = n.blobStart(ctx, p, hash, length)
+			blob, err = n.BlobStart(ctx, p, hash, length)
 		} else {
-			blob, err = n.fetchBlob(ctx, p, hash, answerPartsMax)
+			blob, err = n.fetchBlob(ctx, p, hash, rr.AnswerPartsMax)
 		}
 		return fields{"size": len(blob), "ms": time.Since(start).Milliseconds()}, err
 	}
@@ -231,30 +219,30 @@ func forgeBlob(a *args) job {
 func knowWorld(a *args) job {
 	raw := a.hex("genesis")
 	return func(_ context.Context, n *node) (fields, error) {
-		genesis, err := readRecord("genesis_file", raw)
+		genesis, err := aw.ReadRecord("genesis_file", raw)
 		if err != nil {
 			return nil, err
 		}
-		w, err := n.know(genesis, "")
-		return fields{"world_id": w.id}, err
+		world, err := n.Know(genesis, "")
+		return fields{"world_id": world}, err
 	}
 }
 
 func join(a *args) job {
 	topic := a.text("topic")
-	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.join(topic) }
+	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.Join(topic) }
 }
 
 func mesh(a *args) job {
 	topic := a.text("topic")
 	return func(_ context.Context, n *node) (fields, error) {
-		return fields{"peers": orEmpty(n.gossip.ps.ListPeers(topic))}, nil
+		return fields{"peers": orEmpty(n.gossip.Peers(topic))}, nil
 	}
 }
 
 func publish(a *args) job {
 	topic, data := a.text("topic"), a.hex("data")
-	return func(ctx context.Context, n *node) (fields, error) { return nil, n.gossip.publish(ctx, topic, data) }
+	return func(ctx context.Context, n *node) (fields, error) { return nil, n.gossip.Publish(ctx, topic, data) }
 }
 
 func dhtPut(a *args) job {
@@ -277,12 +265,12 @@ func dhtPeers(*args) job {
 }
 
 func provide(a *args) job {
-	key := providerKey(a.hex("content_hash"))
+	key := aw.ProviderKey(a.hex("content_hash"))
 	return func(ctx context.Context, n *node) (fields, error) { return nil, n.dht.Provide(ctx, key) }
 }
 
 func findProviders(a *args) job {
-	key := providerKey(a.hex("content_hash"))
+	key := aw.ProviderKey(a.hex("content_hash"))
 	return func(ctx context.Context, n *node) (fields, error) {
 		found, err := n.dht.FindProviders(ctx, key)
 		providers := []fields{}
@@ -293,14 +281,14 @@ func findProviders(a *args) job {
 	}
 }
 
-func headFields(h *head) fields {
-	return fields{"world_id": h.world, "epoch": h.commit().int("epoch"), "height": h.height(), "as_of_ms": h.asOf(), "block_hash": hexBytes(h.blockHash())}
+func headFields(h *aw.Head) fields {
+	return fields{"world_id": h.World, "epoch": h.Commit().Int("epoch"), "height": h.Height(), "as_of_ms": h.AsOf(), "block_hash": hexBytes(h.BlockHash())}
 }
 
 func checkOneHead(a *args) job {
 	raw := a.hex("head")
 	return func(context.Context, *node) (fields, error) {
-		h, err := checkHead(raw, "")
+		h, err := aw.CheckHead(raw, "")
 		if err != nil {
 			return nil, err
 		}
@@ -314,12 +302,18 @@ func findHead(a *args) job {
 		p = a.peer("peer")
 	}
 	return func(ctx context.Context, n *node) (fields, error) {
-		h, err := n.findHead(ctx, p, world)
+		var h *aw.Head
+		var err error
+		if p != "" {
+			h, err = n.AskHead(ctx, p, world)
+		} else {
+			h, err = awnet.FindHead(ctx, n.dht, world)
+		}
 		if err != nil {
 			return nil, err
 		}
 		out := headFields(h)
-		out["head"] = hexBytes(h.raw)
+		out["head"] = hexBytes(h.Raw)
 		return out, nil
 	}
 }
@@ -327,11 +321,11 @@ func findHead(a *args) job {
 func stateProof(a *args) job {
 	p, world, namespace, key := a.peer("peer"), a.text("world_id"), a.text("namespace"), a.hex("key")
 	return func(ctx context.Context, n *node) (fields, error) {
-		block, value, err := n.stateProof(ctx, p, world, namespace, key)
+		block, value, err := n.StateProof(ctx, p, world, namespace, key)
 		if err != nil {
 			return nil, err
 		}
-		out := fields{"height": block.int("height"), "state_root": hexBytes(block.bytes("state_root")), "trust": "attested"}
+		out := fields{"height": block.Int("height"), "state_root": hexBytes(block.Bytes("state_root")), "trust": "attested"}
 		if value != nil {
 			out["value"] = hexBytes(value)
 		}
@@ -342,37 +336,40 @@ func stateProof(a *args) job {
 func receiptProof(a *args) job {
 	p, world, envelope := a.peer("peer"), a.text("world_id"), a.hex("envelope_hash")
 	return func(ctx context.Context, n *node) (fields, error) {
-		at, head, proved, err := n.receiptProof(ctx, p, world, envelope)
+		at, head, proved, err := n.ReceiptProof(ctx, p, world, envelope)
+		if err != nil {
+			return nil, err
+		}
 		receipts := []fields{}
 		for _, r := range proved {
 			f := fields{"code": r["code"]}
-			if r.has("index") {
+			if r.Has("index") {
 				f["index"] = r["index"]
 			}
 			receipts = append(receipts, f)
 		}
-		return fields{"height": at, "head_height": head, "receipts": receipts, "trust": "attested"}, err
+		return fields{"height": at, "head_height": head.Height(), "receipts": receipts, "trust": "attested"}, nil
 	}
 }
 
 func submit(a *args) job {
 	p, seed := a.peer("peer"), a.hex("seed")
-	envelope := dict{"v": int64(1), "world_id": a.text("world_id"), "nonce": a.count("nonce"), "expires_at_height": a.count("expires_at_height"),
+	envelope := aw.Map{"v": int64(1), "world_id": a.text("world_id"), "nonce": a.count("nonce"), "expires_at_height": a.count("expires_at_height"),
 		"timestamp_ms": a.count("timestamp_ms"), "atomic": get[bool](a, "atomic"), "actions": (&args{get[[]any](a, "actions"), a.err}).value()}
 	if len(seed) != ed25519.SeedSize {
 		a.fail("seed must be 32 bytes")
 		return nil
 	}
 	key := ed25519.NewKeyFromSeed(seed)
-	envelope["actor_id"] = keyIDOf(key)
+	envelope["actor_id"] = aw.KeyIDOf(key)
 	return func(ctx context.Context, n *node) (fields, error) {
-		sealed, result, err := n.submit(ctx, p, envelope, key)
+		sealed, result, err := n.Submit(ctx, p, envelope, key)
 		if err != nil {
 			return nil, err
 		}
-		out := fields{"outcome": result["outcome"], "envelope_hash": hexBytes(recordHash("envelope", envelope)), "envelope": hexBytes(encode(sealed))}
+		out := fields{"outcome": result["outcome"], "envelope_hash": hexBytes(aw.RecordHash("envelope", envelope)), "envelope": hexBytes(aw.Encode(sealed))}
 		for _, f := range []string{"reason", "message"} {
-			if result.has(f) {
+			if result.Has(f) {
 				out[f] = result[f]
 			}
 		}
@@ -380,7 +377,7 @@ func submit(a *args) job {
 	}
 }
 
-func mirror(a *args) job {
+func mirrorWorld(a *args) job {
 	p, world := a.peer("peer"), a.text("world_id")
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, transferTime)
@@ -389,13 +386,13 @@ func mirror(a *args) job {
 		if err != nil {
 			return nil, err
 		}
-		return fields{"height": w.head.height()}, nil
+		return fields{"height": w.Head.Height()}, nil
 	}
 }
 
 func follow(a *args) job {
 	world := a.text("world_id")
-	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.follow(world) }
+	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.Follow(world) }
 }
 
 func vectors(a *args) job {

@@ -1,4 +1,5 @@
-// dht.go: the node's side: putting, getting, providing and finding, by iterative lookups.
+// The node's side: putting, getting, providing and finding, by iterative lookups.
+
 package kad
 
 import (
@@ -45,6 +46,7 @@ type Config struct {
 	Usable   func(p peer.ID, a multiaddr.Multiaddr) bool // may this address of p be dialled?
 }
 
+// DHT is this node's part in it.
 type DHT struct {
 	host     host.Host
 	protocol protocol.ID

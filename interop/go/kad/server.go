@@ -1,4 +1,5 @@
-// server.go: answering other peers.
+// Answering other peers.
+
 package kad
 
 import (

@@ -1,4 +1,5 @@
-// store.go: the records and provider records that are held for the network, all of them bounded.
+// The records and provider records that are held for the network, all of them bounded.
+
 package kad
 
 import (

@@ -1,4 +1,5 @@
-// table.go: the routing table, buckets of peers by the length of the prefix that they share with us.
+// The routing table, buckets of peers by the length of the prefix that they share with us.
+
 package kad
 
 import (

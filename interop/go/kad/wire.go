@@ -1,7 +1,5 @@
-// Package kad is a Kademlia client and server on the wire of the public libp2p specification. It knows
-// nothing of the records it keeps: their check and their order are given to it.
-//
-// wire.go: the messages, their protobuf form and their framing.
+// The messages, their protobuf form and their framing.
+
 package kad
 
 import (

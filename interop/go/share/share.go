@@ -1,4 +1,5 @@
-// Package share bounds what each peer holds of something, and what all hold together, so that none takes it all.
+// Package share bounds what each peer holds of something, and what all hold together, so that none takes it all. It hides
+// the counting and the waiting; it guarantees that no place is given beyond either bound.
 package share
 
 import (
@@ -8,6 +9,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
+// Share counts places that are taken.
 type Share struct {
 	each, all int
 
@@ -17,6 +19,7 @@ type Share struct {
 	total int
 }
 
+// New makes one of so many places for each peer, and for all together.
 func New(each, all int) *Share {
 	s := &Share{each: each, all: all, held: map[peer.ID]int{}}
 	s.freed = sync.NewCond(&s.mu)
@@ -59,6 +62,7 @@ func (s *Share) take(p peer.ID) bool {
 	return true
 }
 
+// Give gives a place back.
 func (s *Share) Give(p peer.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -3,7 +3,8 @@
 //
 // A line of the table lists fields in the order in which they are judged: "name" has the rule of that
 // name, "name:rule" another one, "?name" may be absent. "@r" is a record r, "~r" a sealed one.
-package main
+
+package aw
 
 import (
 	"bytes"
@@ -14,8 +15,10 @@ import (
 	"strings"
 )
 
+// CountMax bounds heights, nonces, times and other counts.
+const CountMax = 1<<53 - 1
+
 const (
-	countMax  = 1<<53 - 1
 	amountMax = 1<<63 - 1
 	blobMax   = 983040 // a list of sealed envelopes
 	sealBytes = 67     // what a seal adds to a body
@@ -33,7 +36,7 @@ type shape struct {
 	max    int    // bytes of the body; 0 for bodies of requests and answers, which the frame bounds
 	signer string // the field that names who seals it
 	fields string
-	also   func(dict) error // what one field alone does not decide
+	also   func(Map) error // what one field alone does not decide
 
 	compiled []field
 }
@@ -108,14 +111,16 @@ var table = map[string]*shape{
 	"proved_receipt":        {fields: "receipt:@receipt index:count count path +"},
 	"submit_actions.answer": {fields: "results +"},
 	"submit_result":         {fields: "outcome ?acceptance:~acceptance ?reason:text64 ?message:text512 ?retry_after_ms ?next_nonce:count +"},
-	"x_error.request":       {fields: "code:error_code retry_after_ms:u32 message:text1024 detail:bytes +"},
-	"x_wait.request":        {fields: "ms:wait_ms +"},
-	"x_parts.request":       {fields: "count size:part_size +"},
-	"x_reset.request":       {fields: "after:count +"},
+
+	// Of the methods with which peers are tested: docs/interop.md.
+	"x_error.request": {fields: "code:error_code retry_after_ms:u32 message:text1024 detail:bytes +"},
+	"x_wait.request":  {fields: "ms:wait_ms +"},
+	"x_parts.request": {fields: "count size:part_size +"},
+	"x_reset.request": {fields: "after:count +"},
 }
 
 var (
-	count = integer(0, countMax)
+	count = integer(0, CountMax)
 	hash  = byteString(32, 32)
 	name  = pattern(`[a-z0-9][a-z0-9_.-]{0,63}`)
 	path  = list(0, 64, hash)
@@ -123,7 +128,7 @@ var (
 
 var rules = map[string]rule{
 	"v": version, "world_id": pattern(`[a-z2-7]{32}`), "name": name, "count": count, "hash": hash, "path": path,
-	"epoch": count, "term": count, "nonce": count, "height": integer(1, countMax), "index": integer(0, 63),
+	"epoch": count, "term": count, "nonce": count, "height": integer(1, CountMax), "index": integer(0, 63),
 	"code": pattern(`[A-Za-z]{1,64}`), "bool": isBool, "map": isMap, "bytes": byteString(0, 1<<20),
 	"stage": word("local", "replicated"), "admission": word("open"), "outcome": word("accepted", "pooled", "refused"),
 
@@ -146,14 +151,14 @@ var rules = map[string]rule{
 	"hashes": list(1, 1024, hash), "upto256": integer(1, 256), "proof_bytes": byteString(1, 262144),
 	"proved_receipts": list(1, 64, record("proved_receipt")), "results": list(1, 1, record("submit_result")),
 	"text64": text(0, 64), "text512": text(0, 512), "text1024": text(0, 1024), "u32": integer(0, 1<<32-1),
-	"error_code": integer(1, 10), "wait_ms": integer(0, 60000), "part_size": integer(0, partMax),
+	"error_code": integer(1, 10), "wait_ms": integer(0, 60000), "part_size": integer(0, 256<<10),
 }
 
 // What most fields of such an ending are.
 var endings = []struct {
 	ending string
 	rule   rule
-}{{"_hash", hash}, {"_root", hash}, {"_ref", hash}, {"_id", keyID}, {"_ms", count}, {"_cm", integer(-countMax, countMax)}}
+}{{"_hash", hash}, {"_root", hash}, {"_ref", hash}, {"_id", keyID}, {"_ms", count}, {"_cm", integer(-CountMax, CountMax)}}
 
 func compile(line string) []field {
 	var out []field
@@ -191,9 +196,9 @@ func named(by string) rule {
 
 func record(name string) rule {
 	return func(v any) error {
-		d, ok := v.(dict)
+		d, ok := v.(Map)
 		if !ok {
-			return refuse("%s: no map", name)
+			return Refuse("%s: no map", name)
 		}
 		s, known, open := schema[name], 0, false
 		for _, f := range s.compiled {
@@ -207,15 +212,15 @@ func record(name string) rule {
 					return fmt.Errorf("%s.%s: %w", name, f.name, err)
 				}
 			case !f.optional:
-				return refuse("%s: %s is missing", name, f.name)
+				return Refuse("%s: %s is missing", name, f.name)
 			}
 		}
 		if !open && known != len(d) {
-			return refuse("%s: unknown key", name)
+			return Refuse("%s: unknown key", name)
 		}
 		// Only now its size: a record of another version is none of ours to measure.
-		if size := len(encode(d)); s.max > 0 && size > s.max {
-			return refuse("%s: %d bytes, at most %d", name, size, s.max)
+		if size := len(Encode(d)); s.max > 0 && size > s.max {
+			return Refuse("%s: %d bytes, at most %d", name, size, s.max)
 		}
 		if s.also == nil {
 			return nil
@@ -240,16 +245,16 @@ func anything(any) error { return nil }
 func version(v any) error {
 	n, ok := v.(int64)
 	if ok && n != 1 {
-		return errVersion
+		return ErrVersion
 	}
-	return refuseIf(!ok, "no integer")
+	return RefuseIf(!ok, "no integer")
 }
 
 // typed is a value of one type that passes.
 func typed[T any](what string, passes func(T) bool) rule {
 	return func(v any) error {
 		x, ok := v.(T)
-		return refuseIf(!ok || !passes(x), "no %s", what)
+		return RefuseIf(!ok || !passes(x), "no %s", what)
 	}
 }
 
@@ -274,7 +279,7 @@ func word(words ...string) rule { return pattern(strings.Join(words, "|")) }
 var (
 	keyID  = typed("key id", func(b []byte) bool { return len(b) == 38 && bytes.HasPrefix(b, keyIDPrefix) })
 	isBool = typed("bool", func(bool) bool { return true })
-	isMap  = typed("map", func(dict) bool { return true })
+	isMap  = typed("map", func(Map) bool { return true })
 )
 
 // items judges each element of a list whose length passes.
@@ -282,7 +287,7 @@ func items(what string, passes func(n int) bool, of func(i int) rule) rule {
 	return func(v any) error {
 		l, ok := v.([]any)
 		if !ok || !passes(len(l)) {
-			return refuse("no list of %s", what)
+			return Refuse("no list of %s", what)
 		}
 		for i, x := range l {
 			if err := of(i)(x); err != nil {
@@ -308,7 +313,7 @@ func ascending(of rule) rule {
 			return err
 		}
 		sorted := slices.IsSortedFunc(v.([]any), func(a, b any) int { return cmp.Or(compare(a, b), 1) })
-		return refuseIf(!sorted, "not ascending")
+		return RefuseIf(!sorted, "not ascending")
 	}
 }
 

@@ -1,6 +1,6 @@
-// Gossip by the library: topics joined with the check of gossip.go, events of what was judged, and
-// following the heads of a world. docs/protocol.md: Gossip, Names, Head (Following).
-package main
+// Gossip by the library: topics joined with the check of package aw, and following the heads of a world. docs/protocol.md: Gossip, Names, Head (Following).
+
+package awnet
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"aw/interop/aw"
 )
 
 const (
@@ -23,23 +25,35 @@ const (
 
 var ourTopics = regexp.MustCompile(`\Aaw\.[a-z2-7]{32}\.[a-z]{1,16}\z`)
 
-type gossip struct {
-	node *node
-	ps   *pubsub.PubSub
+// Hearing is who is told what gossip brings, and how strictly it is judged. What it calls must not wait: the library
+// calls it as messages come.
+type Hearing struct {
+	Judged   func(m *pubsub.Message, v aw.Verdict) // every message of another peer, once each
+	Head     func(h *aw.Head)                      // every head of a followed world that is above the last one told
+	Careless bool                                  // accepts everything: only a peer that plays the liar is
+}
+
+// Gossip takes part in the topics of known worlds, and relays what it accepts.
+type Gossip struct {
+	node    *Node
+	hearing Hearing
+	ps      *pubsub.PubSub
 
 	mu       sync.Mutex
 	topics   map[string]*pubsub.Topic
-	followed map[string]*head // the last head of each world that is followed; nil before the first
+	followed map[string]*aw.Head // the last head of each world that is followed; nil before the first
 }
 
-// newGossip floods what this node publishes to all known subscribers: until the first heartbeat after a
-// join the mesh is empty, and what is published then would reach nobody.
-func newGossip(ctx context.Context, n *node) (*gossip, error) {
-	net := n.host.Network()
+// NewGossip takes part until the context ends.
+//
+// It floods what this node publishes to all known subscribers: until the first heartbeat after a join the mesh is empty,
+// and what is published then would reach nobody.
+func NewGossip(ctx context.Context, n *Node, hearing Hearing) (*Gossip, error) {
+	net := n.Host.Network()
 	connected := func(p peer.ID) bool { return net.Connectedness(p) == network.Connected }
 	subscribed := &subscriptions{SubscriptionFilter: pubsub.NewRegexpSubscriptionFilter(ourTopics), connected: connected,
 		of: map[peer.ID]map[string]bool{}}
-	ps, err := pubsub.NewGossipSub(ctx, n.host,
+	ps, err := pubsub.NewGossipSub(ctx, n.Host,
 		pubsub.WithGossipSubProtocols([]protocol.ID{pubsub.GossipSubID_v11}, pubsub.GossipSubDefaultFeatures),
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictSign), pubsub.WithFloodPublish(true),
 		pubsub.WithPeerOutboundQueueSize(2048), pubsub.WithValidateQueueSize(4096),
@@ -48,7 +62,7 @@ func newGossip(ctx context.Context, n *node) (*gossip, error) {
 		return nil, err
 	}
 	net.Notify(&network.NotifyBundle{DisconnectedF: func(_ network.Network, c network.Conn) { subscribed.gone(c.RemotePeer()) }})
-	return &gossip{node: n, ps: ps, topics: map[string]*pubsub.Topic{}, followed: map[string]*head{}}, nil
+	return &Gossip{node: n, hearing: hearing, ps: ps, topics: map[string]*pubsub.Topic{}, followed: map[string]*aw.Head{}}, nil
 }
 
 // subscriptions bounds the topics of a peer in all: the library has a limit for each message alone.
@@ -97,23 +111,23 @@ func (s *subscriptions) gone(p peer.ID) {
 }
 
 // topic joins a topic of a known world without subscribing to it.
-func (g *gossip) topic(name string) (*pubsub.Topic, error) {
-	world, kind, err := splitTopic(name)
+func (g *Gossip) topic(name string) (*pubsub.Topic, error) {
+	world, kind, err := aw.SplitTopic(name)
 	if err != nil {
 		return nil, err
 	}
-	w := g.node.world(world)
-	if w == nil {
-		return nil, errNotFound
+	genesis := g.node.Genesis(world)
+	if genesis == nil {
+		return nil, ErrNotFound
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if t := g.topics[name]; t != nil {
 		return t, nil
 	}
-	envelopeMax := w.envelopeMax()
+	most := aw.EnvelopeMax(genesis)
 	check := func(_ context.Context, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
-		return g.judged(world, kind, envelopeMax, from, m)
+		return g.judged(world, kind, most, from, m)
 	}
 	if err := g.ps.RegisterTopicValidator(name, check, pubsub.WithValidatorInline(true)); err != nil {
 		return nil, err
@@ -126,26 +140,26 @@ func (g *gossip) topic(name string) (*pubsub.Topic, error) {
 	return t, nil
 }
 
-func (g *gossip) judge(world, kind string, envelopeMax int, data []byte) (verdict, error) {
-	if g.node.careless {
-		return accept, nil
+func (g *Gossip) judge(world, kind string, envelopeMax int, data []byte) (aw.Verdict, error) {
+	if g.hearing.Careless {
+		return aw.Accept, nil
 	}
-	return judge(world, kind, envelopeMax, data)
+	return aw.Judge(world, kind, envelopeMax, data)
 }
 
-func (g *gossip) judged(world, kind string, envelopeMax int, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
+func (g *Gossip) judged(world, kind string, envelopeMax int, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	v, _ := g.judge(world, kind, envelopeMax, m.Data)
-	if from != g.node.host.ID() {
-		g.node.out.event("gossip", fields{"topic": m.GetTopic(), "verdict": v, "data": hexBytes(m.Data), "from": m.GetFrom()})
-		if kind == "head" && v == accept {
+	if from != g.node.Host.ID() {
+		g.hearing.Judged(m, v)
+		if kind == "head" && v == aw.Accept {
 			g.seen(world, m.Data)
 		}
 	}
-	return map[verdict]pubsub.ValidationResult{accept: pubsub.ValidationAccept, ignore: pubsub.ValidationIgnore, reject: pubsub.ValidationReject}[v]
+	return map[aw.Verdict]pubsub.ValidationResult{aw.Accept: pubsub.ValidationAccept, aw.Ignore: pubsub.ValidationIgnore, aw.Reject: pubsub.ValidationReject}[v]
 }
 
-// join subscribes. A relay is a subscription whose messages nobody has to drain.
-func (g *gossip) join(name string) error {
+// Join subscribes to a topic of a known world. A relay is a subscription whose messages nobody has to drain.
+func (g *Gossip) Join(name string) error {
 	t, err := g.topic(name)
 	if err != nil {
 		return err
@@ -154,41 +168,46 @@ func (g *gossip) join(name string) error {
 	return err
 }
 
-func (g *gossip) publish(ctx context.Context, name string, data []byte) error {
+// Publish tells all who subscribe to the topic, if this node itself accepts the data.
+func (g *Gossip) Publish(ctx context.Context, name string, data []byte) error {
 	t, err := g.topic(name)
 	if err != nil {
 		return err
 	}
-	world, kind, err := splitTopic(name)
+	world, kind, err := aw.SplitTopic(name)
 	if err != nil {
 		return err
 	}
-	if v, why := g.judge(world, kind, g.node.world(world).envelopeMax(), data); v != accept {
-		return refuse("%s: %v", v, why)
+	if v, why := g.judge(world, kind, aw.EnvelopeMax(g.node.Genesis(world)), data); v != aw.Accept {
+		return aw.Refuse("%s: %v", v, why)
 	}
 	return t.Publish(ctx, data)
 }
 
-func (g *gossip) follow(world string) error {
+// Follow joins the head topic of a known world: Hearing.Head is told.
+func (g *Gossip) Follow(world string) error {
 	g.mu.Lock()
 	if _, ok := g.followed[world]; !ok {
 		g.followed[world] = nil
 	}
 	g.mu.Unlock()
-	return g.join("aw." + world + ".head")
+	return g.Join(aw.Topic(world, "head"))
 }
 
+// Peers are those known to be subscribed to a topic.
+func (g *Gossip) Peers(topic string) []peer.ID { return g.ps.ListPeers(topic) }
+
 // seen tells of a head that is above the last one told.
-func (g *gossip) seen(world string, data []byte) {
-	h, err := checkHead(data, world)
-	if err != nil || h.asOf() > time.Now().Add(headSkew).UnixMilli() {
+func (g *Gossip) seen(world string, data []byte) {
+	h, err := aw.CheckHead(data, world)
+	if err != nil || h.AsOf() > time.Now().Add(headSkew).UnixMilli() {
 		return // a careless peer relays what it does not follow
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if last, ok := g.followed[world]; !ok || last != nil && h.newer(last) <= 0 {
+	if last, ok := g.followed[world]; !ok || last != nil && h.Compare(last) <= 0 {
 		return
 	}
 	g.followed[world] = h
-	g.node.out.event("head", fields{"world_id": world, "height": h.height(), "block_hash": hexBytes(h.blockHash())})
+	g.hearing.Head(h)
 }

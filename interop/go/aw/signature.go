@@ -1,5 +1,6 @@
 // The exact rule by which a signature counts, and how seals are made. docs/protocol.md: Signatures.
-package main
+
+package aw
 
 import (
 	"bytes"
@@ -41,23 +42,25 @@ func strictPoint(p []byte) bool {
 	return true
 }
 
-func signedMessage(hash []byte) []byte { return append([]byte("aw/sig/1\x00"), hash...) }
+// SignedMessage is what is signed for the hash of a record.
+func SignedMessage(hash []byte) []byte { return append([]byte("aw/sig/1\x00"), hash...) }
 
-// verify judges A and R itself; the library checks S < L and the equation without cofactor, comparing
-// the bytes of R, so that R is canonical.
-func verify(keyID, hash, sig []byte) bool {
+// Verify is the exact rule by which a signature counts. It judges A and R itself; the library checks S < L and the equation
+// without cofactor, comparing the bytes of R, so that R is canonical.
+func Verify(keyID, hash, sig []byte) bool {
 	if len(keyID) != 38 || !bytes.HasPrefix(keyID, keyIDPrefix) || len(sig) != 64 {
 		return false
 	}
 	a := keyID[6:]
-	return strictPoint(a) && strictPoint(sig[:32]) && ed25519.Verify(a, signedMessage(hash), sig)
+	return strictPoint(a) && strictPoint(sig[:32]) && ed25519.Verify(a, SignedMessage(hash), sig)
 }
 
-func keyIDOf(key ed25519.PrivateKey) []byte {
+// KeyIDOf is the key id of whoever has the key.
+func KeyIDOf(key ed25519.PrivateKey) []byte {
 	return append(bytes.Clone(keyIDPrefix), key.Public().(ed25519.PublicKey)...)
 }
 
-// seal makes the array of a record and its signature.
-func seal(record string, body dict, key ed25519.PrivateKey) []any {
-	return []any{body, ed25519.Sign(key, signedMessage(recordHash(record, body)))}
+// Seal makes the sealed record of a record and the key of who it names as its signer.
+func Seal(record string, body Map, key ed25519.PrivateKey) []any {
+	return []any{body, ed25519.Sign(key, SignedMessage(RecordHash(record, body)))}
 }

@@ -1,12 +1,11 @@
 // Frames on a stream: one writer that joins small frames, and reading with deadlines.
 // docs/protocol.md: Request / response.
-package main
+
+package rr
 
 import (
 	"bufio"
 	"context"
-	"errors"
-	"net"
 	"runtime"
 	"slices"
 	"sync"
@@ -17,7 +16,7 @@ import (
 )
 
 const (
-	rrProtocol protocol.ID = "/aw/rr/1"
+	Protocol protocol.ID = "/aw/rr/1"
 
 	queueMax     = 512 << 10         // bytes that wait for the reader of one stream
 	joinedMax    = 64 << 10          // bytes of frames joined into one write
@@ -28,17 +27,6 @@ const (
 	// A reset throws away what the other side has not read yet: an answer before it is given this long.
 	linger = 100 * time.Millisecond
 )
-
-var (
-	errEnded = errors.New("the stream has ended")
-	errIdle  = errors.New("no frame has begun in time")
-)
-
-// timedOut: the muxer's error of a deadline is its own, and only net.Error tells it.
-func timedOut(err error) bool {
-	var e net.Error
-	return errors.As(err, &e) && e.Timeout() || errors.Is(err, context.DeadlineExceeded)
-}
 
 // frameWriter is the only writer of a stream. It ends with its context, or when it is closed and all is written.
 type frameWriter struct {
@@ -91,7 +79,7 @@ func (w *frameWriter) push(ctx context.Context, b []byte, queued ...func()) erro
 		}
 	}
 	if w.ctx.Err() != nil {
-		return &streamError{errEnded}
+		return ErrEnded
 	}
 	if ctx.Err() != nil {
 		return ioError(ctx.Err())
@@ -148,7 +136,7 @@ func (w *frameWriter) take(buf []byte) (out []byte, load int, err error) {
 		w.turn.Wait()
 	}
 	if w.ctx.Err() != nil {
-		return nil, 0, errEnded
+		return nil, 0, ErrEnded
 	}
 	if len(w.queue) == 0 {
 		return nil, 0, nil
@@ -169,12 +157,12 @@ func (w *frameWriter) take(buf []byte) (out []byte, load int, err error) {
 }
 
 // nextFrame waits for a frame's first byte, then reads it within frameTime.
-func nextFrame(s network.Stream, r *bufio.Reader, wait time.Duration, most int64) (*frame, error) {
+func nextFrame(s network.Stream, r *bufio.Reader, wait time.Duration, most int64) (*Frame, error) {
 	if r.Buffered() == 0 {
 		if err := s.SetReadDeadline(time.Now().Add(wait)); err != nil {
 			return nil, err
 		}
-		if _, err := r.Peek(1); timedOut(err) {
+		if _, err := r.Peek(1); TimedOut(err) {
 			return nil, errIdle
 		} else if err != nil {
 			return nil, err
@@ -183,5 +171,5 @@ func nextFrame(s network.Stream, r *bufio.Reader, wait time.Duration, most int64
 	if err := s.SetReadDeadline(time.Now().Add(frameTime)); err != nil {
 		return nil, err
 	}
-	return readFrame(r, most)
+	return ReadFrame(r, most)
 }

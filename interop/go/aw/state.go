@@ -1,6 +1,7 @@
 // The state trie: roots from cells, and proofs of a cell or of its absence.
 // docs/protocol.md: State, Proofs.
-package main
+
+package aw
 
 import (
 	"bytes"
@@ -44,7 +45,7 @@ func bucketHash(entries []any) []byte {
 	if len(entries) == 0 {
 		return zeros
 	}
-	return H(bucketDomain, encode(entries))
+	return H(bucketDomain, Encode(entries))
 }
 
 // trieRoot is the hash of the subtree at a depth; entries ascend by H(key).
@@ -64,8 +65,8 @@ func trieRoot(entries []any, depth int) []byte {
 	return H(node)
 }
 
-// stateRoot is the root over namespaces of cells.
-func stateRoot(cells map[string]map[string][]byte) []byte {
+// StateRoot is the root over namespaces of cells.
+func StateRoot(cells map[string]map[string][]byte) []byte {
 	var top []any
 	for namespace, of := range cells {
 		if len(of) == 0 {
@@ -86,8 +87,8 @@ func sorted(entries []any) []any {
 }
 
 // findEntry checks a path against a root, and gives the entry of the key, nil when it is proved absent.
-func findEntry(root, key []byte, path dict) ([]any, error) {
-	want, siblings, bucket := H(key), path.list("siblings"), path.list("bucket")
+func findEntry(root, key []byte, path Map) ([]any, error) {
+	want, siblings, bucket := H(key), path.List("siblings"), path.List("bucket")
 	var found []any
 	var last []byte
 	var off bool
@@ -107,38 +108,38 @@ func findEntry(root, key []byte, path dict) ([]any, error) {
 		at, level := nibble(want, i)*32, siblings[i].([]byte)
 		node = H(innerDomain, level[:at], node, level[at:])
 	}
-	return found, cmp.Or(refuseIf(off, "proof: an entry is not on the path, or they do not ascend"),
-		refuseIf(!bytes.Equal(node, root), "proof: the path does not lead to the root"))
+	return found, cmp.Or(RefuseIf(off, "proof: an entry is not on the path, or they do not ascend"),
+		RefuseIf(!bytes.Equal(node, root), "proof: the path does not lead to the root"))
 }
 
-// checkStateProof gives the value of a cell, nil when the proof is one of absence.
-func checkStateProof(root []byte, namespace string, key, proof []byte) ([]byte, error) {
-	p, err := readRecord("state_proof", proof)
+// CheckStateProof gives the value of a cell, nil when the proof is one of absence.
+func CheckStateProof(root []byte, namespace string, key, proof []byte) ([]byte, error) {
+	p, err := ReadRecord("state_proof", proof)
 	if err != nil {
 		return nil, err
 	}
-	top, err := findEntry(root, []byte(namespace), p.dict("top"))
+	top, err := findEntry(root, []byte(namespace), p.Map("top"))
 	if err != nil {
 		return nil, err
 	}
 	var cell []any
 	switch {
-	case (top != nil) != p.has("cells"):
-		return nil, refuse("proof: a path in the namespace belongs to a namespace that is there")
+	case (top != nil) != p.Has("cells"):
+		return nil, Refuse("proof: a path in the namespace belongs to a namespace that is there")
 	case top != nil:
 		if err := tuple(byteString(1, 64), integer(0, 0), hash)(top); err != nil {
 			return nil, err
 		}
-		if cell, err = findEntry(top[2].([]byte), key, p.dict("cells")); err != nil {
+		if cell, err = findEntry(top[2].([]byte), key, p.Map("cells")); err != nil {
 			return nil, err
 		}
 	}
 	switch beside := len(cell) == 4; {
-	case beside != p.has("value"):
-		return nil, refuse("proof: a value beside belongs to an entry that names one")
+	case beside != p.Has("value"):
+		return nil, Refuse("proof: a value beside belongs to an entry that names one")
 	case beside:
-		value := p.bytes("value")
-		return value, refuseIf(!bytes.Equal(H(value), cell[2].([]byte)) || int64(len(value)) != cell[3].(int64), "proof: the value is not the entry's")
+		value := p.Bytes("value")
+		return value, RefuseIf(!bytes.Equal(H(value), cell[2].([]byte)) || int64(len(value)) != cell[3].(int64), "proof: the value is not the entry's")
 	case cell == nil:
 		return nil, nil
 	}

@@ -1,30 +1,34 @@
-// The node: a libp2p host with its limits, the liveness of its connections, and everything built on it.
+// The node: a libp2p host with its limits, the liveness of its connections, and the worlds that it knows.
 // docs/protocol.md: Identity, Connections.
-package main
+
+package awnet
 
 import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/control"
 	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/multiformats/go-multiaddr"
 
-	"aw/interop/kad"
+	"aw/interop/aw"
+	"aw/interop/rr"
 )
 
 const (
@@ -33,20 +37,16 @@ const (
 	livenessTime   = 4 * time.Second
 )
 
-// errNotFound: the DHT, or this peer, or the one asked, has nothing of that name.
-var errNotFound = errors.New("nothing of that name")
+// ErrNotFound: this node, or the one asked, has nothing of that name.
+var ErrNotFound = errors.New("nothing of that name")
 
-type node struct {
-	host     host.Host
-	careless bool // checks nothing that is published, put or received by gossip
-	out      *output
-	rr       *client
-	blobs    *blobs
-	dht      *kad.DHT
-	gossip   *gossip
+// Node is a libp2p host, kept to the rules of the protocol, and the worlds whose genesis it knows.
+type Node struct {
+	Host host.Host
+	RR   *rr.Client
 
-	mu     sync.Mutex
-	worlds map[string]*world
+	mu      sync.Mutex
+	geneses map[string]aw.Map
 }
 
 // onlyEd25519 closes connections of peers with other kinds of key.
@@ -56,7 +56,7 @@ func (onlyEd25519) InterceptPeerDial(peer.ID) bool                          { re
 func (onlyEd25519) InterceptAddrDial(p peer.ID, a multiaddr.Multiaddr) bool { return usable(p, a) }
 func (onlyEd25519) InterceptAccept(network.ConnMultiaddrs) bool             { return true }
 func (onlyEd25519) InterceptSecured(_ network.Direction, p peer.ID, _ network.ConnMultiaddrs) bool {
-	return keyID([]byte(p)) == nil
+	return aw.IsKeyID([]byte(p))
 }
 func (onlyEd25519) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
 
@@ -86,7 +86,15 @@ func limits() (network.ResourceManager, error) {
 	return rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised))
 }
 
-func newNode(ctx context.Context, key ed25519.PrivateKey, listen []string, careless bool, out *output) (*node, error) {
+// New starts a host that listens at these multiaddrs; without any it only dials. A nil key is a fresh one. Until the context ends, connections that
+// give no sign of life are closed. Whoever starts it closes Host.
+func New(ctx context.Context, key ed25519.PrivateKey, listen []string) (*Node, error) {
+	if key == nil {
+		var err error
+		if _, key, err = ed25519.GenerateKey(nil); err != nil {
+			return nil, err
+		}
+	}
 	private, err := crypto.UnmarshalEd25519PrivateKey(key)
 	if err != nil {
 		return nil, err
@@ -102,41 +110,62 @@ func newNode(ctx context.Context, key ed25519.PrivateKey, listen []string, carel
 	if err != nil {
 		return nil, err
 	}
-	n := &node{host: h, careless: careless, out: out, blobs: &blobs{held: map[string][]byte{}}, worlds: map[string]*world{},
-		rr: newClient(h)}
-	changes, err := h.EventBus().Subscribe(new(event.EvtPeerConnectednessChanged), eventbus.BufSize(1024))
-	if err != nil {
-		return nil, err
-	}
-	go n.tellConnections(changes)
-	if n.gossip, err = newGossip(ctx, n); err != nil {
-		return nil, err
-	}
-	if n.dht, err = newDHT(ctx, n); err != nil {
-		return nil, err
-	}
-	h.SetStreamHandler(rrProtocol, newServer(n).serve)
+	n := &Node{Host: h, RR: rr.NewClient(h), geneses: map[string]aw.Map{}}
 	go n.watch(ctx)
 	return n, nil
 }
 
-func (n *node) tellConnections(changes event.Subscription) {
-	was := map[peer.ID]bool{}
-	for e := range changes.Out() {
-		c := e.(event.EvtPeerConnectednessChanged)
-		switch now := c.Connectedness == network.Connected; {
-		case now && !was[c.Peer]:
-			was[c.Peer] = true
-			n.out.event("connected", fields{"peer": c.Peer})
-		case !now && was[c.Peer]:
-			delete(was, c.Peer)
-			n.out.event("disconnected", fields{"peer": c.Peer})
+// Dial connects, and waits until the peer has said what it is.
+func (n *Node) Dial(ctx context.Context, to peer.AddrInfo) error {
+	if s, ok := n.Host.Network().(*swarm.Swarm); ok {
+		s.Backoff().Clear(to.ID) // whoever is told to dial does not wait out an earlier failure
+	}
+	if err := n.Host.Connect(ctx, to); err != nil {
+		return err
+	}
+	n.Identified(to.ID)
+	return nil
+}
+
+// Identified waits until a connected peer has said what it is; the library bounds that. False: it is not connected.
+func (n *Node) Identified(p peer.ID) bool {
+	conns := n.Host.Network().ConnsToPeer(p)
+	if ids, ok := n.Host.(interface{ IDService() identify.IDService }); ok {
+		for _, c := range conns {
+			<-ids.IDService().IdentifyWait(c)
 		}
 	}
+	return len(conns) > 0
+}
+
+// Know takes a genesis that was checked, bound to the world's id where one is given, and gives that id.
+func (n *Node) Know(genesis aw.Map, id string) (string, error) {
+	world := aw.WorldID(aw.RecordHash("genesis", genesis.Map("header")))
+	if id != "" && id != world {
+		return world, aw.Refuse("genesis: of world %s, not %s", world, id)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.geneses[world] = genesis
+	return world, nil
+}
+
+// Genesis gives the genesis file of a world that is known, nil of another.
+func (n *Node) Genesis(world string) aw.Map {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.geneses[world]
+}
+
+// Worlds are those that are known, ascending.
+func (n *Node) Worlds() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.geneses))
 }
 
 // watch closes what gives no sign of life twice in a row: the muxer alone takes 40 s to notice a frozen peer.
-func (n *node) watch(ctx context.Context) {
+func (n *Node) watch(ctx context.Context) {
 	tick := time.NewTicker(livenessPeriod)
 	defer tick.Stop()
 	missed := map[peer.ID]int{}
@@ -146,7 +175,7 @@ func (n *node) watch(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		peers := n.host.Network().Peers()
+		peers := n.Host.Network().Peers()
 		silent := make([]bool, len(peers))
 		var wg sync.WaitGroup
 		for i, p := range peers {
@@ -160,7 +189,7 @@ func (n *node) watch(ctx context.Context) {
 			}
 			if still[p] = missed[p] + 1; still[p] >= 2 {
 				delete(still, p)
-				_ = n.host.Network().ClosePeer(p) // it is dead either way
+				_ = n.Host.Network().ClosePeer(p) // it is dead either way
 			}
 		}
 		missed = still
@@ -168,9 +197,9 @@ func (n *node) watch(ctx context.Context) {
 }
 
 // silent pings once. Any answer but silence, even a refusal, is a sign of life.
-func (n *node) silent(ctx context.Context, p peer.ID) bool {
+func (n *Node) silent(ctx context.Context, p peer.ID) bool {
 	ctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "liveness"), livenessTime)
 	defer cancel()
-	r, came := <-ping.Ping(ctx, n.host, p) // closed without a result when the time is over
+	r, came := <-ping.Ping(ctx, n.Host, p) // closed without a result when the time is over
 	return (!came || r.Error != nil) && ctx.Err() != nil
 }
