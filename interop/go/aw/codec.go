@@ -84,8 +84,8 @@ func Encode(v any) []byte {
 	return b
 }
 
-// Decode takes nothing but the canonical bytes of a value of the profile, of at most so many items.
-func Decode(b []byte, items int) (any, error) {
+// decode takes nothing but the canonical bytes of a value of the profile, of at most so many items.
+func decode(b []byte, items int) (any, error) {
 	var v any
 	if err := decoder.Unmarshal(b, &v); err != nil {
 		return nil, Refuse("not CBOR of the profile: %v", err)

@@ -65,7 +65,7 @@ func checkActionMessage(world string, envelopeMax int, data []byte) error {
 	if len(data) > 61440 {
 		return Refuse("%d bytes of actions, at most 61440", len(data))
 	}
-	v, err := Decode(data, 8192)
+	v, err := decode(data, 8192)
 	if err != nil {
 		return err
 	}

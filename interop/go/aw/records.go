@@ -14,7 +14,7 @@ func readAs[T any](b []byte, most int, judge rule) (none T, err error) {
 	if len(b) > most {
 		return none, Refuse("%d bytes, at most %d", len(b), most)
 	}
-	v, err := Decode(b, itemsMax)
+	v, err := decode(b, itemsMax)
 	if err == nil {
 		err = judge(v)
 	}

@@ -94,6 +94,9 @@ var table = map[string]*shape{
 	"state_proof": {max: 262144, fields: "top:@trie_path ?cells:@trie_path ?value:beside"},
 	"trie_path":   {fields: "siblings bucket"},
 
+	"cell.actors": {fields: "nonce agents:count"},
+	"cell.agents": {fields: "owner:actor_id x_cm y_cm z_cm"},
+
 	"any.request":            {fields: "+"},
 	"fetch_blob.request":     {fields: "content_hash ?offset:count ?length:count +"},
 	"fetch_blob.answer":      {fields: "size:count +"},

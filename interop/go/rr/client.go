@@ -18,6 +18,7 @@ import (
 	"aw/interop/share"
 )
 
+// WaitingMax bounds the calls to one peer: those above fail at once.
 const (
 	WaitingMax = 4096             // requests of one session without an answer
 	clientIdle = 30 * time.Second // well before the server gives an idle session up, so that no request meets that

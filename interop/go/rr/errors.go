@@ -59,7 +59,7 @@ func (e *Error) Name() string { return codeNames[e.Code] }
 
 func badRequest(err error) *Error { return &Error{Code: CodeBadRequest, Message: err.Error()} }
 
-func busy(why string) *Error { return &Error{Code: codeBusy, RetryAfterMS: retryAfterMs, Message: why} }
+func busy(why string) *Error { return &Error{Code: codeBusy, RetryAfterMS: retryAfterMS, Message: why} }
 
 func (e *Error) frame(id uint32) []byte {
 	m := strings.ToValidUTF8(e.Message[:min(len(e.Message), 1024)], "")

@@ -21,13 +21,14 @@ import (
 	"aw/interop/share"
 )
 
+// InFlight, and the other bounds of what a peer may ask for at once.
 const (
-	InFlight      = 32
+	InFlight      = 32 // requests of one session without an answer, on either side
 	inFlightPeer  = 64
 	inFlightTotal = 1024
 	streamsPeer   = 64
 	streamWait    = time.Second
-	retryAfterMs  = 100
+	retryAfterMS  = 100
 	smallPart     = 64 // what a part counts at least, so that empty ones have an end
 )
 

@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
+// Protocol is that of the streams.
 const (
 	Protocol protocol.ID = "/aw/rr/1"
 
