@@ -1,0 +1,205 @@
+"""The example client of each language against a real Python world: `python -m interop.clients`.
+
+Hides: how each example is built and started, and the world. Guarantees: an example is green only when it registered
+its agent and moved it, said so in one line of JSON that agrees with what this side has proved to it, and said nothing
+but an error about a world that is not there. docs/clients.md has the contract of arguments and output.
+
+stdout: the table, or with --json the cells as JSON. stderr: progress, and each failure. Exit 0 when every cell is
+green, 1 otherwise, 2 on wrong use or where a toolchain is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import trio
+
+from bootstrap.node import open_client
+from interop.languages import HERE, LANGUAGES, Missing
+from interop.run import Cell, judge, table
+from interop.together import PythonWorld, open_world
+from runtime import codec
+from runtime.cells import AGENTS, Agent, agent_key
+from runtime.keys import SigningKey
+from runtime.services.client import DistributedClient
+
+EXAMPLE_S: Final = 90.0
+FIELDS: Final = {"agent", "envelope", "height", "code", "trust"}
+ELSEWHERE: Final = "a" * 32
+Place: TypeAlias = tuple[int, int, int]
+REGISTERED: Final[Place] = (1_000, 2_000, 0)
+MOVED: Final[Place] = (30_000, 40_000, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """`source`: there is no example without it. `builds` run in the language's folder; `start` is the command line."""
+
+    source: str
+    builds: Sequence[Sequence[str]]
+    start: Sequence[str]
+
+
+EXAMPLES: Final = {
+    "go": Example(
+        "examples/submit/main.go",
+        (("go", "build", "-o", "submit", "./examples/submit"),),
+        (str(HERE / "go/submit"),),
+    ),
+    "rust": Example(
+        "examples/submit.rs",
+        # The peer's own build first: it makes the lock that cargo then goes by.
+        (LANGUAGES["rust"].build, ("cargo", "build", "--profile", "interop", "--example", "submit")),
+        (str(HERE / "rust/target/interop/examples/submit"),),
+    ),
+    "js": Example(
+        "examples/submit.js", (LANGUAGES["js"].build,), ("node", str(HERE / "js/examples/submit.js"))
+    ),
+}
+
+
+def build(language: str) -> None:
+    """Build one example. Raises Missing."""
+    needs, folder = LANGUAGES[language], HERE / language
+    if shutil.which(needs.tool) is None:
+        raise Missing(
+            f"{language}: {needs.tool} is not installed\n"
+            f"try: install {needs.install}, or leave it out with --languages"
+        )
+    print(f"building the {language} example", file=sys.stderr, flush=True)
+    for command in EXAMPLES[language].builds:
+        ended = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
+        if ended.returncode:
+            raise Missing(f"{language}: {' '.join(command)} in {folder} failed with code {ended.returncode}")
+
+
+def is_there(language: str, options: argparse.Namespace) -> bool:
+    """Build an example. What is missing leaves it out; where it was asked for, and a toolchain in CI: Missing."""
+    try:
+        if not (HERE / language / EXAMPLES[language].source).exists():
+            if options.languages:
+                raise Missing(f"{language}: there is no {EXAMPLES[language].source}")
+            print(f"left out: {language}: there is no example", file=sys.stderr)
+            return False
+        if not options.no_build:
+            build(language)
+    except Missing as missing:
+        if options.languages or os.environ.get("CI"):
+            raise
+        print(f"left out: {missing}", file=sys.stderr)
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One language's example, its actor and agent, and the world that it acts in."""
+
+    language: str
+    running: PythonWorld
+    client: DistributedClient
+
+    @property
+    def agent(self) -> str:
+        return f"{self.language}-guest"
+
+    @property
+    def seed(self) -> bytes:
+        return codec.content_id(self.agent.encode())
+
+    async def start(self, world_id: str, to: Place) -> subprocess.CompletedProcess[bytes]:
+        """Run the example to its end."""
+        asked = {
+            "--bootstrap": self.running.addr("world"),
+            "--world": world_id,
+            "--seed": self.seed.hex(),
+            "--agent": self.agent,
+            "--to": ",".join(map(str, to)),
+        }
+        argv = [*EXAMPLES[self.language].start, *(word for pair in asked.items() for word in pair)]
+        with trio.fail_after(EXAMPLE_S):
+            return await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
+
+
+async def acts(stage: Stage, to: Place) -> None:
+    """The example puts its agent there, and says what this side finds proved too. Raises AssertionError."""
+    ended = await stage.start(stage.running.world_id, to)
+    error = ended.stderr.decode(errors="replace").strip()
+    assert ended.returncode == 0, f"ended with code {ended.returncode}: {error}"
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 1, f"said {len(lines)} lines: {ended.stdout!r}"
+    said: dict[str, Any] = json.loads(lines[0])
+    assert set(said) == FIELDS, said
+    found = said["agent"], said["code"], said["trust"]
+    assert found == (stage.agent, "Applied", "attested"), said
+    world_id = stage.running.world_id
+    proved = await stage.client.receipt(world_id, bytes.fromhex(said["envelope"]))
+    assert [receipt.code for receipt in proved.receipts] == ["Applied"], proved.receipts
+    assert said["height"] == proved.block.height, f"{said}, and the block's height is {proved.block.height}"
+    cell = await stage.client.state_value(world_id, AGENTS, agent_key(stage.agent))
+    wanted = Agent(SigningKey(stage.seed).identity, *to)
+    assert cell.value == wanted.to_value(), f"the agent is {cell.value}, not {wanted}"
+
+
+async def refuses(stage: Stage) -> None:
+    """Of a world that is not there the example says an error and nothing else. Raises AssertionError."""
+    ended = await stage.start(ELSEWHERE, MOVED)
+    assert ended.returncode == 1, f"ended with code {ended.returncode}"
+    assert not ended.stdout, f"said {ended.stdout!r}"
+    assert ended.stderr.strip(), "said no error"
+
+
+async def run_all(languages: list[str], directory: Path) -> list[Cell]:
+    """Every example, one after the other, in one world."""
+    cells: list[Cell] = []
+    async with (
+        open_world(directory, "for-clients") as running,
+        open_client([running.addr("world")]) as client,
+    ):
+        for language in languages:
+            stage = Stage(language, running, client)
+            for step, does in (
+                ("registers an agent", partial(acts, stage, REGISTERED)),
+                ("moves it", partial(acts, stage, MOVED)),
+                ("refuses an unknown world", partial(refuses, stage)),
+            ):
+                cells.append(await judge(step, language, does))
+    return cells
+
+
+def main() -> int:
+    """Parse, build, run, print."""
+    parser = argparse.ArgumentParser(prog="python -m interop.clients", description=__doc__)
+    parser.add_argument("--languages", type=lambda text: text.split(","), help="such as go,js")
+    parser.add_argument("--json", action="store_true", help="the cells as JSON")
+    parser.add_argument("--no-build", action="store_true", help="the examples are built")
+    options = parser.parse_args()
+    unknown = set(options.languages or ()) - set(EXAMPLES)
+    if unknown:
+        parser.error(f"not known: {', '.join(sorted(unknown))}")
+    try:
+        languages = [one for one in options.languages or EXAMPLES if is_there(one, options)]
+    except Missing as missing:
+        print(f"error: {missing}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="aw-clients-") as temporary:
+        cells = trio.run(run_all, languages, Path(temporary))
+    print(
+        json.dumps([asdict(cell) for cell in cells], indent=1) if options.json else table(cells), flush=True
+    )
+    return 1 if any(cell.failure for cell in cells) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
