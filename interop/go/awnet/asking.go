@@ -34,8 +34,10 @@ func (n *Node) AskGenesis(ctx context.Context, p peer.ID, world string) (aw.Map,
 	if err != nil {
 		return nil, err
 	}
-	_, err = n.Know(a.Map("genesis"), world)
-	return a.Map("genesis"), err
+	if _, err := n.Know(a.Map("genesis"), world); err != nil {
+		return nil, err
+	}
+	return a.Map("genesis"), nil
 }
 
 // AskHead gives the peer's head of a world, checked. ErrNotFound: it has none.
@@ -91,7 +93,10 @@ func (n *Node) FetchBlob(ctx context.Context, p peer.ID, hash []byte, most int64
 	if err != nil {
 		return nil, err
 	}
-	return blob, aw.RefuseIf(size != int64(len(blob)) || !bytes.Equal(aw.H(blob), hash), "the peer's bytes are not the blob %x", hash)
+	if size != int64(len(blob)) || !bytes.Equal(aw.H(blob), hash) {
+		return nil, aw.Refuse("the peer's bytes are not the blob %x", hash)
+	}
+	return blob, nil
 }
 
 // BlobStart gives the first bytes of a blob, which nothing proves.

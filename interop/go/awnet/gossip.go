@@ -1,4 +1,5 @@
-// Gossip by the library: topics joined with the check of package aw, and following the heads of a world. docs/protocol.md: Gossip, Names, Head (Following).
+// Gossip by the library: topics joined with the check of package aw, and following the heads of a world.
+// docs/protocol.md: Gossip, Names, Head (Following).
 
 package awnet
 
@@ -25,8 +26,8 @@ const (
 
 var ourTopics = regexp.MustCompile(`\Aaw\.[a-z2-7]{32}\.[a-z]{1,16}\z`)
 
-// Hearing is who is told what gossip brings, and how strictly it is judged. What it calls must not wait: the library
-// calls it as messages come.
+// Hearing is who is told what gossip brings, if anybody, and how strictly it is judged. Who is told must not wait: the
+// library calls as messages come.
 type Hearing struct {
 	Judged   func(m *pubsub.Message, v aw.Verdict) // every message of another peer, once each
 	Head     func(h *aw.Head)                      // every head of a followed world that is above the last one told
@@ -150,7 +151,9 @@ func (g *Gossip) judge(world, kind string, envelopeMax int, data []byte) (aw.Ver
 func (g *Gossip) judged(world, kind string, envelopeMax int, from peer.ID, m *pubsub.Message) pubsub.ValidationResult {
 	v, _ := g.judge(world, kind, envelopeMax, m.Data)
 	if from != g.node.Host.ID() {
-		g.hearing.Judged(m, v)
+		if g.hearing.Judged != nil {
+			g.hearing.Judged(m, v)
+		}
 		if kind == "head" && v == aw.Accept {
 			g.seen(world, m.Data)
 		}
@@ -209,5 +212,7 @@ func (g *Gossip) seen(world string, data []byte) {
 		return
 	}
 	g.followed[world] = h
-	g.hearing.Head(h)
+	if g.hearing.Head != nil {
+		g.hearing.Head(h)
+	}
 }

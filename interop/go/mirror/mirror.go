@@ -128,7 +128,7 @@ func checkKept(w *World, blocks []aw.Map) error {
 		return nil
 	}
 	at, kept := h.Authorities().Map("resume"), aw.FirstLink(w.Genesis.Map("header")).BatchHash
-	if n := at.Int("height"); n > 0 { // and at most the head's, which checkHead has seen to
+	if n := at.Int("height"); n > 0 { // and at most the head's, which aw.CheckHead has seen to
 		kept = blocks[n-1].Bytes("batch_hash")
 	}
 	return aw.RefuseIf(!bytes.Equal(kept, at.Bytes("batch_hash")), "the chain is not the one that its epoch keeps")

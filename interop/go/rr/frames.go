@@ -14,7 +14,7 @@ import (
 // Limits of the protocol, in bytes: of a frame, of a part, and of the parts of one answer together.
 const (
 	FrameMax       = 1 << 20
-	requestMax     = 64 << 10 // of all methods but a few, none of which is served here
+	requestMax     = 64 << 10 // of all methods but largeMethods
 	PartMax        = 256 << 10
 	AnswerPartsMax = 64 << 20
 	idMax          = 1<<32 - 1
