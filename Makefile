@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet
 export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo demo-polyglot test check clean lock wheel vectors simulate bench fuzz interop interop-browser
+.PHONY: help setup demo demo-polyglot test check clean lock wheel vectors simulate bench fuzz interop interop-browser interop-clients
 
 help:
 	@echo "make demo [ARGS=...]      a whole network on this machine replays real flights and verifies them"
@@ -20,6 +20,7 @@ help:
 	@echo "make simulate SEEDS=200 FIRST=0 JOBS=2   the whole network in memory, with faults; see docs/testing.md"
 	@echo "make bench [ARGS=...]     what it costs beside stock py-libp2p: --json, --quick (docs/performance.md)"
 	@echo "make interop [ARGS=...]   peers in Go, Rust and JavaScript against this one: every pairing (docs/interop.md)"
+	@echo "make interop-clients      the example clients in Go, Rust and JavaScript in a Python world (docs/clients.md)"
 	@echo "make interop-browser      a page in headless Chromium proves an agent's position (needs Chromium)"
 	@echo "make fuzz INPUTS=1000000 SEED=0   mutated bytes at every decoder of the wire"
 	@echo "make vectors              write interop/vectors again; review the diff"
@@ -81,6 +82,9 @@ interop: $(STAMP)
 
 interop-browser: $(STAMP)
 	@$(BIN)/python -m interop.browser $(ARGS)
+
+interop-clients: $(STAMP)
+	@$(BIN)/python -m interop.clients $(ARGS)
 
 fuzz: $(STAMP)
 	@$(BIN)/python .ci/fuzz.py --inputs $(or $(INPUTS),1000000) --seed $(or $(SEED),0)
