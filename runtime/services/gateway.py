@@ -199,6 +199,8 @@ class Gateway:
         check_timely(record, height, self._context.now_ms(), bounds)
         next_nonce = self._tables.nonce(record.actor_id)
         if record.nonce < next_nonce:
+            if self._tables.place(digest) is not None:  # by a block that was written since it was looked for
+                return False
             raise NonceDenied(record.nonce, "taken", self._free_nonce(record.actor_id, free_nonces))
         if record.nonce >= next_nonce + limits.MEMPOOL_NONCES_AHEAD_MAX:
             raise Busy("mempool_nonces_ahead_max", limits.BATCH_INTERVAL_MS)
@@ -247,15 +249,17 @@ class Gateway:
     async def status(self, caller: PeerId, request: ActionStatusRequest) -> ActionStatusAnswer:
         """What became of an envelope, by this node's applied blocks and its outbox."""
         del caller
+        entry = self._tables.outbox_entry(request.envelope_hash)
+        is_dead = entry is not None and self._is_dead(entry.envelope)
+        # A block may be written between two reads: read last, its place is there when anything of that block was seen.
         place = self._tables.place(request.envelope_hash)
         if place is not None:
             return ActionStatusAnswer(
                 stage="taken" if place.taken else "refused", height=place.height, index=place.index
             )
-        entry = self._tables.outbox_entry(request.envelope_hash)
         if entry is None:
             return ActionStatusAnswer(stage="unknown")
-        return ActionStatusAnswer(stage="dead" if self._is_dead(entry.envelope) else "pending")
+        return ActionStatusAnswer(stage="dead" if is_dead else "pending")
 
     def promised(self, actor_id: bytes, nonce: int) -> Envelope | None:
         """The envelope that was accepted here for an actor's nonce, for whoever missed it."""

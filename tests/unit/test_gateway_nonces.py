@@ -12,7 +12,7 @@ import trio
 from runtime import limits
 from runtime.epoch_tables import EpochTables
 from runtime.keys import SigningKey
-from runtime.messages import LeaseAnswer, SubmitRequest, SubmitResult
+from runtime.messages import ActionStatusRequest, LeaseAnswer, SubmitRequest, SubmitResult
 from runtime.records import Envelope, LeaseGrant, seal
 from runtime.services.authorities import Authorities
 from runtime.services.context import Context
@@ -20,7 +20,7 @@ from runtime.services.evidence import EvidenceKeeper
 from runtime.services.fetch import Sources
 from runtime.services.gateway import Gateway
 from runtime.services.replica import Replica
-from runtime.world_db import MemoryWorldDb
+from runtime.world_db import MemoryWorldDb, Row, Table
 from runtime.world_tables import WorldTables
 
 T = TypeVar("T")
@@ -197,3 +197,47 @@ async def test_the_first_free_nonce_is_looked_for_once_a_request(
     rivals = await submit(*(world.envelope(actor, ("shout", {}), nonce=nonce) for nonce in range(20)))
     assert {result.next_nonce for result in rivals} == {20}
     assert looked == 20 + 21  # each rival, and the row of promises once
+
+
+class WrittenBetweenReads(MemoryWorldDb):
+    """A database into which a worker thread writes a block right after the read of this number."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.block: list[Row] = []
+        self._reads_left = after
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        row = super().get(table, key)
+        if self.block:
+            self._reads_left -= 1
+            if self._reads_left == 0:
+                rows, self.block = self.block, []
+                self.commit(rows)
+        return row
+
+
+@pytest.mark.parametrize("is_promised", [True, False])
+@pytest.mark.parametrize("after", range(1, 7))
+async def test_an_envelope_whose_block_is_written_meanwhile_is_neither_refused_nor_called_dead(
+    small_world: Callable[..., Any], after: int, is_promised: bool
+) -> None:
+    world, db, key = small_world(), WrittenBetweenReads(after), SigningKey(b"g" * 32)
+    envelope = world.envelope(world.actors[0], SAY)
+    built = world.run(envelope)
+    unused, created_ms = cast("Any", None), world.genesis.header.created_ms
+    context = Context(unused, unused, unused, db, key, lambda: created_ms, random.Random(0), direct)
+    tables = WorldTables(db, world.world_id)
+    authorities = Authorities(context, world.genesis, EpochTables(db, world.world_id))
+    gateway = Gateway(context, Replica(context, world.genesis, tables, "stored"), authorities, unused, None)
+    if is_promised:
+        db.commit(tables.put_outbox([envelope], created_ms))
+    db.block = tables.applied_rows("stored", built.block, [envelope], list(built.outcome.receipts))
+    if is_promised:
+        request = ActionStatusRequest(world_id=world.world_id, envelope_hash=envelope.hash())
+        assert (await gateway.status(key.identity, request)).stage in {"pending", "taken"}
+    else:
+        (result,) = (
+            await gateway.submit(key.identity, SubmitRequest(world_id=world.world_id, envelopes=(envelope,)))
+        ).results
+        assert result.outcome == "accepted", result
