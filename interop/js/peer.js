@@ -1,11 +1,11 @@
 #!/usr/bin/env node
 /** A peer of Agent World Runtime, driven by JSON lines on stdin (docs/interop.md). Hides the command line and the life of the process. */
-import './node/polyfill.js'
+import './lib/polyfill.js'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
 import { fromHex } from './lib/bytes.js'
-import { parseJson } from './lib/codec.js'
-import { perform, toLine } from './node/commands.js'
+import { perform } from './node/commands.js'
+import { parseJson, toLine } from './node/json.js'
 import { Peer } from './node/peer.js'
 
 const STOP_MS = 2_000

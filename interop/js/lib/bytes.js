@@ -1,4 +1,4 @@
-/** Byte strings: hex, text, joining, comparing, big-endian numbers. Hides that Uint8Array has none of these. */
+/** Byte strings: hex, text, joining, comparing. Hides that Uint8Array has none of these. */
 import { bytesToHex, hexToBytes, concatBytes } from '@noble/hashes/utils.js'
 
 export const toHex = bytesToHex
@@ -18,9 +18,3 @@ export function compareBytes (a, b) {
 }
 
 export const equalBytes = (a, b) => a.length === b.length && compareBytes(a, b) === 0
-
-export function u64be (value) {
-  const bytes = new Uint8Array(8)
-  new DataView(bytes.buffer).setBigUint64(0, BigInt(value))
-  return bytes
-}

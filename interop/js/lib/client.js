@@ -5,7 +5,7 @@
 import { Failure } from './errors.js'
 import { ANSWER, ERROR, ERRORS, PART, REQUEST, encodeFrame } from './frames.js'
 import { LIMITS } from './limits.js'
-import { FrameReader, FrameWriter, closeStream } from './stream.js'
+import { FrameReader, FrameWriter, closeStream, inTime } from './stream.js'
 
 export const RR_PROTOCOL = '/aw/rr/1'
 const ID_MAX = 0xffffffff
@@ -15,27 +15,10 @@ const rrFailure = ({ code, retryAfterMs, message, body }) =>
 const timedOut = () => new Failure('timeout', 'no answer in time')
 const unexpected = () => new Failure('stream', 'a frame that was not asked for')
 
-function answerOf (frame) {
-  if (frame === undefined) throw new Failure('stream', 'the stream ended before the answer')
-  if (frame.type === ERROR) throw rrFailure(frame)
-  return frame
-}
-
-/** A request on a stream of its own. @returns {Promise<Uint8Array>} the body of the answer */
-export async function askOnce (stream, method, body, timeoutMs) {
-  try {
-    const reader = new FrameReader(stream)
-    await new FrameWriter(stream).write(encodeFrame({ type: REQUEST, id: 0, method, body }))
-    const frame = answerOf(await reader.next(timeoutMs))
-    if (frame.type !== ANSWER || frame.id !== 0) throw unexpected()
-    return frame.body
-  } finally {
-    void closeStream(stream)
-  }
-}
-
 /**
- * A request that is answered in parts. @param {(part: Uint8Array) => void} onPart
+ * A request on a stream of its own, of a method that is answered in parts.
+ * @param {import('@libp2p/interface').Stream} stream @param {string} method @param {Uint8Array} body @param {number} timeoutMs
+ * @param {(part: Uint8Array) => void} onPart
  * @returns {Promise<Uint8Array>} the body of the last answer
  */
 export async function askParts (stream, method, body, timeoutMs, onPart) {
@@ -45,10 +28,12 @@ export async function askParts (stream, method, body, timeoutMs, onPart) {
     const reader = new FrameReader(stream)
     await new FrameWriter(stream).write(encodeFrame({ type: REQUEST, id: 0, method, body }))
     for (;;) {
-      const frame = answerOf(await reader.next(deadline - Date.now()))
-      if (frame.id !== 0 || (frame.type !== PART && frame.type !== ANSWER)) throw unexpected()
-      if (frame.type === ANSWER) {
+      const frame = await reader.next(deadline - Date.now())
+      if (frame === undefined) throw new Failure('stream', 'the stream ended before the answer')
+      if (frame.id !== 0 || frame.type === REQUEST) throw unexpected()
+      if (frame.type !== PART) {
         void closeStream(stream)
+        if (frame.type === ERROR) throw rrFailure(frame)
         return frame.body
       }
       bytes += frame.body.length
@@ -56,15 +41,18 @@ export async function askParts (stream, method, body, timeoutMs, onPart) {
       onPart(frame.body)
     }
   } catch (error) {
-    stream.abort(error)
+    if (error.kind !== 'rr') stream.abort(error)
     throw error
   }
 }
 
+/** The same of a method that is answered at once. */
+export const askOnce = (stream, method, body, timeoutMs) => askParts(stream, method, body, timeoutMs, () => { throw unexpected() })
+
 /** Many requests on one stream, answered as they finish. */
 export class Session {
   #writer
-  #pending = new Map() // id -> {resolve, reject} of a request, or null of one that nobody waits for any more
+  #pending = new Map() // id -> {resolve, reject} of a request, also where nobody waits for it any more
   #nextId = 1
   #waiting = []
   #ended
@@ -83,32 +71,21 @@ export class Session {
     if (!this.isOpen) throw this.#ended
     const id = this.#nextId
     this.#nextId = id === ID_MAX ? 1 : id + 1
-    return await new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
-        this.#pending.set(id, null)
-        reject(timedOut())
-      }, deadline - Date.now())
-      const settle = (how) => (value) => {
-        clearTimeout(timer)
-        how(value)
-      }
-      this.#pending.set(id, { resolve: settle(resolve), reject: settle(reject) })
-      this.#writer.write(encodeFrame({ type: REQUEST, id, method, body })).catch((error) => this.#end(error))
-    })
+    const frame = encodeFrame({ type: REQUEST, id, method, body })
+    const answer = new Promise((resolve, reject) => this.#pending.set(id, { resolve, reject }))
+    this.#writer.write(frame).catch((error) => this.#end(error))
+    return await inTime(answer, deadline - Date.now(), timedOut)
   }
 
-  #slot (timeoutMs) {
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
-        this.#waiting.splice(this.#waiting.indexOf(enter), 1)
-        reject(timedOut())
-      }, timeoutMs)
-      const enter = () => {
-        clearTimeout(timer)
-        resolve()
-      }
-      this.#waiting.push(enter)
-    })
+  async #slot (timeoutMs) {
+    let enter
+    const slot = new Promise((resolve) => { this.#waiting.push(enter = resolve) })
+    try {
+      await inTime(slot, timeoutMs, timedOut)
+    } catch (error) {
+      this.#waiting.splice(this.#waiting.indexOf(enter), 1)
+      throw error
+    }
   }
 
   async #read (stream) {
@@ -120,8 +97,8 @@ export class Session {
         if ((frame.type !== ANSWER && frame.type !== ERROR) || !this.#pending.has(frame.id)) throw unexpected()
         const request = this.#pending.get(frame.id)
         this.#pending.delete(frame.id)
-        if (frame.type === ANSWER) request?.resolve(frame.body)
-        else request?.reject(rrFailure(frame))
+        if (frame.type === ANSWER) request.resolve(frame.body)
+        else request.reject(rrFailure(frame))
         this.#waiting.shift()?.()
       }
       this.#end(new Failure('stream', 'the session ended'))
@@ -134,7 +111,7 @@ export class Session {
 
   #end (error) {
     this.#ended ??= error.kind === 'stream' ? error : new Failure('stream', error.message)
-    for (const request of this.#pending.values()) request?.reject(this.#ended)
+    for (const request of this.#pending.values()) request.reject(this.#ended)
     this.#pending.clear()
     for (const enter of this.#waiting.splice(0)) enter()
   }

@@ -6,7 +6,7 @@
  * Maps are decoded to Map (a payload may have the key `__proto__`), integers outside of +-2^53 to BigInt.
  */
 import { Tokenizer, decodeFirst, encode as encodeWith } from 'cborg'
-import { equalBytes, fromHex, fromUtf8 } from './bytes.js'
+import { equalBytes, fromUtf8 } from './bytes.js'
 import { Refused, must } from './errors.js'
 import { LIMITS } from './limits.js'
 
@@ -98,24 +98,3 @@ export function countItems (value) {
   if (!(value instanceof Map)) return 0
   return [...value.values()].reduce((sum, item) => sum + 2 + countItems(item), 0)
 }
-
-/** A value of JSON, in which bytes are {"hex": ...}, as a value to encode. */
-export function fromJson (json) {
-  if (Array.isArray(json)) return json.map(fromJson)
-  if (typeof json === 'number') must(Number.isInteger(json), 'floats cannot be encoded')
-  if (json === null || typeof json !== 'object') return json
-  const keys = Object.keys(json)
-  if (keys.length === 1 && keys[0] === 'hex') return fromHex(json.hex)
-  return new Map(keys.map((key) => [key, fromJson(json[key])]))
-}
-
-/** JSON.parse rounds integers above 2^53; here they become BigInt. */
-export function parseJson (text) {
-  const marked = text.replace(/"(?:[^"\\]|\\.)*"|-?\d{16,}(?![\d.eE])/g, (token) => token[0] === '"' ? token : `{"\\u0000int":"${token}"}`)
-  return JSON.parse(marked, (_, value) => {
-    const digits = value?.['\u0000int']
-    if (digits === undefined) return value
-    return Number.isSafeInteger(Number(digits)) ? Number(digits) : BigInt(digits)
-  })
-}
-

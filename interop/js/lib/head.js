@@ -8,14 +8,19 @@ import { worldIdOf } from './identity.js'
 import { decodeRecord, hashOf, mustBeSigned } from './records.js'
 import { verify } from './signature.js'
 
-/** @returns {{worldId: string, headerHash: Uint8Array, header, body, authorities}} */
-export function checkGenesis (fileBytes) {
+/**
+ * @param {Uint8Array} fileBytes @param {string} [expectedId] the world that it must be of
+ * @returns {{worldId: string, headerHash: Uint8Array, header: object, body: object, authorities: object, bytes: Uint8Array}}
+ */
+export function checkGenesis (fileBytes, expectedId) {
   const { header, body, authorities } = decodeRecord('genesis_file', fileBytes)
   must(equalBytes(header.body_hash, hashOf('genesis_body', body)), 'genesis.body: is not the header\'s')
   must(equalBytes(header.authorities_hash, hashOf('authorities', authorities)), 'genesis.authorities: are not the header\'s')
   must(authorities.epoch === 0, 'genesis.authorities: are of a later epoch')
   const headerHash = hashOf('genesis', header)
-  return { worldId: worldIdOf(headerHash), headerHash, header, body, authorities }
+  const worldId = worldIdOf(headerHash)
+  must(expectedId === undefined || worldId === expectedId, `genesis: is of the world ${worldId}`)
+  return { worldId, headerHash, header, body, authorities, bytes: fileBytes }
 }
 
 function checkAuthorities ([set, signatures], header, worldId) {
@@ -46,10 +51,16 @@ function checkResume (commit, { epoch, resume }) {
   must(commit.height !== resume.height || equalBytes(commit.batch_hash, resume.batch_hash), 'commit.batch_hash: is not the one resumed')
 }
 
-/** A head that passed the check, with what its readers need. */
-export function checkHead (headBytes) {
+/**
+ * Checks every seal of a head, from the header to the executors'.
+ * @param {Uint8Array} headBytes @param {string} [expectedId] the world that it must be of
+ * @returns {{worldId: string, epoch: number, height: number, asOfMs: number, blockHash: Uint8Array, hash: Uint8Array, bytes: Uint8Array,
+ *   value: object, set: object, commit: object}} the head as a record is `value`, `set` its authorities
+ */
+export function checkHead (headBytes, expectedId) {
   const head = decodeRecord('head', headBytes)
   const worldId = worldIdOf(hashOf('genesis', head.header))
+  must(expectedId === undefined || worldId === expectedId, `head: is of the world ${worldId}`)
   const set = head.authorities[0]
   const [commit] = head.commit
   checkAuthorities(head.authorities, head.header, worldId)

@@ -1,6 +1,6 @@
 /**
  * Hashes and names: the sections "Hashes", "Names" and "Identity" of docs/protocol.md. Hides every domain prefix and how the
- * ids of people (base32, base58, CIDv1) are written.
+ * ids of people (base32, base58) are written.
  */
 import { ed25519 } from '@noble/curves/ed25519.js'
 import { blake3 } from '@noble/hashes/blake3.js'
@@ -18,28 +18,13 @@ export const hasher = () => blake3.create({})
 export const preimage = (record, body) => concat(utf8(`aw/${record}/1`), NUL, body)
 export const signedMessage = (recordHash) => concat(utf8('aw/sig/1'), NUL, recordHash)
 
-const keyIdOf = (publicKey) => concat(KEY_ID_PREFIX, publicKey)
 export const publicKeyOf = (keyId) => keyId.subarray(KEY_ID_PREFIX.length)
 export const isKeyId = (bytes) => bytes.length === 38 && KEY_ID_PREFIX.every((byte, i) => bytes[i] === byte)
 export const peerIdText = (keyId) => base58btc.baseEncode(keyId)
-export const seedToKeyId = (seed) => keyIdOf(ed25519.getPublicKey(seed))
+export const seedToKeyId = (seed) => concat(KEY_ID_PREFIX, ed25519.getPublicKey(seed))
 
 export const worldIdOf = (headerHash) => base32.baseEncode(headerHash.subarray(0, 20))
 export const worldContentId = (worldId) => H(utf8('aw/world/1'), NUL, utf8(worldId))
-export const cidText = (contentId) => 'b' + base32.baseEncode(concat(fromHex('01551e20'), contentId))
-export const providerKey = (contentId) => concat(fromHex('1e20'), contentId)
 export const headKey = (worldId) => `/aw/world/${worldId}/head`
-export const worldOfHeadKey = (key) => /^\/aw\/world\/([a-z2-7]{32})\/head$/.exec(key)?.[1]
 
-export const TOPIC_KINDS = ['action', 'batch', 'block', 'head', 'event', 'evidence']
 export const topicOf = (worldId, kind) => `aw.${worldId}.${kind}`
-export function parseTopic (topic) {
-  const match = /^aw\.([a-z2-7]{32})\.([a-z]+)$/.exec(topic)
-  return match && TOPIC_KINDS.includes(match[2]) ? { worldId: match[1], kind: match[2] } : undefined
-}
-
-/** The first `size` bytes of BLAKE3's extended output, in pieces, so that a caller can let others run between them. */
-export function * extendedOutput (input, size, piece = 1 << 20) {
-  const hash = blake3.create({}).update(input)
-  for (let done = 0; done < size; done += piece) yield hash.xof(Math.min(piece, size - done))
-}

@@ -10,9 +10,6 @@ export const LIMITS = Object.freeze({
   requestFirstByteMs: 10_000, requestTotalMs: 30_000, handlerMs: 30_000, sessionIdleMs: 60_000,
   // gossip
   gossipBytes: 65_536, gossipActionBytes: 61_440, gossipActionItems: 8_192,
-  // DHT
-  recordBytes: 8_192, recordsHeld: 4_096, providerKeysHeld: 65_536, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
-  providerRepublishMs: 300_000, dhtLookupMs: 15_000,
   // heads
   headSkewMs: 60_000,
   // connections

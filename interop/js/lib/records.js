@@ -73,27 +73,20 @@ const envelope = closed({
 }, (value, path) => must(value.actions.reduce((sum, [, payload]) => sum + countItems(payload), 0) <= LIMITS.envelopeItems,
   `${path}.actions: more items than allowed`))
 
-const acceptance = closed({
-  v: VERSION, world_id: WORLD_ID, envelope_hash: HASH, gateway_id: KEY_ID, accepted_at_ms: COUNT, stage: oneOf('local', 'replicated')
+const ofWorld = (fields) => closed({ v: VERSION, world_id: WORLD_ID, ...fields })
+const acceptance = ofWorld({ envelope_hash: HASH, gateway_id: KEY_ID, accepted_at_ms: COUNT, stage: oneOf('local', 'replicated') })
+const batch = ofWorld({
+  epoch: COUNT, term: COUNT, height: HEIGHT, prev_batch_hash: HASH, envelope_count: COUNT, actions_root: HASH, actions_ref: HASH,
+  proposer_id: KEY_ID, timestamp_ms: COUNT
 })
-const batch = closed({
-  v: VERSION, world_id: WORLD_ID, epoch: COUNT, term: COUNT, height: HEIGHT, prev_batch_hash: HASH, envelope_count: COUNT,
-  actions_root: HASH, actions_ref: HASH, proposer_id: KEY_ID, timestamp_ms: COUNT
+const lease = ofWorld({ epoch: COUNT, term: COUNT, holder_id: KEY_ID, granted_at_ms: COUNT, ttl_ms: COUNT, certifier_id: KEY_ID })
+const commit = ofWorld({ epoch: COUNT, term: COUNT, height: HEIGHT, batch_hash: HASH, certifier_id: KEY_ID, as_of_ms: COUNT })
+const block = ofWorld({
+  height: HEIGHT, prev_block_hash: HASH, batch_hash: HASH, state_root: HASH, event_root: HASH, journal_ref: HASH, receipts_root: HASH,
+  receipts_ref: HASH, history_root: HASH, term: COUNT, proposer_id: KEY_ID, timestamp_ms: COUNT, fuel_used: COUNT, 'manifest_hash?': HASH
 })
-const lease = closed({
-  v: VERSION, world_id: WORLD_ID, epoch: COUNT, term: COUNT, holder_id: KEY_ID, granted_at_ms: COUNT, ttl_ms: COUNT, certifier_id: KEY_ID
-})
-const commit = closed({
-  v: VERSION, world_id: WORLD_ID, epoch: COUNT, term: COUNT, height: HEIGHT, batch_hash: HASH, certifier_id: KEY_ID, as_of_ms: COUNT
-})
-const block = closed({
-  v: VERSION, world_id: WORLD_ID, height: HEIGHT, prev_block_hash: HASH, batch_hash: HASH, state_root: HASH, event_root: HASH,
-  journal_ref: HASH, receipts_root: HASH, receipts_ref: HASH, history_root: HASH, term: COUNT, proposer_id: KEY_ID, timestamp_ms: COUNT,
-  fuel_used: COUNT, 'manifest_hash?': HASH
-})
-const attestation = closed({
-  v: VERSION, world_id: WORLD_ID, epoch: COUNT, height: HEIGHT, block_hash: HASH, executor_id: KEY_ID,
-  'snapshot?': closed({ height: HEIGHT, ref: HASH })
+const attestation = ofWorld({
+  epoch: COUNT, height: HEIGHT, block_hash: HASH, executor_id: KEY_ID, 'snapshot?': closed({ height: HEIGHT, ref: HASH })
 })
 const head = closed({
   v: VERSION, header: genesis, authorities: SIGNED_AUTHORITIES, commit: sealed(commit),
@@ -136,7 +129,6 @@ const TABLE = {
   wrong_root_proof: [closed({ v: VERSION, attestation: sealed(attestation), block }, (value, path) =>
     must(equalBytes(value.attestation[0].block_hash, hashOf('block', value.block)), `${path}.block: is not the attestation's`)), 5264]
 }
-export const EVIDENCE_KINDS = new Set(['commit_fork', 'lease_fork', 'attestation_fork', 'authorities_fork', 'malformed_batch', 'wrong_root_proof'])
 
 export const bytesMaxOf = (name) => TABLE[name][1]
 
@@ -154,23 +146,11 @@ export function decodeRecord (name, body) {
 }
 
 /** @returns {[object, Uint8Array]} a record and its signature, not yet verified */
-export function checkSealed (name, value) {
-  const [type, max] = TABLE[name]
-  const result = sealed(type)(value, name)
-  must(encode(result[0]).length <= max, `${name}: larger than it may be`)
-  return result
-}
+export const checkSealed = (name, value) => sealed((record) => checkRecord(name, record))(value, name)
 
 export function decodeSealed (name, sealedBytes) {
   must(sealedBytes.length <= TABLE[name][1] + SEAL_BYTES, `${name}: larger than it may be`)
-  return sealed(TABLE[name][0])(decode(sealedBytes), name)
-}
-
-/** Of the blob that is stored under a record's hash. */
-export function decodePreimage (name, blob) {
-  const domain = preimage(name, new Uint8Array())
-  must(equalBytes(blob.subarray(0, domain.length), domain), `${name}: the blob is of another kind`)
-  return decodeRecord(name, blob.subarray(domain.length))
+  return checkSealed(name, decode(sealedBytes))
 }
 
 export const preimageOf = (name, record) => preimage(name, encode(record))

@@ -1,7 +1,4 @@
-/**
- * The state trie and its proofs: the sections "State", "Cells" and "Proofs" of docs/protocol.md. Hides the shape of the trie: callers
- * see cells [namespace, key, value], roots, and proofs as bytes.
- */
+/** Proofs of the state: the sections "State" and "Proofs" of docs/protocol.md. Hides their shape: callers see a root, a cell and bytes. */
 import { compareBytes, concat, equalBytes, fromHex, utf8 } from './bytes.js'
 import { decode, encode } from './codec.js'
 import { must } from './errors.js'
@@ -18,46 +15,9 @@ const ENTRY = either(tuple(KEY, oneOf(0), bytes(1, LIMITS.valueInlineBytes)), tu
 const PATH = closed({ siblings: list(bytes(480), 0, LIMITS.proofDepth), bucket: list(ENTRY, 0, LIMITS.bucketEntries) })
 const PROOF = closed({ top: PATH, 'cells?': PATH, 'value?': bytes(257, 65536) })
 
-const nibble = (hash, depth) => depth % 2 === 0 ? hash[depth >> 1] >> 4 : hash[depth >> 1] & 15
-const bucketHash = (entries) => entries.length === 0 ? EMPTY : H(BUCKET, encode(entries))
-
-function subtree (nodes, depth) {
-  if (nodes.length <= LIMITS.bucketEntries) return bucketHash(nodes.map(({ entry }) => entry))
-  const children = Array.from({ length: 16 }, () => [])
-  for (const node of nodes) children[nibble(node.hash, depth)].push(node)
-  return H(INNER, ...children.map((child) => subtree(child, depth + 1)))
-}
-
-function trieRoot (entries) {
-  const nodes = entries.map((entry) => ({ entry, hash: H(entry[0]) }))
-  return subtree(nodes.sort((a, b) => compareBytes(a.hash, b.hash)), 0)
-}
-
-const entryOf = (key, value) => value.length <= LIMITS.valueInlineBytes ? [key, 0, value] : [key, 1, H(value), value.length]
-
-/** @param {[string, Uint8Array, Uint8Array][]} cells @returns {Uint8Array} the state root */
-export function stateRoot (cells) {
-  const namespaces = new Map()
-  for (const [namespace, key, value] of cells) {
-    if (!namespaces.has(namespace)) namespaces.set(namespace, [])
-    namespaces.get(namespace).push(entryOf(key, value))
-  }
-  return trieRoot([...namespaces].map(([namespace, entries]) => [utf8(namespace), 0, trieRoot(entries)]))
-}
-
-/** The cells at height 0. */
-export function genesisCells (body) {
-  const { limits } = body
-  const parameters = {
-    bounds: body.bounds, max_move_cm: body.max_move_cm, resource_kinds: body.resource_kinds, block_fuel_max: limits.block_fuel_max,
-    agents_per_actor_max: limits.agents_per_actor_max, expiry_blocks_max: limits.expiry_blocks_max, action_skew_ms: limits.action_skew_ms,
-    checkpoint_interval: body.checkpoint_interval, max_block_gap_ms: body.max_block_gap_ms, admission: body.admission
-  }
-  return [
-    ...Object.entries(parameters).map(([name, value]) => ['kernel', utf8(name), encode(value)]),
-    ...body.balances.filter(([, , amount]) => amount > 0).map(([actor, kind, amount]) => ['ledger', encode(['actor', actor, kind]), encode(amount)])
-  ]
-}
+export const nibble = (hash, depth) => depth % 2 === 0 ? hash[depth >> 1] >> 4 : hash[depth >> 1] & 15
+export const bucketHash = (entries) => entries.length === 0 ? EMPTY : H(BUCKET, encode(entries))
+export const innerHash = (...children) => H(INNER, ...children)
 
 /** Refuses a path that does not lead to the root. @returns {Array | undefined} the key's entry, or none where its absence is proved */
 function entryAt (root, { siblings, bucket }, key) {
@@ -71,7 +31,7 @@ function entryAt (root, { siblings, bucket }, key) {
   let node = bucketHash(bucket)
   for (let d = depth - 1; d >= 0; d--) {
     const at = 32 * nibble(target, d)
-    node = H(INNER, siblings[d].subarray(0, at), node, siblings[d].subarray(at))
+    node = innerHash(siblings[d].subarray(0, at), node, siblings[d].subarray(at))
   }
   must(equalBytes(node, root), 'proof: does not lead to the root')
   return bucket.find(([entryKey]) => equalBytes(entryKey, key))

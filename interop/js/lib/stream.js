@@ -16,6 +16,13 @@ const CLOSE_MS = 5_000
 const turn = typeof setImmediate === 'function' ? () => new Promise((resolve) => setImmediate(resolve)) : () => new Promise((resolve) => setTimeout(resolve))
 const gone = (message) => new Failure('stream', message)
 
+/** The promise's value, where it comes in time. @param {() => Error} late what is thrown otherwise */
+export function inTime (promise, timeoutMs, late) {
+  let timer
+  const end = new Promise((_, reject) => { timer = setTimeout(() => reject(late()), Math.max(0, timeoutMs)) })
+  return Promise.race([promise, end]).finally(() => clearTimeout(timer))
+}
+
 /** Waits for the first of some events of a stream. @returns {Promise<boolean>} false where none came in time */
 function eventOf (stream, names, timeoutMs) {
   return new Promise((resolve) => {
@@ -85,19 +92,9 @@ export class FrameReader {
       }
       if (this.#stream.readStatus === 'paused') this.#stream.resume()
       const deadline = this.isBetweenFrames ? began + idleMs : Math.min(began + idleMs, this.#frameSince + LIMITS.requestTotalMs)
-      await this.#more(deadline - Date.now())
+      const more = new Promise((resolve) => { this.#wake = resolve })
+      await inTime(more, deadline - Date.now(), () => new Failure('timeout', 'no frame in time'))
     }
-  }
-
-  #more (timeoutMs) {
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => reject(new Failure('timeout', 'no frame in time')), Math.max(0, timeoutMs))
-      this.#wake = () => {
-        clearTimeout(timer)
-        this.#wake = () => {}
-        resolve()
-      }
-    })
   }
 }
 
@@ -145,8 +142,8 @@ export class FrameWriter {
       while (this.#queue.length > 0) {
         await turn()
         const bytes = this.#take()
-        for (const piece of pieces(bytes)) {
-          this.#stream.send(piece)
+        for (let at = 0; at < bytes.length; at += LIMITS.sessionWriteBatchBytes) {
+          this.#stream.send(bytes.subarray(at, at + LIMITS.sessionWriteBatchBytes))
           await this.#drained()
         }
         this.#count(-bytes.length)
@@ -198,10 +195,6 @@ export class FrameWriter {
     if (this.#stream.writeBufferLength > 0) await eventOf(this.#stream, ['idle', 'close'], CLOSE_MS)
     this.#stream.abort(gone(message))
   }
-}
-
-function * pieces (bytes) {
-  for (let at = 0; at < bytes.length; at += LIMITS.sessionWriteBatchBytes) yield bytes.subarray(at, at + LIMITS.sessionWriteBatchBytes)
 }
 
 /** Ends a stream that has done its work, and forgets it even where the other side never ends it. */

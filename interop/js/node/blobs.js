@@ -1,12 +1,13 @@
 /** Blobs by content id, in memory: "Hashes" and fetch_blob of docs/protocol.md. Hides how bytes are kept, made and fetched in parts. */
-import { concat, equalBytes, toHex, u64be } from '../lib/bytes.js'
+import { concat, equalBytes, toHex } from '../lib/bytes.js'
 import { decode, encode } from '../lib/codec.js'
 import { Failure, must } from '../lib/errors.js'
-import { H, extendedOutput, hasher } from '../lib/identity.js'
+import { H, hasher } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
 import { COUNT, open } from '../lib/schema.js'
 
 const TOTAL_BYTES_MAX = 2 ** 30
+const PIECE_BYTES = 2 ** 20
 const LAST = open({ size: COUNT })
 
 export class Blobs {
@@ -31,13 +32,19 @@ export class Blobs {
   }
 }
 
+/** Eight bytes, big-endian. */
+export function u64be (value) {
+  const bytes = new Uint8Array(8)
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(value))
+  return bytes
+}
+
 /** The first `size` bytes of BLAKE3's extended output of a seed; others run between its pieces. */
 export async function seededBytes (seed, size) {
+  const hash = hasher().update(u64be(seed))
   const bytes = new Uint8Array(size)
-  let at = 0
-  for (const piece of extendedOutput(u64be(seed), size)) {
-    bytes.set(piece, at)
-    at += piece.length
+  for (let at = 0; at < size; at += PIECE_BYTES) {
+    bytes.set(hash.xof(Math.min(PIECE_BYTES, size - at)), at)
     await new Promise((resolve) => setImmediate(resolve))
   }
   return bytes

@@ -1,25 +1,20 @@
 /** The commands of docs/interop.md, on a Peer. Hides the difference between JSON and bytes: fields are read by the table of FIELDS. */
 import { peerIdFromString } from '@libp2p/peer-id'
-import { equalBytes, fromHex, toHex } from '../lib/bytes.js'
-import { RECEIPT_ANSWER, checkHeadBlock, checkReceipts } from '../lib/chain.js'
-import { decode, encode, fromJson } from '../lib/codec.js'
-import { Failure, must } from '../lib/errors.js'
+import { fromHex } from '../lib/bytes.js'
+import { encode } from '../lib/codec.js'
+import { Failure } from '../lib/errors.js'
 import { checkHead, compareHeads } from '../lib/head.js'
-import { hasher, headKey, peerIdText, seedToKeyId, topicOf, worldContentId } from '../lib/identity.js'
+import { hasher, headKey, topicOf, worldContentId } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
-import { checkRecord, checkSealed, hashOf, mustBeSigned, seal } from '../lib/records.js'
-import { any, bytes, list, oneOf, open, textOf } from '../lib/schema.js'
-import { provedValue } from '../lib/state.js'
+import { World, signEnvelope } from '../lib/world.js'
 import { fetchBlob, seededBytes } from './blobs.js'
+import { fromJson } from './json.js'
 import { sendRaw } from './raw.js'
 import { checkVectors } from './vectors.js'
-import { askHead, headOfWorld, mirror } from './worlds.js'
+import { mirror } from './worlds.js'
 
 const DEFAULT_MS = 10_000
 const TIMER_MS_MAX = 2 ** 31 - 1
-const STATE_ANSWER = open({ head: any, block: any, proof: bytes(1, LIMITS.proofBytes) })
-const RESULT = open({ outcome: oneOf('accepted', 'pooled', 'refused'), 'acceptance?': any, 'reason?': textOf(0, 64), 'message?': textOf(0, 512) })
-const SUBMIT_ANSWER = open({ results: list(RESULT, 1, 1) })
 
 const is = (type) => (value) => {
   if (typeof value !== type) throw new Error(`must be a ${type}`)
@@ -107,16 +102,22 @@ const COMMANDS = {
   check_head: [['head'], async (_, { head }) => aboutHead(checkHead(head))],
   head: [['world_id', 'peer?'], async (peer, { world_id: worldId, peer: other }) => {
     const head = other === undefined
-      ? headOfWorld(await peer.dht.get(headKey(worldId)), worldId)
-      : await askHead(peer.asking(other).ask, worldId)
+      ? checkHead(await peer.dht.get(headKey(worldId)), worldId)
+      : await new World(worldId, peer.asking(other)).head()
     return { ...aboutHead(head), head: head.bytes }
   }],
-  state_proof: [['peer', 'world_id', 'namespace', 'key'], stateProof],
-  receipt_proof: [['peer', 'world_id', 'envelope_hash'], receiptProof],
+  state_proof: [['peer', 'world_id', 'namespace', 'key'], async (peer, { peer: other, world_id: worldId, namespace, key }) => {
+    const { value, block } = await new World(worldId, peer.asking(other)).cell(namespace, key)
+    return { height: block.height, state_root: block.state_root, value, trust: 'attested' }
+  }],
+  receipt_proof: [['peer', 'world_id', 'envelope_hash'], async (peer, { peer: other, world_id: worldId, envelope_hash: envelopeHash }) => {
+    const { receipts, block, head } = await new World(worldId, peer.asking(other)).receipts(envelopeHash)
+    return { height: block.height, head_height: head.height, receipts: receipts.map(({ code, index }) => ({ code, index })), trust: 'attested' }
+  }],
   submit: [['peer', 'world_id', 'seed', 'nonce', 'expires_at_height', 'timestamp_ms', 'atomic', 'actions'], submit],
   mirror: [['world_id', 'peer', 'timeout_ms?'], async (peer, { world_id: worldId, peer: other, timeout_ms: timeoutMs }) => {
     const { head } = await mirror(peer.worlds, peer.blobs, peer.asking(other, timeoutMs), worldId)
-    peer.announce(worldContentId(worldId))
+    peer.dht.announce(worldContentId(worldId))
     return { height: head.height }
   }],
   follow: [['world_id'], follow],
@@ -143,38 +144,10 @@ async function many (peer, { peer: other, method, body, count: total, in_flight:
   return { ...result, ms: Math.round(performance.now() - began) }
 }
 
-async function stateProof (peer, { peer: other, world_id: worldId, namespace, key }) {
-  const body = encode({ world_id: worldId, namespace, key })
-  const answer = STATE_ANSWER(decode(await peer.ask(other, 'get_state_proof', body)), 'get_state_proof')
-  const head = headOfWorld(encode(answer.head), worldId)
-  const block = checkRecord('block', answer.block)
-  checkHeadBlock(block, head)
-  const value = provedValue(block.state_root, namespace, key, answer.proof)
-  return { height: block.height, state_root: block.state_root, value, trust: 'attested' }
-}
-
-async function receiptProof (peer, { peer: other, world_id: worldId, envelope_hash: envelopeHash }) {
-  const body = encode({ world_id: worldId, envelope_hash: envelopeHash })
-  const answer = RECEIPT_ANSWER(decode(await peer.ask(other, 'get_receipt', body)), 'get_receipt')
-  const head = headOfWorld(encode(answer.head), worldId)
-  const { block, receipts } = checkReceipts(answer, head, envelopeHash)
-  return { height: block.height, head_height: head.height, receipts: receipts.map(({ code, index }) => ({ code, index })), trust: 'attested' }
-}
-
 async function submit (peer, { peer: other, world_id: worldId, seed, ...fields }) {
-  const envelope = checkRecord('envelope', new Map(Object.entries({ v: 1, world_id: worldId, actor_id: seedToKeyId(seed), ...fields })))
-  const sealed = seal('envelope', envelope, seed)
-  const envelopeHash = hashOf('envelope', envelope)
-  const answer = await peer.ask(other, 'submit_actions', encode({ world_id: worldId, envelopes: [sealed] }))
-  const [{ outcome, acceptance, reason, message }] = SUBMIT_ANSWER(decode(answer), 'submit_actions').results
-  must((outcome === 'accepted') === (acceptance !== undefined), 'submit_actions: an outcome without its acceptance, or with one that it has not')
-  if (acceptance !== undefined) {
-    const promise = checkSealed('acceptance', acceptance)
-    const { world_id: ofWorld, envelope_hash: ofEnvelope, gateway_id: gateway } = promise[0]
-    must(ofWorld === worldId && equalBytes(ofEnvelope, envelopeHash) && peerIdText(gateway) === other, 'acceptance: is of another world, envelope or gateway')
-    mustBeSigned('acceptance', promise)
-  }
-  return { outcome, envelope_hash: envelopeHash, envelope: encode(sealed), reason, message }
+  const envelope = signEnvelope({ world_id: worldId, ...fields }, seed)
+  const { outcome, reason, message } = await new World(worldId, peer.asking(other)).submit(envelope)
+  return { outcome, envelope_hash: envelope.hash, envelope: encode(envelope.sealed), reason, message }
 }
 
 async function follow (peer, { world_id: worldId }) {
@@ -196,7 +169,7 @@ async function follow (peer, { world_id: worldId }) {
       }, Math.min(waitMs, TIMER_MS_MAX)).unref()
     }
   }
-  peer.join(topicOf(worldId, 'head'), (data) => offer(headOfWorld(data, worldId)))
+  peer.join(topicOf(worldId, 'head'), (data) => offer(checkHead(data, worldId)))
   return {}
 }
 
@@ -233,9 +206,3 @@ export async function perform (peer, command) {
     return { id, error: reportOf(error) }
   }
 }
-
-/** One line of JSON, bytes in hex. A Buffer has its own toJSON, so the value is looked up before that. */
-export const toLine = (value) => JSON.stringify(value, function (key, item) {
-  if (this[key] instanceof Uint8Array) return toHex(this[key])
-  return typeof item === 'bigint' ? Number(item) : item
-}) + '\n'

@@ -8,35 +8,39 @@ import { Libp2pRecord } from '@libp2p/record'
 import { MemoryDatastore } from 'datastore-core'
 import { CID } from 'multiformats/cid'
 import * as Digest from 'multiformats/hashes/digest'
-import { equalBytes, fromUtf8, utf8 } from '../lib/bytes.js'
+import { concat, equalBytes, fromUtf8, utf8 } from '../lib/bytes.js'
 import { Failure, Refused, must } from '../lib/errors.js'
 import { checkHead, compareHeads } from '../lib/head.js'
-import { providerKey, worldOfHeadKey } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
-import { headOfWorld } from './worlds.js'
 
+/** The numbers of the section "Limits" that are the DHT's. */
+const DHT = Object.freeze({
+  recordBytes: 8_192, recordsHeld: 4_096, providerKeysHeld: 65_536, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
+  providerRepublishMs: 300_000, dhtLookupMs: 15_000
+})
 const RAW = 0x55
 const BLAKE3 = 0x1e
 const RECORD = '/dht/record/'
 const PROVIDER = '/dht/provider/'
 const PEER = '/peers/' // strangers tell of them too
-const BOUNDS = [[RECORD, LIMITS.recordsHeld], [PROVIDER, LIMITS.providerKeysHeld], [PEER, 8_192]]
+const BOUNDS = [[RECORD, DHT.recordsHeld], [PROVIDER, DHT.providerKeysHeld], [PEER, 8_192]]
 const RATE_PERIOD_MS = 10_000
 const PEERS_PER_ANSWER = 20
 
-const cidOf = (contentHash) => CID.createV1(RAW, Digest.decode(providerKey(contentHash)))
+export const providerKey = (contentId) => concat(Uint8Array.of(BLAKE3, contentId.length), contentId)
+export const cidOf = (contentHash) => CID.createV1(RAW, Digest.decode(providerKey(contentHash)))
 
 /** @returns the head that may stand under this key */
 export function checkRecord (key, value) {
-  const worldId = worldOfHeadKey(key)
+  const [, worldId] = /^\/aw\/world\/([a-z2-7]{32})\/head$/.exec(key) ?? []
   must(worldId !== undefined, `no record belongs under ${key}`)
-  must(value.length <= LIMITS.recordBytes, 'record: larger than it may be')
-  return headOfWorld(value, worldId)
+  must(value.length <= DHT.recordBytes, 'record: larger than it may be')
+  return checkHead(value, worldId)
 }
 
 /** The last of the best, so that putting the same value again refreshes it. */
 function bestIndex (values) {
-  const heads = values.map(checkHead)
+  const heads = values.map((value) => checkHead(value))
   return heads.reduce((best, head, i) => compareHeads(head, heads[best]) >= 0 ? i : best, 0)
 }
 
@@ -68,7 +72,7 @@ class BoundedStore extends MemoryDatastore {
     if (prefix === PROVIDER) {
       const content = parentOf(name)
       if (!this.#providers.has(content)) this.#providers.set(content, new Map())
-      this.#place(key, this.#providers.get(content), LIMITS.providersPerKey)
+      this.#place(key, this.#providers.get(content), DHT.providersPerKey)
     }
     return key
   }
@@ -120,7 +124,7 @@ function limitRate (handlers) {
       }
       const count = (counts.get(peer.toString()) ?? 0) + 1
       counts.set(peer.toString(), count)
-      must(count <= LIMITS.addProviderPer10s, 'too many puts of one peer')
+      must(count <= DHT.addProviderPer10s, 'too many puts of one peer')
       return await handle.call(handler, peer, message)
     }
   }
@@ -130,7 +134,7 @@ function limitRate (handlers) {
 function boundAnswers (network) {
   const { sendRequest } = network
   const few = (peers) => peers.slice(0, PEERS_PER_ANSWER)
-    .map((peer) => ({ ...peer, multiaddrs: peer.multiaddrs.slice(0, LIMITS.addrsPerPeer) }))
+    .map((peer) => ({ ...peer, multiaddrs: peer.multiaddrs.slice(0, DHT.addrsPerPeer) }))
   network.safeDispatchEvent = () => false // here the library tells of all of them
   network.sendRequest = async function * (...request) {
     for await (const event of sendRequest.apply(network, request)) {
@@ -235,6 +239,13 @@ export class Dht {
     for await (const event of this.#kad.provide(cidOf(contentHash), options())) void event
   }
 
+  /** Says in the DHT that this peer has it, now and again: the records of others fade. */
+  announce (contentHash) {
+    const again = () => this.provide(contentHash).catch((error) => console.error('could not be announced:', error.message))
+    void again()
+    setInterval(again, DHT.providerRepublishMs).unref()
+  }
+
   /** @returns {Promise<Map<string, Set<string>>>} addresses by peer */
   async findProviders (contentHash) {
     const found = new Map()
@@ -250,7 +261,7 @@ export class Dht {
   }
 }
 
-const options = () => ({ signal: AbortSignal.timeout(LIMITS.dhtLookupMs) })
+const options = () => ({ signal: AbortSignal.timeout(DHT.dhtLookupMs) })
 
 function isValid (key, value) {
   try {

@@ -7,8 +7,9 @@ import { identify } from '@libp2p/identify'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { createLibp2p } from 'libp2p'
-import { concat, u64be } from '../lib/bytes.js'
+import { concat } from '../lib/bytes.js'
 import { LIMITS } from '../lib/limits.js'
+import { u64be } from './blobs.js'
 import { datastoreOf, kademlia } from './dht.js'
 
 /** Streams are counted by those who serve them; the libraries' own counts would reset quick ones. */

@@ -2,12 +2,12 @@
 import { peerIdFromString } from '@libp2p/peer-id'
 import { multiaddr } from '@multiformats/multiaddr'
 import { RR_PROTOCOL, Session, askOnce, askParts } from '../lib/client.js'
+import { unreachable } from '../lib/connect.js'
 import { Failure, must } from '../lib/errors.js'
-import { judge } from '../lib/gossip.js'
-import { parseTopic } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
 import { Blobs } from './blobs.js'
 import { Dht, KAD_PROTOCOL } from './dht.js'
+import { judge, parseTopic } from './gossip.js'
 import { IDENTIFY_MS, STREAMS, createHost } from './host.js'
 import { methodsOf } from './methods.js'
 import { RrServer } from './server.js'
@@ -17,7 +17,6 @@ const DEFAULT_MS = 10_000
 /** The session, requests for parts, and streams that the other side has not seen end yet are streams of a peer too. */
 const ONE_SHOTS_AT_ONCE = LIMITS.streamsPerPeer - 16
 const IDENTIFY_POLL_MS = 20
-const unreachable = (error) => error instanceof Failure ? error : new Failure('stream', error.message)
 
 /** Lets so many go on at a time. */
 class Semaphore {
@@ -106,7 +105,7 @@ export class Peer {
     try {
       return await this.host.dialProtocol(peerIdFromString(peer), RR_PROTOCOL, { signal: AbortSignal.timeout(timeoutMs), ...STREAMS })
     } catch (error) {
-      throw error.name === 'TimeoutError' || error.name === 'AbortError' ? new Failure('timeout', error.message) : unreachable(error)
+      throw unreachable(error)
     }
   }
 
@@ -123,9 +122,10 @@ export class Peer {
     return await askParts(await this.openStream(peer, timeoutMs), method, body, timeoutMs, onPart)
   }
 
-  /** Both ways of asking one peer, with its time. */
+  /** One peer, as a World asks it, with its time. */
   asking (peer, timeoutMs) {
     return {
+      id: peer,
       ask: (method, body) => this.ask(peer, method, body, { timeoutMs }),
       askParts: (method, body, onPart) => this.askParts(peer, method, body, onPart, timeoutMs)
     }
@@ -161,13 +161,6 @@ export class Peer {
     const world = this.worlds.get(parsed.worldId)
     if (world === undefined) throw new Failure('not_found', `the world ${parsed.worldId} is not known`)
     return judge(topic, data, world.genesis)
-  }
-
-  /** Says in the DHT that this peer has it, now and again: the records of others fade. */
-  announce (contentHash) {
-    const again = () => this.dht.provide(contentHash).catch((error) => console.error('could not be announced:', error.message))
-    void again()
-    setInterval(again, LIMITS.providerRepublishMs).unref()
   }
 
   subscribers (topic) { return this.host.services.pubsub.getSubscribers(topic).map(String) }

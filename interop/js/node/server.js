@@ -9,7 +9,7 @@ import { Failure, Ignored, Refused } from '../lib/errors.js'
 import { ANSWER, CODE, ERROR, FrameError, PART, REQUEST, encodeFrame } from '../lib/frames.js'
 import { LIMITS } from '../lib/limits.js'
 import { anyMap } from '../lib/schema.js'
-import { FrameReader, FrameWriter } from '../lib/stream.js'
+import { FrameReader, FrameWriter, inTime } from '../lib/stream.js'
 
 const BUSY_RETRY_MS = 100
 const STREAMS_MAX = 16_384
@@ -154,17 +154,11 @@ export class RrServer {
   async #frameFor (id, method, body, context) {
     try {
       const { handle, timeoutMs = LIMITS.handlerMs } = this.#methods[method]
-      const value = await inTime(handle(anyMap(decode(body), 'body'), context), timeoutMs)
+      const value = await inTime(handle(anyMap(decode(body), 'body'), context), timeoutMs, () => new RpcError(CODE.TIMEOUT, 'the method took too long'))
       return encodeFrame({ type: ANSWER, id, body: value instanceof Uint8Array ? value : encode(value) })
     } catch (error) {
       if (error.kind === 'stream' || context.signal.aborted) throw error // nobody is left to be answered
       return errorFrame(id, error)
     }
   }
-}
-
-function inTime (promise, timeoutMs) {
-  let timer
-  const late = new Promise((_, reject) => { timer = setTimeout(() => reject(new RpcError(CODE.TIMEOUT, 'the method took too long')), timeoutMs) })
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer))
 }

@@ -2,19 +2,23 @@
 import { readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { equalBytes, fromHex, toHex } from '../lib/bytes.js'
-import { checkHeadBlock, checkHeight, rootOf } from '../lib/chain.js'
-import { decode, encode, fromJson, parseJson } from '../lib/codec.js'
+import { decode, encode } from '../lib/codec.js'
 import * as native from '../lib/ed25519_node.js'
 import * as portable from '../lib/ed25519_noble.js'
 import { Ignored, Refused, must } from '../lib/errors.js'
 import { ANSWER, ERROR, FrameSplitter, PART, REQUEST, encodeFrame } from '../lib/frames.js'
-import { judge } from '../lib/gossip.js'
 import { checkCommit, checkGenesis, checkHead } from '../lib/head.js'
-import { H, TOPIC_KINDS, cidText, headKey, peerIdText, providerKey, seedToKeyId, signedMessage, topicOf, worldContentId, worldIdOf } from '../lib/identity.js'
-import { MerkleTree, provesItem } from '../lib/merkle.js'
+import { H, headKey, peerIdText, seedToKeyId, signedMessage, topicOf, worldContentId, worldIdOf } from '../lib/identity.js'
+import { provesItem } from '../lib/merkle.js'
+import { checkHeadBlock } from '../lib/proofs.js'
 import { decodeRecord, decodeSealed, hashOf, isSealedBySigner, mustBeSigned, preimageOf, signerOf } from '../lib/records.js'
 import { verify } from '../lib/signature.js'
-import { genesisCells, provedValue, stateRoot } from '../lib/state.js'
+import { provedValue } from '../lib/state.js'
+import { MerkleTree, checkHeight, rootOf } from './chain.js'
+import { cidOf, providerKey } from './dht.js'
+import { judge, parseTopic } from './gossip.js'
+import { fromJson, parseJson } from './json.js'
+import { genesisCells, stateRoot } from './trie.js'
 
 class Tally {
   checked = 0
@@ -121,7 +125,7 @@ const FILES = {
   ids (tally, { content_id: content, head_key: key, peer, provider_key: provider, topics, world_content_id: worldContent, world_id: world }) {
     const contentId = H(fromHex(content.blob))
     tally.is(contentId, content.hex, 'content id')
-    tally.holds(cidText(contentId) === content.cid, 'CID')
+    tally.holds(cidOf(contentId).toString() === content.cid, 'CID')
     tally.is(providerKey(contentId), provider, 'provider key')
     const keyId = seedToKeyId(fromHex(peer.seed))
     tally.is(keyId, peer.key_id, 'key id')
@@ -130,7 +134,10 @@ const FILES = {
     tally.holds(worldId === world.world_id, 'world id')
     tally.holds(headKey(worldId) === key, 'head key')
     tally.is(worldContentId(worldId), worldContent, 'content id of the world')
-    tally.holds(TOPIC_KINDS.map((kind) => topicOf(worldId, kind)).join() === topics.join(), 'topics')
+    for (const topic of topics) {
+      const parsed = parseTopic(topic)
+      tally.holds(parsed.worldId === worldId && topicOf(worldId, parsed.kind) === topic, 'topics')
+    }
   },
 
   step (tally, step) {

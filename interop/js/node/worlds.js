@@ -3,18 +3,18 @@
  * head down, checked from its genesis up, and held.
  */
 import { equalBytes, toHex } from '../lib/bytes.js'
-import { checkCommitted, checkHeadBlock, checkHeight, checkKept, listBytesMax, rootOf } from '../lib/chain.js'
 import { decode, encode } from '../lib/codec.js'
-import { Failure, must } from '../lib/errors.js'
+import { must } from '../lib/errors.js'
 import { CODE } from '../lib/frames.js'
-import { checkGenesis, checkHead } from '../lib/head.js'
+import { checkGenesis } from '../lib/head.js'
 import { LIMITS } from '../lib/limits.js'
-import { bytesMaxOf, checkRecord, checkSealed, decodePreimage, hashOf, preimageOf } from '../lib/records.js'
+import { checkHeadBlock } from '../lib/proofs.js'
+import { bytesMaxOf, checkRecord, checkSealed, hashOf, preimageOf } from '../lib/records.js'
 import { any, list, open } from '../lib/schema.js'
+import { World } from '../lib/world.js'
 import { fetchBlob } from './blobs.js'
+import { checkCommitted, checkHeight, checkKept, decodePreimage, listBytesMax, rootOf } from './chain.js'
 
-const GENESIS_ANSWER = open({ genesis: any })
-const HEAD_ANSWER = open({ 'head?': any })
 const BATCH_ANSWER = open({ batch: any, commit: any })
 const PREIMAGE_BYTES_MAX = bytesMaxOf('batch') + 'aw/batch/1'.length + 1
 
@@ -34,26 +34,12 @@ export class Worlds {
   }
 }
 
-/** The head that a peer gives. @param {(method, body) => Promise<Uint8Array>} ask */
-export async function askHead (ask, worldId) {
-  const { head } = HEAD_ANSWER(decode(await ask('get_world_head', encode({ world_id: worldId }))), 'get_world_head')
-  if (head === undefined) throw new Failure('not_found', 'that peer has no head')
-  return headOfWorld(encode(head), worldId)
-}
-
-export function headOfWorld (headBytes, worldId) {
-  const head = checkHead(headBytes)
-  must(head.worldId === worldId, 'head: is of another world')
-  return head
-}
-
 /** Fetches a world whole, checks it and keeps it. @returns {Promise<object>} the world */
-export async function mirror (worlds, blobs, { ask, askParts }, worldId) {
-  const { genesis: file } = GENESIS_ANSWER(decode(await ask('get_genesis', encode({ world_id: worldId }))), 'get_genesis')
-  const genesisBytes = encode(file)
-  const genesis = checkGenesis(genesisBytes)
-  must(genesis.worldId === worldId, 'get_genesis: is of another world')
-  const head = await askHead(ask, worldId)
+export async function mirror (worlds, blobs, node, worldId) {
+  const { ask, askParts } = node
+  const asked = new World(worldId, node)
+  const genesis = await asked.genesis()
+  const head = await asked.head()
   const blocks = await blocksDown(askParts, worldId, head)
   let below = rootOf(genesis)
   checkKept(below, undefined, head.set)
@@ -68,7 +54,7 @@ export async function mirror (worlds, blobs, { ask, askParts }, worldId) {
     heights.push({ block, seals: isCommitted ? height.seals : undefined })
     byHash.set(toHex(below.blockHash), heights.at(-1))
   }
-  return Object.assign(worlds.know(genesisBytes), { heights, byHash, head })
+  return Object.assign(worlds.know(genesis.bytes), { heights, byHash, head })
 }
 
 /** Block records from the head's hash down, each linking to the next. @returns {Promise<object[]>} ascending */

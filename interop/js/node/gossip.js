@@ -2,16 +2,16 @@
  * The verdict on a gossip message: the section "Gossip" of docs/protocol.md. Hides the rules of each topic. Only the bytes decide:
  * whoever rejects more than others marks honest relays.
  */
-import { equalBytes } from './bytes.js'
-import { decode, encode } from './codec.js'
-import { Ignored, Refused, must } from './errors.js'
-import { checkHead } from './head.js'
-import { parseTopic } from './identity.js'
-import { LIMITS } from './limits.js'
-import { EVIDENCE_KINDS, checkRecord, checkSealed, hashOf, mustBeSigned } from './records.js'
-import { COUNT, HASH, NAME, any, list, open, tuple } from './schema.js'
+import { equalBytes } from '../lib/bytes.js'
+import { decode, encode } from '../lib/codec.js'
+import { Ignored, Refused, must } from '../lib/errors.js'
+import { checkHead } from '../lib/head.js'
+import { LIMITS } from '../lib/limits.js'
+import { checkRecord, checkSealed, hashOf, mustBeSigned } from '../lib/records.js'
+import { COUNT, HASH, NAME, any, list, open, tuple } from '../lib/schema.js'
 
 const PAIR = tuple(any, any)
+const EVIDENCE_KINDS = new Set(['commit_fork', 'lease_fork', 'attestation_fork', 'authorities_fork', 'malformed_batch', 'wrong_root_proof'])
 const EVIDENCE_ITEM = open({ kind: NAME, height: COUNT, content_hash: HASH })
 
 const CHECKS = {
@@ -45,7 +45,7 @@ const CHECKS = {
     mustBeSigned('attestation', attestation)
   },
   head (data, worldId) {
-    must(checkHead(data).worldId === worldId, 'head.header: is of another world')
+    checkHead(data, worldId)
   },
   evidence (data) {
     must(data.length <= 512, 'evidence_item: larger than it may be')
@@ -55,6 +55,12 @@ const CHECKS = {
   event () {
     throw new Ignored('event: not in this version')
   }
+}
+
+/** @returns {{worldId: string, kind: string} | undefined} */
+export function parseTopic (topic) {
+  const [, worldId, kind] = /^aw\.([a-z2-7]{32})\.([a-z]+)$/.exec(topic) ?? []
+  return Object.hasOwn(CHECKS, kind) ? { worldId, kind } : undefined
 }
 
 /**

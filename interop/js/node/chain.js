@@ -1,16 +1,34 @@
 /**
- * Batches and blocks without executing them: the sections "Batch", "Block" and "State and proofs" of docs/protocol.md. Hides which
- * fields of one record bind another: callers hand over records and blobs, and get them judged together.
+ * Batches and blocks without executing them: those sections of docs/protocol.md. Hides which fields of one record bind another: callers
+ * hand over records and blobs, and get them judged together.
  */
-import { equalBytes, toHex } from './bytes.js'
-import { decodeList, encode } from './codec.js'
-import { must } from './errors.js'
-import { checkCommit } from './head.js'
-import { H } from './identity.js'
-import { LIMITS } from './limits.js'
-import { MerkleTree, provesItem } from './merkle.js'
-import { bytesMaxOf, checkRecord, checkSealed, hashOf, mustBeSigned } from './records.js'
-import { COUNT, HASH, any, list, open } from './schema.js'
+import { equalBytes, toHex } from '../lib/bytes.js'
+import { decodeList } from '../lib/codec.js'
+import { must } from '../lib/errors.js'
+import { checkCommit } from '../lib/head.js'
+import { H, preimage } from '../lib/identity.js'
+import { LIMITS } from '../lib/limits.js'
+import { EMPTY, leafHash, node } from '../lib/merkle.js'
+import { bytesMaxOf, checkRecord, checkSealed, decodeRecord, hashOf, mustBeSigned } from '../lib/records.js'
+
+/** A Merkle tree that grows by one item at a time; its peaks are the roots of the full subtrees, the largest first. */
+export class MerkleTree {
+  constructor () {
+    this.count = 0
+    this.peaks = []
+  }
+
+  push (item) {
+    let hash = leafHash(item)
+    for (let n = this.count++; n % 2 === 1; n = Math.floor(n / 2)) hash = node(this.peaks.pop(), hash)
+    this.peaks.push(hash)
+    return this
+  }
+
+  root () {
+    return this.count === 0 ? EMPTY : this.peaks.reduceRight((right, left) => node(left, right))
+  }
+}
 
 /** What the first batch and block stand on: the header in the place of a parent. */
 export const rootOf = (genesis) => ({
@@ -104,46 +122,9 @@ export function checkHeight ({ block, batch, actions, receipts, events }, parent
   return { ...parent, height: block.height, batchHash, blockHash, timestampMs: block.timestamp_ms, history: parent.history.push(blockHash) }
 }
 
-/** The block that a head names, against its commit. */
-export function checkHeadBlock (block, head) {
-  must(equalBytes(hashOf('block', block), head.blockHash), 'block: is not the head\'s')
-  const { commit } = head
-  must(block.world_id === commit.world_id && block.height === commit.height && block.term === commit.term &&
-    equalBytes(block.batch_hash, commit.batch_hash), 'block: differs from the head\'s commit')
-}
-
-const PROVED_RECEIPT = open({ receipt: any, index: COUNT, count: COUNT, path: list(HASH, 0, 64) })
-export const RECEIPT_ANSWER = open({
-  head: any, head_block: any, block: any, history_path: list(HASH, 0, 64), receipts: list(PROVED_RECEIPT, 1, 64),
-  'after?': PROVED_RECEIPT
-})
-
-/** An answer to get_receipt, on a head that passed the check. @returns {{block, receipts: object[]}} */
-export function checkReceipts (answer, head, envelopeHash) {
-  const headBlock = checkRecord('block', answer.head_block)
-  const block = checkRecord('block', answer.block)
-  checkHeadBlock(headBlock, head)
-  const blockHash = hashOf('block', block)
-  // The head's own block is in no history yet.
-  const inHistory = equalBytes(blockHash, head.blockHash)
-    ? answer.history_path.length === 0
-    : provesItem(headBlock.history_root, blockHash, block.height - 1, headBlock.height - 1, answer.history_path)
-  must(inHistory, 'history_path: does not prove the block')
-  const { after } = answer
-  const neighbours = after === undefined ? answer.receipts : [...answer.receipts, after]
-  const [{ index: first, count }] = neighbours
-  const proved = neighbours.map(({ receipt: value, index, count: ofCount, path }, i) => {
-    const receipt = checkRecord('receipt', value)
-    must(ofCount === count && index === first + i, 'receipts: are not neighbours')
-    must(provesItem(block.receipts_root, encode(receipt), index, count, path), 'receipt: is not proved')
-    return receipt
-  })
-  const receipts = proved.slice(0, answer.receipts.length)
-  must(receipts.every((receipt) => equalBytes(receipt.envelope_hash, envelopeHash)), 'receipt: is of another envelope')
-  const refused = receipts.length === 1 && receipts[0].index === undefined
-  must(refused || receipts.every(({ index }, i) => index === i), 'receipts: are not those of one envelope')
-  // What stands behind the last shows that none was left out.
-  must((after === undefined) === (first + receipts.length === count), 'after: is missing, or there at the end of the list')
-  must(after === undefined || !equalBytes(proved.at(-1).envelope_hash, envelopeHash), 'after: is a receipt that was left out')
-  return { block, receipts }
+/** Of the blob that is stored under a record's hash. */
+export function decodePreimage (name, blob) {
+  const domain = preimage(name, new Uint8Array())
+  must(equalBytes(blob.subarray(0, domain.length), domain), `${name}: the blob is of another kind`)
+  return decodeRecord(name, blob.subarray(domain.length))
 }
