@@ -3,7 +3,7 @@
 A world of real nodes is made and an agent moved in it; then the page must show its position proved, and another agent
 proved absent; it must refuse a wrong world id, what it cannot reach, and every lie of interop/lies.py.
 stdout: the cases as JSON. stderr: a line for each, and one at the end. Exit 0 when all held, 1 otherwise, 2 on wrong
-use or where a tool is missing.
+use or where a tool is missing, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from typing import Any, Final, TypeAlias
 
 import trio
 
+from bootstrap.cli import interrupt
 from bootstrap.demo.processes import NodeFailed, end_process, free_ports
 from bootstrap.node import now_ms, open_client
+from interop.ctrl_c import exit_code
 from interop.languages import Missing
 from interop.lies import AGENT, HEAD_LIES, STATE_LIES, twisted
 from interop.run import reasons
@@ -123,7 +125,10 @@ class Page:
 async def open_page(browser: str) -> AsyncIterator[Page]:
     """The page, loaded. The browser has ended afterwards."""
     process = await trio.lowlevel.open_process(
-        ["node", str(FOLDER / "drive.js"), browser], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["node", str(FOLDER / "drive.js"), browser],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is this program's: the browser is ended in order
     )
     try:
         page = Page(process)
@@ -338,7 +343,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="aw-browser-") as temporary:
-            version, outcomes = trio.run(run, browser, Path(temporary))
+            version, outcomes = interrupt.run(partial(run, browser, Path(temporary)))
     except* (AssertionError, NetworkError, NodeFailed, OSError, trio.TooSlowError) as error:
         print(f"FAIL: {' | '.join(reasons(error))}", file=sys.stderr)
         version, outcomes = "", []
@@ -358,4 +363,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

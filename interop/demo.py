@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
+from bootstrap.cli import interrupt
 from bootstrap.cli.output import note
 from bootstrap.demo.flights import AIRPORTS_FILE, FLIGHTS_FILE, Flight, packaged, read_airports, read_flights
 from bootstrap.demo.flying import At, Clients, connect, same_height, settle, watch
@@ -37,6 +39,7 @@ from bootstrap.demo.processes import Network, NodeFailed, end_process
 from bootstrap.demo.report import show_progress
 from bootstrap.demo.tracking import Tracker
 from bootstrap.node import VerifyReport, now_ms, open_caller, verify_world
+from interop.ctrl_c import exit_code
 from interop.demo_report import Result, print_result
 from interop.driver import CommandFailed, Ground, Peer, PeerFailed, open_ground
 from interop.languages import Missing, build, command
@@ -340,7 +343,7 @@ def why(error: BaseException) -> list[str]:
 
 
 def main() -> int:
-    """Parse, build, run, print. Exit 0: verified; 1: not, or a fault; 2: wrong use, or a toolchain is missing."""
+    """Parse, build, run, print. Exit 0: verified; 1: not, or a fault; 2: wrong use, or no toolchain; 130: Ctrl-C."""
     parser = argparse.ArgumentParser(prog="make demo-polyglot", description=__doc__)
     parser.add_argument("--flights", type=int, help="only the first so many")
     parser.add_argument("--json", action="store_true", help="the result as one JSON object")
@@ -357,7 +360,7 @@ def main() -> int:
     data = read_flights(packaged(FLIGHTS_FILE), read_airports(packaged(AIRPORTS_FILE)))
     with tempfile.TemporaryDirectory(prefix="aw-polyglot-") as directory:
         try:
-            result = trio.run(run, data.flights[: options.flights], Path(directory))
+            result = interrupt.run(partial(run, data.flights[: options.flights], Path(directory)))
         except* (Lied, CommandFailed, PeerFailed, NodeFailed, trio.TooSlowError) as group:
             print(*(f"error: {reason}" for reason in why(group)), sep="\n", file=sys.stderr)
             return_code = 1
@@ -371,4 +374,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

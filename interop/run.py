@@ -1,7 +1,7 @@
 """The matrix: every scenario between every two languages, and what has more than two sides. `make interop` calls this.
 
 stdout: the table (with --json FILE also the same as JSON). stderr: progress, and each failure with its log. Exit 0 when
-every cell is green, 1 otherwise, 2 on wrong use or where a toolchain is missing.
+every cell is green, 1 otherwise, 2 on wrong use or where a toolchain is missing, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Final, TypeAlias
 
 import trio
 
+from bootstrap.cli import interrupt
+from interop.ctrl_c import exit_code
 from interop.driver import Ground, Peer, open_ground
 from interop.languages import LANGUAGES, Missing, build, command
 from interop.scenarios import PAIRS, connected
@@ -201,7 +203,7 @@ def main() -> int:
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory(prefix="aw-interop-") as temporary:
         for run in range(options.repeat):
-            cells = trio.run(run_all, options, options.logs or Path(temporary))
+            cells = interrupt.run(partial(run_all, options, options.logs or Path(temporary)))
             print(table(cells), flush=True)
             if any(cell.failure for cell in cells):
                 print(f"run {run + 1} of {options.repeat}: red", file=sys.stderr)
@@ -212,4 +214,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))
