@@ -1,9 +1,12 @@
 /** Byte strings: hex, text, joining, comparing. Hides that Uint8Array has none of these. */
 import { bytesToHex, hexToBytes, concatBytes } from '@noble/hashes/utils.js'
 
+/** @type {(bytes: Uint8Array) => string} */
 export const toHex = bytesToHex
+/** @type {(hex: string) => Uint8Array} */
 export const fromHex = hexToBytes
 export const concat = concatBytes
+/** @param {string} text @returns {Uint8Array} */
 export const utf8 = (text) => new TextEncoder().encode(text)
 
 const TEXT = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })

@@ -64,7 +64,10 @@ export class Session {
 
   get isOpen () { return this.#ended === undefined }
 
-  /** At most 32 are in flight, as the other side would refuse more; the others wait here. */
+  /**
+   * At most 32 are in flight, as the other side would refuse more; the others wait here.
+   * @param {string} method @param {Uint8Array} body @param {number} timeoutMs @returns {Promise<Uint8Array>} the body of the answer
+   */
   async ask (method, body, timeoutMs) {
     const deadline = Date.now() + timeoutMs
     while (this.isOpen && this.#pending.size >= LIMITS.inFlightPerSession) await this.#slot(deadline - Date.now())

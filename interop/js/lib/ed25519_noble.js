@@ -19,5 +19,3 @@ export function equationHolds (publicKey, message, signature) {
   const S = littleEndian(signature.subarray(32))
   return Point.BASE.multiplyUnsafe(S).equals(R.add(A.multiplyUnsafe(k)))
 }
-
-export const sign = (message, seed) => ed25519.sign(message, seed)

@@ -1,5 +1,5 @@
 /**
- * Hashes and names: the sections "Hashes", "Names" and "Identity" of docs/protocol.md. Hides every domain prefix and how the
+ * Hashes and ids: the sections "Hashes" and "Identity" of docs/protocol.md. Hides every domain prefix and how the
  * ids of people (base32, base58) are written.
  */
 import { ed25519 } from '@noble/curves/ed25519.js'
@@ -11,8 +11,8 @@ import { concat, fromHex, utf8 } from './bytes.js'
 const KEY_ID_PREFIX = fromHex('002408011220')
 const NUL = new Uint8Array(1)
 
+/** BLAKE3-256 of all parts joined. @param {...Uint8Array} parts @returns {Uint8Array} */
 export const H = (...parts) => blake3(parts.length === 1 ? parts[0] : concat(...parts))
-export const hasher = () => blake3.create({})
 
 /** The blob that stands for a record: what its hash is of, and what is stored under it. */
 export const preimage = (record, body) => concat(utf8(`aw/${record}/1`), NUL, body)
@@ -20,11 +20,9 @@ export const signedMessage = (recordHash) => concat(utf8('aw/sig/1'), NUL, recor
 
 export const publicKeyOf = (keyId) => keyId.subarray(KEY_ID_PREFIX.length)
 export const isKeyId = (bytes) => bytes.length === 38 && KEY_ID_PREFIX.every((byte, i) => bytes[i] === byte)
+/** @param {Uint8Array} keyId @returns {string} as people write it: 12D3Koo... */
 export const peerIdText = (keyId) => base58btc.baseEncode(keyId)
+/** @param {Uint8Array} seed 32 bytes @returns {Uint8Array} the key id of an actor or a node */
 export const seedToKeyId = (seed) => concat(KEY_ID_PREFIX, ed25519.getPublicKey(seed))
 
 export const worldIdOf = (headerHash) => base32.baseEncode(headerHash.subarray(0, 20))
-export const worldContentId = (worldId) => H(utf8('aw/world/1'), NUL, utf8(worldId))
-export const headKey = (worldId) => `/aw/world/${worldId}/head`
-
-export const topicOf = (worldId, kind) => `aw.${worldId}.${kind}`

@@ -10,9 +10,9 @@ export { connect } from './connect.js'
 export { World, signEnvelope } from './world.js'
 export { Failure, Ignored, Refused } from './errors.js'
 
-// Bytes, keys and names.
+// Bytes and keys.
 export { fromHex, toHex, utf8 } from './bytes.js'
-export { H, headKey, peerIdText, seedToKeyId, topicOf, worldContentId, worldIdOf } from './identity.js'
+export { H, peerIdText, seedToKeyId } from './identity.js'
 
 // Check what came in another way: genesis files, heads, records, proofs.
 export { decode, encode } from './codec.js'

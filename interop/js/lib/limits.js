@@ -8,10 +8,6 @@ export const LIMITS = Object.freeze({
   answersWaitingBytes: 134_217_728, streamsPerPeer: 64,
   inFlightPerSession: 32, inFlightPerPeer: 64, inFlightTotal: 1_024, sessionQueueFrames: 64, sessionWriteBatchBytes: 65_536,
   requestFirstByteMs: 10_000, requestTotalMs: 30_000, handlerMs: 30_000, sessionIdleMs: 60_000,
-  // gossip
-  gossipBytes: 65_536, gossipActionBytes: 61_440, gossipActionItems: 8_192,
-  // heads
-  headSkewMs: 60_000,
   // connections
   dialMs: 5_000, livenessPeriodMs: 5_000, livenessTimeoutMs: 4_000, connections: 512, streamWindowBytes: 2_097_152
 })

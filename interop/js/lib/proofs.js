@@ -19,7 +19,7 @@ const RECEIPT_ANSWER = open({
   head: any, head_block: any, block: any, history_path: PATH, receipts: list(PROVED_RECEIPT, 1, 64), 'after?': PROVED_RECEIPT
 })
 
-/** The block that a head names, against its commit. */
+/** The block that a head names, against its commit. @param {object} block @param {object} head as `checkHead` gives it */
 export function checkHeadBlock (block, head) {
   must(equalBytes(hashOf('block', block), head.blockHash), 'block: is not the head\'s')
   const { commit } = head

@@ -132,7 +132,7 @@ const TABLE = {
 
 export const bytesMaxOf = (name) => TABLE[name][1]
 
-/** Of a value already decoded: a record that stands inside of other bytes. */
+/** Of a value already decoded: a record that stands inside of other bytes. @param {string} name @param {Map} value @returns {object} */
 export function checkRecord (name, value) {
   const [type, max] = TABLE[name]
   const record = type(value, name)
@@ -140,26 +140,30 @@ export function checkRecord (name, value) {
   return record
 }
 
+/** @param {string} name @param {Uint8Array} body @returns {object} the record, of the shape of the table */
 export function decodeRecord (name, body) {
   must(body.length <= TABLE[name][1], `${name}: ${body.length} bytes, at most ${TABLE[name][1]}`)
   return TABLE[name][0](decode(body), name)
 }
 
-/** @returns {[object, Uint8Array]} a record and its signature, not yet verified */
+/** @param {string} name @param {Array} value @returns {[object, Uint8Array]} a record and its signature, not yet verified */
 export const checkSealed = (name, value) => sealed((record) => checkRecord(name, record))(value, name)
 
+/** @param {string} name @param {Uint8Array} sealedBytes @returns {[object, Uint8Array]} the same of bytes */
 export function decodeSealed (name, sealedBytes) {
   must(sealedBytes.length <= TABLE[name][1] + SEAL_BYTES, `${name}: larger than it may be`)
   return checkSealed(name, decode(sealedBytes))
 }
 
 export const preimageOf = (name, record) => preimage(name, encode(record))
+/** @param {string} name @param {object} record @returns {Uint8Array} what the signature is over, and others call it by */
 export const hashOf = (name, record) => H(preimageOf(name, record))
 export const signerOf = (name, record) => record[TABLE[name][2]]
-export const isSealedBySigner = (name, [record, signature]) => verify(signerOf(name, record), hashOf(name, record), signature)
 
-export function mustBeSigned (name, value) {
-  must(isSealedBySigner(name, value), `${name}.signature: does not verify`)
+/** @param {string} name @param {[object, Uint8Array]} value */
+export function mustBeSigned (name, [record, signature]) {
+  must(verify(signerOf(name, record), hashOf(name, record), signature), `${name}.signature: does not verify`)
 }
 
+/** @param {string} name @param {object} record @param {Uint8Array} seed @returns {[object, Uint8Array]} */
 export const seal = (name, record, seed) => [record, sign(hashOf(name, record), seed)]

@@ -49,9 +49,6 @@ export const tuple = (...types) => (value, path) => {
   must(Array.isArray(value) && value.length === types.length, `${path}: must be a list of ${types.length}`)
   return types.map((type, i) => type(value[i], `${path}[${i}]`))
 }
-export const either = (first, second) => (value, path) => {
-  try { return first(value, path) } catch { return second(value, path) }
-}
 
 const mapOf = (closed) => (fields, rule) => {
   const known = Object.entries(fields).map(([key, type]) => ({ key: key.replace(/\?$/, ''), optional: key.endsWith('?'), type }))

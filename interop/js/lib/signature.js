@@ -3,6 +3,7 @@
  * orders are judged here, before an implementation of the equation (`#ed25519`, one for Node and one for browsers) is asked.
  */
 import * as native from '#ed25519'
+import { ed25519 } from '@noble/curves/ed25519.js'
 import { compareBytes, fromHex, toHex } from './bytes.js'
 import { isKeyId, publicKeyOf, signedMessage } from './identity.js'
 
@@ -25,7 +26,7 @@ function isSoundPoint (bytes) {
   return !SMALL_ORDER.has(toHex(y)) && compareBytes(y.reverse(), P) < 0
 }
 
-/** @returns {boolean} whether the key signed the record of this hash */
+/** @param {Uint8Array} keyId @param {Uint8Array} recordHash @param {Uint8Array} signature @returns {boolean} whether the key signed it */
 export function verify (keyId, recordHash, signature, { equationHolds } = native) {
   if (!isKeyId(keyId) || signature.length !== 64) return false
   const publicKey = publicKeyOf(keyId)
@@ -34,4 +35,5 @@ export function verify (keyId, recordHash, signature, { equationHolds } = native
   return equationHolds(publicKey, signedMessage(recordHash), signature)
 }
 
-export const sign = (recordHash, seed) => native.sign(signedMessage(recordHash), seed)
+/** @param {Uint8Array} recordHash @param {Uint8Array} seed @returns {Uint8Array} */
+export const sign = (recordHash, seed) => ed25519.sign(signedMessage(recordHash), seed)

@@ -4,14 +4,16 @@ import { decode, encode } from './codec.js'
 import { must } from './errors.js'
 import { H } from './identity.js'
 import { LIMITS } from './limits.js'
-import { HASH, bytes, closed, either, int, list, oneOf, tuple } from './schema.js'
+import { HASH, bytes, closed, int, list, oneOf, tuple } from './schema.js'
 
 const DOMAIN = concat(utf8('aw/trie/1'), fromHex('00'))
 const [BUCKET, INNER] = ['00', '01'].map((tag) => concat(DOMAIN, fromHex(tag)))
 const EMPTY = new Uint8Array(32)
 
 const KEY = bytes(1, 256)
-const ENTRY = either(tuple(KEY, oneOf(0), bytes(1, LIMITS.valueInlineBytes)), tuple(KEY, oneOf(1), HASH, int(257, 65536)))
+const INLINE = tuple(KEY, oneOf(0), bytes(1, LIMITS.valueInlineBytes))
+const BESIDE = tuple(KEY, oneOf(1), HASH, int(257, 65536))
+const ENTRY = (value, path) => (value?.[1] === 1 ? BESIDE : INLINE)(value, path)
 const PATH = closed({ siblings: list(bytes(480), 0, LIMITS.proofDepth), bucket: list(ENTRY, 0, LIMITS.bucketEntries) })
 const PROOF = closed({ top: PATH, 'cells?': PATH, 'value?': bytes(257, 65536) })
 
@@ -37,7 +39,10 @@ function entryAt (root, { siblings, bucket }, key) {
   return bucket.find(([entryKey]) => equalBytes(entryKey, key))
 }
 
-/** @returns {Uint8Array | undefined} the cell's value, undefined where its absence is proved; everything else is refused */
+/**
+ * @param {Uint8Array} root @param {string} namespace @param {Uint8Array} key @param {Uint8Array} proofBytes
+ * @returns {Uint8Array | undefined} the cell's value, undefined where its absence is proved; everything else is refused
+ */
 export function provedValue (root, namespace, key, proofBytes) {
   must(proofBytes.length <= LIMITS.proofBytes, 'proof: larger than it may be')
   const proof = PROOF(decode(proofBytes), 'proof')

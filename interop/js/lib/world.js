@@ -33,8 +33,7 @@ const ACTOR_CELL = closed({ nonce: COUNT, agents: COUNT })
  * @returns {Envelope}
  */
 export function signEnvelope (fields, seed) {
-  const value = encode({ v: 1, actor_id: seedToKeyId(seed), ...fields })
-  const envelope = checkRecord('envelope', decode(value))
+  const envelope = checkRecord('envelope', decode(encode({ v: 1, actor_id: seedToKeyId(seed), ...fields })))
   return { hash: hashOf('envelope', envelope), sealed: seal('envelope', envelope, seed) }
 }
 

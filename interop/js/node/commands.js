@@ -4,16 +4,18 @@ import { fromHex } from '../lib/bytes.js'
 import { encode } from '../lib/codec.js'
 import { Failure } from '../lib/errors.js'
 import { checkHead, compareHeads } from '../lib/head.js'
-import { hasher, headKey, topicOf, worldContentId } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
 import { World, signEnvelope } from '../lib/world.js'
-import { fetchBlob, seededBytes } from './blobs.js'
+import { fetchBlob, hasher, seededBytes } from './blobs.js'
+import { headKey, worldContentId } from './dht.js'
+import { topicOf } from './gossip.js'
 import { fromJson } from './json.js'
 import { sendRaw } from './raw.js'
 import { checkVectors } from './vectors.js'
 import { mirror } from './worlds.js'
 
 const DEFAULT_MS = 10_000
+const HEAD_SKEW_MS = 60_000
 const TIMER_MS_MAX = 2 ** 31 - 1
 
 const is = (type) => (value) => {
@@ -156,7 +158,7 @@ async function follow (peer, { world_id: worldId }) {
   let timer
   const offer = (head) => {
     if (last !== undefined && compareHeads(head, last) <= 0) return
-    const waitMs = head.asOfMs - LIMITS.headSkewMs - Date.now()
+    const waitMs = head.asOfMs - HEAD_SKEW_MS - Date.now()
     if (waitMs <= 0) {
       last = head
       peer.emit({ event: 'head', world_id: worldId, height: head.height, block_hash: head.blockHash })

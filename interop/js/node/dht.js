@@ -11,6 +11,7 @@ import * as Digest from 'multiformats/hashes/digest'
 import { concat, equalBytes, fromUtf8, utf8 } from '../lib/bytes.js'
 import { Failure, Refused, must } from '../lib/errors.js'
 import { checkHead, compareHeads } from '../lib/head.js'
+import { H } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
 
 /** The numbers of the section "Limits" that are the DHT's. */
@@ -27,6 +28,8 @@ const BOUNDS = [[RECORD, DHT.recordsHeld], [PROVIDER, DHT.providerKeysHeld], [PE
 const RATE_PERIOD_MS = 10_000
 const PEERS_PER_ANSWER = 20
 
+export const headKey = (worldId) => `/aw/world/${worldId}/head`
+export const worldContentId = (worldId) => H(utf8('aw/world/1'), new Uint8Array(1), utf8(worldId))
 export const providerKey = (contentId) => concat(Uint8Array.of(BLAKE3, contentId.length), contentId)
 export const cidOf = (contentHash) => CID.createV1(RAW, Digest.decode(providerKey(contentHash)))
 

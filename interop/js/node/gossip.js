@@ -6,18 +6,20 @@ import { equalBytes } from '../lib/bytes.js'
 import { decode, encode } from '../lib/codec.js'
 import { Ignored, Refused, must } from '../lib/errors.js'
 import { checkHead } from '../lib/head.js'
-import { LIMITS } from '../lib/limits.js'
 import { checkRecord, checkSealed, hashOf, mustBeSigned } from '../lib/records.js'
 import { COUNT, HASH, NAME, any, list, open, tuple } from '../lib/schema.js'
 
+const BYTES_MAX = 65_536
+const ACTION_BYTES_MAX = 61_440
+const ACTION_ITEMS_MAX = 8_192
 const PAIR = tuple(any, any)
 const EVIDENCE_KINDS = new Set(['commit_fork', 'lease_fork', 'attestation_fork', 'authorities_fork', 'malformed_batch', 'wrong_root_proof'])
 const EVIDENCE_ITEM = open({ kind: NAME, height: COUNT, content_hash: HASH })
 
 const CHECKS = {
   action (data, worldId, body) {
-    must(data.length <= LIMITS.gossipActionBytes, 'action_message: larger than it may be')
-    const values = list(any, 1, 16)(decode(data, LIMITS.gossipActionItems), 'action_message')
+    must(data.length <= ACTION_BYTES_MAX, 'action_message: larger than it may be')
+    const values = list(any, 1, 16)(decode(data, ACTION_ITEMS_MAX), 'action_message')
     // All are decoded before any is judged further: one of another version makes the message none of ours.
     for (const sealed of values.map((value) => checkSealed('envelope', value))) {
       must(sealed[0].world_id === worldId, 'envelope.world_id: is another')
@@ -57,6 +59,8 @@ const CHECKS = {
   }
 }
 
+export const topicOf = (worldId, kind) => `aw.${worldId}.${kind}`
+
 /** @returns {{worldId: string, kind: string} | undefined} */
 export function parseTopic (topic) {
   const [, worldId, kind] = /^aw\.([a-z2-7]{32})\.([a-z]+)$/.exec(topic) ?? []
@@ -70,7 +74,7 @@ export function parseTopic (topic) {
 export function judge (topic, data, genesis) {
   const { worldId, kind } = parseTopic(topic)
   try {
-    must(data.length <= LIMITS.gossipBytes, 'message: larger than it may be')
+    must(data.length <= BYTES_MAX, 'message: larger than it may be')
     CHECKS[kind](data, worldId, genesis.body)
     return { verdict: 'accept' }
   } catch (error) {
