@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from bootstrap.garbage import collect_seldom
 from bootstrap.world_node import WorldNode, run_world
+from p2p.errors import NetworkError
 from p2p.network import Check, Message, Verdict
 from p2p.providers import CachedDht, ProviderCache
 from runtime import chain, codec, world
@@ -317,13 +318,16 @@ class SixNodes:
         ]
 
     async def hand_in(self, envelopes: Sequence[Envelope], pause_s: float = 0.25) -> None:
-        """One request, and so one gossip message, for each."""
+        """One request, and so one gossip message, for each; again when it is not known whether it arrived."""
+        client, gateway = self.contexts["coordinator"], self.keys["gateway"].identity
         for envelope in envelopes:
             request = SubmitRequest(world_id=self.world_id, envelopes=(envelope,))
-            gateway = self.keys["gateway"].identity
-            answer = await call(
-                self.contexts["coordinator"], gateway, "submit_actions", request, SubmitAnswer
-            )
+            answer = None
+            while answer is None:
+                try:
+                    answer = await call(client, gateway, "submit_actions", request, SubmitAnswer)
+                except NetworkError:
+                    await trio.sleep(pause_s)
             assert answer.results[0].outcome == "accepted", answer.results[0]
             await trio.sleep(pause_s)
 

@@ -42,12 +42,15 @@ async def test_a_node_that_misses_30_percent_of_gossip_ends_complete(
         with trio.fail_after(PATIENCE_S):
             for name in six.keys:
                 await nursery.start(six.run_node, name, opened)
-            envelopes = six.envelopes(8)
+            envelopes = [one for one in six.envelopes(40) if one.record.nonce < 8]
             await six.hand_in(envelopes, pause_s=0.1)
+            more = (one for one in six.envelopes(40) if one.record.nonce >= 8)
+            while not six.lost.total():  # a busy machine may gossip little, and late: most is asked for then
+                envelopes.append(next(more))
+                await six.hand_in(envelopes[-1:], pause_s=0.1)
             for name in (deaf, "executor"):
                 await six.all_taken(name, envelopes)
         nursery.cancel_scope.cancel()
-    assert sum(six.lost.values()) > 0, "the test lost nothing"
     counters = six.contexts[deaf].counters
     if deaf == "sequencer":
         assert counters["mempool.gaps_found"] > 0
