@@ -74,9 +74,9 @@ async function run ({ bootstrap, worldId, seed, agentId, place: [x, y, z] }) {
     const found = await proved(world, envelope)
     // The promise is signed: whoever breaks it can be shown to have given it.
     if (found === undefined) throw new Failure('timeout', `no block has it after ${BLOCK_MS} ms; the gateway's promise: ${toHex(encode(acceptance))}`)
-    const { receipts: [{ code }], block, head } = found
+    const { receipts: [{ code }], block } = found
     if (code !== 'Applied') throw new Failure('refused', `the world refused it at height ${block.height}: ${code}`)
-    return { agent: agentId, envelope: toHex(envelope.hash), height: block.height, code, trust: 'attested', head_height: head.height }
+    return { agent: agentId, envelope: toHex(envelope.hash), height: block.height, code, trust: 'attested' }
   } finally {
     await node.close()
   }
