@@ -11,17 +11,18 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::cbor::{self, ITEMS_MAX, Value, ensure, map};
-use crate::crypto::{self, Hash, provider_key};
 use crate::dht;
 use crate::frames::NOT_FOUND;
 use crate::library::{Library, Mirror};
 use crate::node::Net;
-use crate::records::{self, Head};
 use crate::rr::{self, Failure, Session, lock};
-use crate::schema;
 use crate::streams::Conduit;
-use crate::world::{Descent, Lists, World};
+use aw::cbor::{self, ITEMS_MAX, Value, ensure, map};
+use aw::chain::{Descent, Lists};
+use aw::crypto::{self, Hash, provider_key};
+use aw::records::{self, Head};
+use aw::schema;
+use aw::world::World;
 
 /// Streams of one request each to one peer, which serves 64: the session is one, and those that end count a while.
 const ALONE_MAX: usize = 48;

@@ -5,23 +5,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::SigningKey;
 use libp2p::gossipsub::{IdentTopic, PublishError};
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, identify};
 use serde_json::{Value as Json, json};
 use tokio::time::{sleep, timeout};
 
-use crate::cbor::{self, Value, map};
 use crate::client::{Client, TIMEOUT};
-use crate::crypto::{self, Hash, hex, unhex};
 use crate::dht;
 use crate::gossip::{self, Verdict};
-use crate::records::{self, Head};
+use crate::json::from_json;
 use crate::rr::{self, ANSWER_PARTS_MAX, Failure, lock};
-use crate::schema::{self, Shape};
 use crate::vectors;
-use crate::world::{self, World};
+use aw::cbor::{self, Value, map};
+use aw::crypto::{self, Hash, SigningKey, hex, unhex};
+use aw::proofs;
+use aw::records::{self, Head};
+use aw::schema::{self, Shape};
+use aw::world::World;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -318,9 +319,9 @@ async fn state_proof(client: &Client, args: &Args<'_>) -> Outcome {
     let request =
         map([("world_id", cbor::text(world_id)), ("namespace", cbor::text(namespace)), ("key", cbor::bytes(&key))]);
     let answer = client.ask(args.peer()?, "get_state_proof", request).await?;
-    let (height, state_root, value) = world::check_state_answer(world_id, namespace, &key, &answer)?;
-    let mut told = json!({"height": height, "state_root": hex(state_root), "trust": "attested"});
-    if let Some(value) = value {
+    let cell = proofs::check_state_answer(world_id, namespace, &key, &answer)?;
+    let mut told = json!({"height": cell.height, "state_root": hex(cell.state_root), "trust": "attested"});
+    if let Some(value) = cell.value {
         told["value"] = json!(hex(value));
     }
     Ok(told)
@@ -330,12 +331,13 @@ async fn receipt_proof(client: &Client, args: &Args<'_>) -> Outcome {
     let (world_id, envelope_hash) = (args.world_id()?, args.hash("envelope_hash")?);
     let request = map([("world_id", cbor::text(world_id)), ("envelope_hash", cbor::bytes(envelope_hash))]);
     let answer = client.ask(args.peer()?, "get_receipt", request).await?;
-    let (height, head_height, receipts) = world::check_receipt_answer(world_id, &envelope_hash, &answer)?;
+    let proved = proofs::check_receipt_answer(world_id, &envelope_hash, &answer)?;
     let told = |(code, index): (String, Option<i64>)| match index {
         Some(index) => json!({"code": code, "index": index}),
         None => json!({"code": code}),
     };
-    let receipts: Vec<Json> = receipts.into_iter().map(told).collect();
+    let receipts: Vec<Json> = proved.receipts.into_iter().map(told).collect();
+    let (height, head_height) = (proved.height, proved.head_height);
     Ok(json!({"height": height, "head_height": head_height, "receipts": receipts, "trust": "attested"}))
 }
 
@@ -347,7 +349,7 @@ async fn submit(client: &Client, args: &Args<'_>) -> Outcome {
         ("world_id", cbor::text(world_id)),
         ("actor_id", cbor::bytes(crypto::key_id(&key))),
         ("atomic", Value::Bool(args.flag("atomic")?)),
-        ("actions", cbor::from_json(&args.0["actions"]).map_err(|why| usage(why.to_string()))?),
+        ("actions", from_json(&args.0["actions"]).map_err(|why| usage(why.to_string()))?),
         int("nonce")?,
         int("expires_at_height")?,
         int("timestamp_ms")?,
@@ -359,7 +361,7 @@ async fn submit(client: &Client, args: &Args<'_>) -> Outcome {
     let request = map([("world_id", cbor::text(world_id)), ("envelopes", Value::List(vec![sealed]))]);
     let answer = client.ask(peer, "submit_actions", request).await?;
     let [result] = answer.list("results")? else { return Err(Failure::Refused("not one result".into())) };
-    world::check_acceptance(world_id, &envelope_hash, &peer.to_bytes(), result)?;
+    proofs::check_acceptance(world_id, &envelope_hash, &peer.to_bytes(), result)?;
     let mut told = json!({"outcome": result.text("outcome")?, "envelope_hash": hex(envelope_hash), "envelope": bytes});
     for key in ["reason", "message"] {
         if let Some(Value::Text(text)) = result.get(key) {

@@ -16,10 +16,10 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 
-use crate::cbor::{self, refuse};
-use crate::crypto::MULTIHASH_PREFIX;
-use crate::records::{self, Head};
-use crate::schema;
+use aw::cbor::{self, refuse};
+use aw::crypto::MULTIHASH_PREFIX;
+use aw::records::{self, Head};
+use aw::schema;
 
 const RECORD_MAX: usize = 8_192;
 const ADDRESSES_MAX: usize = 16;

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::cbor::{self, Bad, ITEMS_MAX, Value, ensure, map};
-use crate::crypto::{self, Hash};
 use crate::frames::{BAD_REQUEST, NOT_AVAILABLE, NOT_FOUND, RrError, UNSUPPORTED};
-use crate::records::Head;
 use crate::rr::{IN_FLIGHT_MAX, Reply, Service, lock};
-use crate::schema;
-use crate::world::{Step, World};
+use aw::cbor::{self, Bad, ITEMS_MAX, Value, ensure, map};
+use aw::chain::Step;
+use aw::crypto::{self, Hash};
+use aw::records::Head;
+use aw::schema;
+use aw::world::World;
 
 const PART_MAX: usize = 262_144;
 const BLOBS_MAX: usize = 1 << 30;

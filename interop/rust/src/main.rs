@@ -1,23 +1,17 @@
 //! A peer of a world in Rust: starts the node, and carries out commands from stdin until `quit`, the end of stdin or
 //! SIGTERM. Implements "Starting a peer" of docs/interop.md.
 
-mod cbor;
 mod client;
 mod commands;
-mod crypto;
 mod dht;
 mod frames;
 mod gossip;
+mod json;
 mod library;
-mod merkle;
 mod node;
-mod records;
 mod rr;
-mod schema;
-mod state;
 mod streams;
 mod vectors;
-mod world;
 
 use std::error::Error;
 use std::io::Write;
@@ -29,6 +23,7 @@ use serde_json::{Value as Json, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
+use aw::crypto;
 use client::Client;
 use library::Library;
 

@@ -17,13 +17,13 @@ use libp2p::{PeerId, StreamProtocol, Swarm, connection_limits, identify, noise, 
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::crypto::hex;
 use crate::dht::{self, HeadStore};
 use crate::gossip::{self, Verdict};
 use crate::library::Library;
-use crate::records;
 use crate::rr::{self, Failure};
 use crate::streams;
+use aw::crypto::hex;
+use aw::records;
 
 const KAD: StreamProtocol = StreamProtocol::new("/aw/kad/1.0.0");
 const DIAL_MAX: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ pub struct Node {
     pub swarm: Swarm<Behaviour>,
     pub identified: HashMap<PeerId, identify::Info>,
     /// The order of the newest head that was told, of each world that is followed.
-    pub followed: HashMap<String, Option<(i64, i64, i64, crate::crypto::Hash)>>,
+    pub followed: HashMap<String, Option<(i64, i64, i64, aw::crypto::Hash)>>,
     queries: HashMap<QueryId, mpsc::UnboundedSender<QueryResult>>,
     dials: Vec<Dial>,
     library: Arc<Library>,

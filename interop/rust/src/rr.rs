@@ -15,10 +15,10 @@ use tokio::sync::{OwnedSemaphorePermit as Permit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::cbor::Bad;
-use crate::crypto::hex;
 use crate::frames::{self, BAD_REQUEST, BUSY, Frame, Malformed, Parsed, RrError};
 use crate::streams::Conduit;
+use aw::cbor::Bad;
+use aw::crypto::hex;
 
 pub const IN_FLIGHT_MAX: usize = 32;
 pub const ANSWER_PARTS_MAX: usize = 64 << 20;

@@ -21,7 +21,7 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use crate::crypto::KEY_ID_PREFIX;
+use aw::crypto::KEY_ID_PREFIX;
 
 pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/aw/rr/1");
 const STREAMS_PER_PEER_MAX: usize = 64;

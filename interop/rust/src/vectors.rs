@@ -4,15 +4,17 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use crate::cbor::{self, Bad, ITEMS_MAX, Result, Value, ensure, refuse};
-use crate::crypto::{self, hex, unhex};
 use crate::frames::{self, Frame, Parsed};
 use crate::gossip;
-use crate::merkle::{self, Peaks};
-use crate::records;
-use crate::schema;
-use crate::state;
-use crate::world::{Descent, Lists, World};
+use crate::json::from_json;
+use aw::cbor::{self, Bad, ITEMS_MAX, Result, Value, ensure, refuse};
+use aw::chain::{Descent, Lists};
+use aw::crypto::{self, hex, unhex};
+use aw::merkle::{self, Peaks};
+use aw::records;
+use aw::schema;
+use aw::state;
+use aw::world::World;
 
 #[derive(Default)]
 struct Tally {
@@ -81,7 +83,7 @@ fn ids(tally: &mut Tally, file: &Json, _: &Path) -> Result<()> {
     tally.equal(crypto::cid(&content_id).as_str(), str_of(&file["content_id"], "cid")?, "cid")?;
     tally.equal(hex(crypto::provider_key(&content_id)).as_str(), str_of(file, "provider_key")?, "provider key")?;
     let seed = hex_of(&file["peer"], "seed")?.try_into().map_err(|_| Bad::Refused("seed".into()))?;
-    let key_id = crypto::key_id(&ed25519_dalek::SigningKey::from_bytes(&seed));
+    let key_id = crypto::key_id(&crypto::SigningKey::from_bytes(&seed));
     tally.equal(hex(&key_id).as_str(), str_of(&file["peer"], "key_id")?, "key id")?;
     let peer = libp2p::PeerId::from_bytes(&key_id).map_err(|e| Bad::Refused(e.to_string()))?;
     tally.equal(peer.to_string().as_str(), str_of(&file["peer"], "text")?, "peer id")?;
@@ -178,7 +180,7 @@ fn one_record(tally: &mut Tally, name: &'static str, case: &Json) -> Result<()> 
         "head" => records::check_head(body, None).map(|head| head.value),
         _ => records::decode(name, body),
     };
-    let (value, body) = (cbor::from_json(&case["value"])?, hex_of(case, "body")?);
+    let (value, body) = (from_json(&case["value"])?, hex_of(case, "body")?);
     tally.equal(value.encode(), body.clone(), "body")?;
     tally.equal(judge(&body)?, value.clone(), "value")?;
     tally.equal(hex(records::preimage(name, &value)).as_str(), str_of(case, "preimage")?, "preimage")?;
@@ -242,7 +244,7 @@ fn step(tally: &mut Tally, file: &Json, _: &Path) -> Result<()> {
     let block = records::decode("block", &hex_of(file, "block")?)?;
     tally.equal(hex(records::hash("block", &block)).as_str(), str_of(file, "block_hash")?, "block hash")?;
     tally.equal(hex(block.bytes("state_root")?).as_str(), str_of(file, "state_root")?, "state root")?;
-    let lists = ["receipts", "events"].map(|key| cbor::from_json(&file[key]).map(|list| list.encode()));
+    let lists = ["receipts", "events"].map(|key| from_json(&file[key]).map(|list| list.encode()));
     let [receipts, events] = lists.map(|list| list.unwrap_or_default());
     for blob in file["blobs"].as_object().into_iter().flatten() {
         let data = unhex(blob.1.as_str().unwrap_or_default())?;

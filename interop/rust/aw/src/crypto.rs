@@ -2,7 +2,8 @@
 //! docs/protocol.md.
 
 use curve25519_dalek::edwards::CompressedEdwardsY;
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+pub use ed25519_dalek::SigningKey;
+use ed25519_dalek::{Signature, Signer, VerifyingKey};
 
 use crate::cbor::{Bad, Result, ensure};
 

@@ -1,60 +1,16 @@
-//! What a light client can judge of a world without executing it: genesis, batches, blocks, proofs of state and
-//! receipts, acceptances. No I/O. Implements "Genesis and world id", "Batch", "Block" and "State and proofs" of
-//! docs/protocol.md.
+//! The chain of a world, down from a head and then height by height: guarantees that every block hangs on the head, and
+//! that all a block names is what its hashes say. Executes nothing. Implements "Batch" and "Block" of docs/protocol.md.
 
-use crate::cbor::{self, Bad, Result, Value, ensure, refuse};
+use std::collections::HashSet;
+
+use crate::cbor::{self, Bad, Result, Value, ensure};
 use crate::crypto::{self, Hash};
-use crate::merkle::{self, Peaks};
+use crate::merkle::Peaks;
 use crate::records::{self, Head};
 use crate::schema::{self, Shape};
-use crate::state;
+use crate::world::{World, check_block};
 
 const LIST_MAX: usize = 64 << 20;
-
-pub struct World {
-    pub id: String,
-    pub header_hash: Hash,
-    /// The genesis file.
-    pub genesis: Value,
-}
-
-impl World {
-    pub fn new(genesis: &[u8]) -> Result<World> {
-        let genesis = records::decode("genesis_file", genesis)?;
-        let header_hash = records::hash("genesis", genesis.at("header")?);
-        Ok(World { id: crypto::world_id(&header_hash), header_hash, genesis })
-    }
-
-    pub fn limit(&self, name: &str) -> Result<usize> {
-        Ok(self.genesis.at("body")?.at("limits")?.int(name)? as usize)
-    }
-
-    /// The state at height 0: the kernel's parameters and the initial balances.
-    pub fn state_root(&self) -> Result<Hash> {
-        let body = self.genesis.at("body")?;
-        let limits = body.at("limits")?;
-        let kernel = [
-            (
-                body,
-                &["bounds", "max_move_cm", "resource_kinds", "checkpoint_interval", "max_block_gap_ms", "admission"][..],
-            ),
-            (limits, &["block_fuel_max", "agents_per_actor_max", "expiry_blocks_max", "action_skew_ms"][..]),
-        ];
-        let mut cells = Vec::new();
-        for (values, names) in kernel {
-            for name in names {
-                cells.push(("kernel".to_owned(), name.as_bytes().to_vec(), values.at(name)?.encode()));
-            }
-        }
-        for balance in body.list("balances")? {
-            if let [owner, kind, amount @ Value::Int(1..)] = balance.items()? {
-                let key = Value::List(vec![cbor::text("actor"), owner.clone(), kind.clone()]);
-                cells.push(("ledger".to_owned(), key.encode(), amount.encode()));
-            }
-        }
-        Ok(state::root(cells))
-    }
-}
 
 /// Checks a blob that is a list of records: its content id, its Merkle root, each record.
 fn check_list(blob: &[u8], content_id: &[u8], root: &[u8], record: &'static str) -> Result<()> {
@@ -214,7 +170,7 @@ impl Chain<'_> {
         ensure(batch.int("timestamp_ms")? >= parent_ms, "batch: older than its parent")?;
         ensure(actions.len() <= world.limit("batch_bytes_max")?, "batch: too many bytes")?;
         ensure(crypto::hash(actions) == batch.bytes("actions_ref")?, "batch: other actions")?;
-        let (mut tree, mut hashes, mut count) = (Peaks::default(), std::collections::HashSet::new(), 0);
+        let (mut tree, mut hashes, mut count) = (Peaks::default(), HashSet::new(), 0);
         cbor::each_element(actions, |bytes, sealed| {
             let envelope = records::unseal("envelope", &sealed)?;
             ensure(envelope.text("world_id")? == world.id, "batch: an envelope of another world")?;
@@ -229,96 +185,4 @@ impl Chain<'_> {
         ensure(batch.int("envelope_count")? == hashes.len() as i64, "batch: another envelope_count")?;
         ensure(batch.bytes("actions_root")? == tree.root(), "batch: another actions_root")
     }
-}
-
-/// What every block of a valid chain has in common.
-fn check_block(world_id: &str, block: &Value) -> Result<()> {
-    ensure(block.text("world_id")? == world_id, "block: of another world")?;
-    ensure(block.get("manifest_hash").is_none(), "block: no valid chain has a manifest_hash")
-}
-
-/// The head of an answer, and the block that it names.
-fn check_head_and_block(world_id: &str, head: &Value, block: &Value) -> Result<Head> {
-    let head = records::check_head(&head.encode(), Some(world_id))?;
-    check_block(world_id, block)?;
-    ensure(head.block_hash()? == records::hash("block", block), "the block is not the head's")?;
-    records::same(block, head.commit()?, &["world_id", "height", "batch_hash", "term"])?;
-    Ok(head)
-}
-
-/// Height, state root and the proved value of an answer to get_state_proof.
-pub fn check_state_answer(
-    world_id: &str,
-    namespace: &str,
-    key: &[u8],
-    answer: &Value,
-) -> Result<(i64, Vec<u8>, Option<Vec<u8>>)> {
-    let block = answer.at("block")?;
-    let head = check_head_and_block(world_id, answer.at("head")?, block)?;
-    let root = block.bytes("state_root")?;
-    let value = state::verify(root, namespace, key, answer.bytes("proof")?)?;
-    Ok((head.height(), root.to_vec(), value))
-}
-
-fn path_of<'a>(holder: &'a Value, key: &str) -> Result<Vec<&'a [u8]>> {
-    holder.list(key)?.iter().map(Value::as_bytes).collect()
-}
-
-/// A receipt, its index and the count of its block's list, in which it is proved to lie.
-fn check_proved<'a>(block: &Value, proved: &'a Value) -> Result<(&'a Value, i64, i64)> {
-    let (receipt, index, count) = (proved.at("receipt")?, proved.int("index")?, proved.int("count")?);
-    let path = path_of(proved, "path")?;
-    merkle::verify(block.bytes("receipts_root")?, &receipt.encode(), index as u64, count as u64, &path)?;
-    Ok((receipt, index, count))
-}
-
-/// Height, height of the head and (code, index) of each receipt of an answer to get_receipt.
-pub fn check_receipt_answer(
-    world_id: &str,
-    envelope_hash: &[u8],
-    answer: &Value,
-) -> Result<(i64, i64, Vec<(String, Option<i64>)>)> {
-    let (head_block, block) = (answer.at("head_block")?, answer.at("block")?);
-    let head = check_head_and_block(world_id, answer.at("head")?, head_block)?;
-    let (height, history) = (block.int("height")?, path_of(answer, "history_path")?);
-    check_block(world_id, block)?;
-    if height == head.height() {
-        ensure(block == head_block && history.is_empty(), "the block is not the head's")?;
-    } else {
-        let (root, item) = (head_block.bytes("history_root")?, records::hash("block", block));
-        merkle::verify(root, &item, (height - 1) as u64, (head.height() - 1) as u64, &history)?;
-    }
-    let (listed, mut receipts) = (answer.list("receipts")?, Vec::new());
-    let (first, count) = (listed[0].int("index")?, listed[0].int("count")?);
-    for (number, proved) in (0..).zip(listed) {
-        let (receipt, index, of) = check_proved(block, proved)?;
-        ensure(receipt.bytes("envelope_hash")? == envelope_hash, "a receipt of another envelope")?;
-        ensure((index, of) == (first + number, count), "the receipts do not lie side by side")?;
-        let at = receipt.get("index").map(|_| receipt.int("index")).transpose()?;
-        let whole = at == Some(number) || at.is_none() && listed.len() == 1;
-        ensure(whole, "neither one receipt without index, nor indexes 0..n-1")?;
-        receipts.push((receipt.text("code")?.to_owned(), at));
-    }
-    // What lies behind the last is of another envelope, or the last is the list's: so none is left out.
-    let behind = first + listed.len() as i64;
-    match answer.get("after") {
-        None => ensure(behind == count, "the receipt behind the last is missing")?,
-        Some(after) => {
-            let (receipt, index, of) = check_proved(block, after)?;
-            ensure((index, of) == (behind, count), "after: does not lie behind the last")?;
-            ensure(receipt.bytes("envelope_hash")? != envelope_hash, "a receipt is left out")?;
-        }
-    }
-    Ok((height, head.height(), receipts))
-}
-
-/// The gateway's promise: there where the outcome is accepted, of this envelope, signed by the peer that was asked.
-pub fn check_acceptance(world_id: &str, envelope_hash: &Hash, gateway: &[u8], result: &Value) -> Result<()> {
-    if result.text("outcome")? != "accepted" {
-        return Ok(());
-    }
-    let acceptance = records::open("acceptance", result.at("acceptance")?)?;
-    let ours = acceptance.text("world_id")? == world_id && acceptance.bytes("envelope_hash")? == envelope_hash;
-    ensure(ours, "acceptance: of another envelope")?;
-    if acceptance.bytes("gateway_id")? == gateway { Ok(()) } else { refuse("acceptance: by another gateway") }
 }

@@ -243,19 +243,3 @@ pub fn each_element(data: &[u8], mut judge: impl FnMut(&[u8], Value) -> Result<(
     }
     ensure(reader.decoder.position() == data.len(), "no canonical CBOR: bytes after the end")
 }
-
-/// JSON as in interop/vectors: byte strings are `{"hex": "..."}`.
-pub fn from_json(json: &serde_json::Value) -> Result<Value> {
-    use serde_json::Value as Json;
-    Ok(match json {
-        Json::Null => Value::Null,
-        Json::Bool(b) => Value::Bool(*b),
-        Json::Number(n) => Value::Int(n.as_i64().ok_or_else(|| Bad::Refused(format!("{n} is no 64-bit integer")))?),
-        Json::String(s) => text(s),
-        Json::Array(items) => Value::List(items.iter().map(from_json).collect::<Result<_>>()?),
-        Json::Object(pairs) => match (pairs.len(), pairs.get("hex")) {
-            (1, Some(Json::String(hex))) => bytes(crate::crypto::unhex(hex)?),
-            _ => map(pairs.iter().map(|(k, v)| Ok((k.as_str(), from_json(v)?))).collect::<Result<Vec<_>>>()?),
-        },
-    })
-}

@@ -1,0 +1,18 @@
+//! A world's records, and what bytes alone decide about them: no I/O, no clock, no threads.
+//!
+//! Hides encodings, hashes, seals and Merkle paths. Guarantees that a value that came out of a check is canonical, within
+//! its bounds and signed by whom it names; a check fails with [`cbor::Bad`], never with a panic. Believe a [`records::Head`]
+//! as far as its executor: it was attested, not replayed.
+//!
+//! In reading order: [`cbor`] and [`crypto`]; [`schema`], every shape as one table; [`records`], the rules between fields,
+//! seals and heads; [`merkle`] and [`state`]; [`world`], [`proofs`] for light clients, and [`chain`] for who keeps a world.
+
+pub mod cbor;
+pub mod chain;
+pub mod crypto;
+pub mod merkle;
+pub mod proofs;
+pub mod records;
+pub mod schema;
+pub mod state;
+pub mod world;
