@@ -1,34 +1,70 @@
 //! A peer of a world in Rust: starts the node, and carries out commands from stdin until `quit`, the end of stdin or
 //! SIGTERM. Implements "Starting a peer" of docs/interop.md.
 
-mod client;
+mod chain;
 mod commands;
-mod dht;
-mod frames;
-mod gossip;
 mod json;
 mod library;
-mod node;
-mod rr;
-mod streams;
+mod mirror;
+mod raw;
+mod server;
 mod vectors;
 
 use std::error::Error;
 use std::io::Write;
 use std::sync::Arc;
 
+use aw::crypto::{self, hex};
+use awnet::streams::Conduit;
+use awnet::{Client, Event, Host, Net, Settings};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 
-use aw::crypto;
-use client::Client;
 use library::Library;
 
+const IN_FLIGHT_TOTAL: usize = 1_024;
+
+/// What the commands work on.
+struct Peer {
+    client: Client,
+    library: Arc<Library>,
+    careless: bool,
+}
+
+/// What the node is given: requests go to the library, events to stdout.
+struct Serving {
+    library: Arc<Library>,
+    places: Arc<Semaphore>,
+}
+
+impl Host for Serving {
+    fn serve(&self, stream: Conduit, of_peer: Option<Arc<Semaphore>>) {
+        let places = server::Places { of_peer, of_all: self.places.clone() };
+        tokio::spawn(server::serve(self.library.clone(), stream, places));
+    }
+
+    fn envelope_bytes_max(&self, world_id: &str) -> Option<usize> {
+        self.library.world(world_id)?.limit("envelope_bytes_max").ok()
+    }
+
+    fn tell(&self, event: Event) {
+        say(&match event {
+            Event::Connected(peer) => json!({"event": "connected", "peer": peer.to_string()}),
+            Event::Disconnected(peer) => json!({"event": "disconnected", "peer": peer.to_string()}),
+            Event::Gossip { topic, verdict, data, author } => json!({"event": "gossip", "topic": topic,
+                "verdict": verdict.name(), "data": hex(&data), "from": author.to_string()}),
+            Event::Head(head) => json!({"event": "head", "world_id": head.world_id, "height": head.height(),
+                "block_hash": hex(head.block_hash().unwrap_or_default())}),
+        });
+    }
+}
+
 /// One line on stdout. Whoever started this peer reads it; where nobody does any more, stdin ends too.
-pub fn say(line: &Json) {
+fn say(line: &Json) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
         eprintln!("stdout: {error}");
@@ -65,10 +101,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let key = Keypair::ed25519_from_bytes(&mut seed)?;
     let peer = key.public().to_peer_id();
     let library = Arc::new(Library::default());
-    let (net, addresses) = node::start(key, listen, library.clone(), careless).await?;
+    let host = Serving { library: library.clone(), places: Arc::new(Semaphore::new(IN_FLIGHT_TOTAL)) };
+    let (net, addresses) = Net::start(Settings { key, listen, careless }, Arc::new(host)).await?;
     let addresses: Vec<String> = addresses.into_iter().map(|a| a.with(Protocol::P2p(peer)).to_string()).collect();
     say(&json!({"event": "ready", "peer_id": peer.to_string(), "addrs": addresses}));
-    let client = Arc::new(Client::new(net, library, careless));
+    let own = Arc::new(Peer { client: Client::new(net), library, careless });
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut terminated = signal(SignalKind::terminate())?;
     loop {
@@ -83,8 +120,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 break;
             }
             Ok(command) => {
-                let client = client.clone();
-                tokio::spawn(async move { say(&commands::run(client, command).await) });
+                let own = own.clone();
+                tokio::spawn(async move { say(&commands::run(own, command).await) });
             }
             Err(error) => say(&json!({"id": null, "error": {"kind": "usage", "message": error.to_string()}})),
         }

@@ -4,17 +4,15 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use crate::frames::{self, Frame, Parsed};
-use crate::gossip;
-use crate::json::from_json;
 use aw::cbor::{self, Bad, ITEMS_MAX, Result, Value, ensure, refuse};
-use aw::chain::{Descent, Lists};
 use aw::crypto::{self, hex, unhex};
 use aw::merkle::{self, Peaks};
-use aw::records;
-use aw::schema;
-use aw::state;
 use aw::world::World;
+use aw::{gossip, records, schema, state};
+use awnet::frames::{self, Frame, Parsed};
+
+use crate::chain::{Descent, Lists};
+use crate::json::from_json;
 
 #[derive(Default)]
 struct Tally {
@@ -90,7 +88,7 @@ fn ids(tally: &mut Tally, file: &Json, _: &Path) -> Result<()> {
     let header_hash = hex_of(&file["world_id"], "header_hash")?.try_into().map_err(|_| Bad::Refused("hash".into()))?;
     let world_id = crypto::world_id(&header_hash);
     tally.equal(world_id.as_str(), str_of(&file["world_id"], "world_id")?, "world id")?;
-    tally.equal(crate::dht::head_key(&world_id).as_str(), str_of(file, "head_key")?, "head key")?;
+    tally.equal(awnet::dht::head_key(&world_id).as_str(), str_of(file, "head_key")?, "head key")?;
     let content_id = hex(crypto::world_content_id(&world_id));
     tally.equal(content_id.as_str(), str_of(file, "world_content_id")?, "world content id")?;
     for topic in each(&file["topics"]).filter_map(Json::as_str) {

@@ -28,6 +28,8 @@ impl fmt::Display for Bad {
     }
 }
 
+impl std::error::Error for Bad {}
+
 pub fn refuse<T>(why: impl Into<String>) -> Result<T> {
     Err(Bad::Refused(why.into()))
 }

@@ -5,11 +5,12 @@
 //! as far as its executor: it was attested, not replayed.
 //!
 //! In reading order: [`cbor`] and [`crypto`]; [`schema`], every shape as one table; [`records`], the rules between fields,
-//! seals and heads; [`merkle`] and [`state`]; [`world`], [`proofs`] for light clients, and [`chain`] for who keeps a world.
+//! seals and heads; [`merkle`] and [`state`]; [`world`], [`envelope`] and [`proofs`] for light clients; [`gossip`], the verdict on messages.
 
 pub mod cbor;
-pub mod chain;
 pub mod crypto;
+pub mod envelope;
+pub mod gossip;
 pub mod merkle;
 pub mod proofs;
 pub mod records;

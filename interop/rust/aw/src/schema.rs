@@ -136,7 +136,7 @@ const PROVED_RECEIPT: Shape =
     Open(&[("receipt", Record("receipt")), ("index", COUNT), ("count", COUNT), ("path", PATH)]);
 const WORLD: Fields = &[("world_id", World)];
 
-/// Method, request, (last) answer: those that this peer serves or asks.
+/// Method, request, (last) answer: those that light clients and mirrors know.
 #[rustfmt::skip]
 const METHODS: &[(&str, Fields, Fields)] = &[
     ("hello", &[], &[("versions", List(1, 16, &COUNT)), ("max_in_flight", COUNT), ("worlds", List(0, 64, &World))]),
@@ -160,14 +160,6 @@ const METHODS: &[(&str, Fields, Fields)] = &[
             ("reason?", Text(0, 64)), ("message?", Text(0, 512)), ("retry_after_ms?", COUNT), ("next_nonce?", COUNT),
         ]))),
     ]),
-    ("x_echo", &[], &[]),
-    ("x_error", &[
-        ("code", Int(1, 10)), ("retry_after_ms", Int(0, 4_294_967_295)), ("message", Text(0, 1_024)),
-        ("detail", Bytes(0, 65_536)),
-    ], &[]),
-    ("x_wait", &[("ms", Int(0, 60_000))], &[]),
-    ("x_parts", &[("count", COUNT), ("size", Int(0, 262_144))], &[("count", COUNT)]),
-    ("x_reset", &[("after", COUNT)], &[]),
 ];
 
 /// Shapes of request and last answer.

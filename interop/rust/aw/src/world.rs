@@ -53,7 +53,7 @@ impl World {
 }
 
 /// What every block of a valid chain has in common.
-pub(crate) fn check_block(world_id: &str, block: &Value) -> Result<()> {
+pub fn check_block(world_id: &str, block: &Value) -> Result<()> {
     ensure(block.text("world_id")? == world_id, "block: of another world")?;
     ensure(block.get("manifest_hash").is_none(), "block: no valid chain has a manifest_hash")
 }

@@ -1,12 +1,12 @@
 //! The verdict that every relay gives on a message before it forwards it; no I/O. Implements "Gossip" of
 //! docs/protocol.md.
 
-use aw::cbor::{self, Bad, ITEMS_MAX, Result, Value, ensure, refuse};
-use aw::records;
-use aw::schema::{self, EVIDENCE, EVIDENCE_ITEM, Shape};
+use crate::cbor::{self, Bad, ITEMS_MAX, Result, Value, ensure, refuse};
+use crate::records;
+use crate::schema::{self, EVIDENCE, EVIDENCE_ITEM, Shape};
 
 const KINDS: [&str; 6] = ["action", "batch", "block", "head", "event", "evidence"];
-pub const MESSAGE_MAX: usize = 65_536;
+const MESSAGE_MAX: usize = 65_536;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {

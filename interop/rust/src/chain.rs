@@ -3,12 +3,12 @@
 
 use std::collections::HashSet;
 
-use crate::cbor::{self, Bad, Result, Value, ensure};
-use crate::crypto::{self, Hash};
-use crate::merkle::Peaks;
-use crate::records::{self, Head};
-use crate::schema::{self, Shape};
-use crate::world::{World, check_block};
+use aw::cbor::{self, Bad, Result, Value, ensure};
+use aw::crypto::{self, Hash};
+use aw::merkle::Peaks;
+use aw::records::{self, Head};
+use aw::schema::{self, Shape};
+use aw::world::{World, check_block};
 
 const LIST_MAX: usize = 64 << 20;
 

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use aw::crypto::Hash;
+use aw::records::{self, Head};
 use futures::StreamExt;
 use libp2p::core::transport::ListenerId;
 use libp2p::gossipsub::{self, MessageAcceptance, MessageAuthenticity, ValidationMode};
@@ -13,36 +15,74 @@ use libp2p::kad::{self, QueryId, QueryResult};
 use libp2p::multiaddr::{Multiaddr, Protocol};
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
-use libp2p::{PeerId, StreamProtocol, Swarm, connection_limits, identify, noise, ping, tcp, yamux};
-use serde_json::json;
+use libp2p::{PeerId, Swarm, connection_limits, identify, noise, ping, tcp, yamux};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::dht::{self, HeadStore};
-use crate::gossip::{self, Verdict};
-use crate::library::Library;
-use crate::rr::{self, Failure};
-use crate::streams;
-use aw::crypto::hex;
-use aw::records;
+use crate::dht::{self, KAD};
+use crate::session::Failure;
+use crate::streams::{self, Conduit};
+use aw::gossip::{self, Verdict};
 
-const KAD: StreamProtocol = StreamProtocol::new("/aw/kad/1.0.0");
 const DIAL_MAX: Duration = Duration::from_secs(5);
 const LIVENESS_PERIOD: Duration = Duration::from_secs(5);
 const LIVENESS_TIMEOUT: Duration = Duration::from_secs(4);
-const IN_FLIGHT_TOTAL: usize = 1_024;
 const HEAD_SKEW_MS: i64 = 60_000;
+
+/// What a node tells of by itself.
+pub enum Event {
+    /// The first connection to a peer is there; the last one is gone.
+    Connected(PeerId),
+    Disconnected(PeerId),
+    /// A message of another peer was judged.
+    Gossip {
+        topic: String,
+        verdict: Verdict,
+        data: Vec<u8>,
+        author: PeerId,
+    },
+    /// A head of a world that is followed, above the last.
+    Head(Head),
+}
+
+/// What a node leaves to whoever runs it. As it stands here: a client, who serves nothing and listens to nothing.
+pub trait Host: Send + Sync + 'static {
+    /// Takes a stream that another peer opened, with the places for that peer's requests; none where it has too many
+    /// streams. A stream that is dropped is reset.
+    fn serve(&self, _stream: Conduit, _places: Option<Arc<Semaphore>>) {}
+
+    /// This limit of a world's genesis, where the world is known: messages with larger envelopes are rejected.
+    fn envelope_bytes_max(&self, _world_id: &str) -> Option<usize> {
+        None
+    }
+
+    /// Is called by the node's task, and must not wait.
+    fn tell(&self, _event: Event) {}
+}
+
+/// The host of a client.
+pub struct Quiet;
+
+impl Host for Quiet {}
+
+/// How to start a node. Who listens nowhere is a client of the DHT as well. `careless`: takes whatever is published, put
+/// or received by gossip; for tests.
+pub struct Settings {
+    pub key: Keypair,
+    pub listen: Vec<Multiaddr>,
+    pub careless: bool,
+}
 
 type Filter = gossipsub::MaxCountSubscriptionFilter<gossipsub::AllowAllSubscriptionFilter>;
 type Pubsub = gossipsub::Behaviour<gossipsub::IdentityTransform, Filter>;
 
 #[derive(NetworkBehaviour)]
-pub struct Behaviour {
+pub(crate) struct Behaviour {
     limits: connection_limits::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub gossip: Pubsub,
-    pub kad: dht::Behaviour,
-    streams: streams::Behaviour,
+    pub kad: dht::store::Behaviour,
+    pub streams: streams::Behaviour,
 }
 
 struct Dial {
@@ -51,32 +91,23 @@ struct Dial {
     done: oneshot::Sender<Result<(), Failure>>,
 }
 
-pub struct Node {
+pub(crate) struct Node {
     pub swarm: Swarm<Behaviour>,
     pub identified: HashMap<PeerId, identify::Info>,
     /// The order of the newest head that was told, of each world that is followed.
-    pub followed: HashMap<String, Option<(i64, i64, i64, aw::crypto::Hash)>>,
-    queries: HashMap<QueryId, mpsc::UnboundedSender<QueryResult>>,
+    pub followed: HashMap<String, Option<(i64, i64, i64, Hash)>>,
+    pub queries: HashMap<QueryId, mpsc::UnboundedSender<QueryResult>>,
     dials: Vec<Dial>,
-    library: Arc<Library>,
+    host: Arc<dyn Host>,
     careless: bool,
 }
 
-type Task = Box<dyn FnOnce(&mut Node) + Send>;
+pub(crate) type Task = Box<dyn FnOnce(&mut Node) + Send>;
 
-/// The way to the node for everybody else.
-#[derive(Clone)]
-pub struct Net {
-    tasks: mpsc::Sender<Task>,
-}
-
-fn build(key: Keypair, library: &Arc<Library>, careless: bool) -> Result<Swarm<Behaviour>, Box<dyn std::error::Error>> {
-    let places = Arc::new(Semaphore::new(IN_FLIGHT_TOTAL));
-    let service: Arc<dyn rr::Service> = library.clone();
-    let accept = Arc::new(move |conduit, of_peer| {
-        let places = rr::Places { of_peer, of_all: places.clone() };
-        tokio::spawn(rr::serve(service.clone(), conduit, places));
-    });
+fn build(settings: Settings, host: &Arc<dyn Host>) -> Result<Swarm<Behaviour>, Box<dyn std::error::Error>> {
+    let Settings { key, listen, careless } = settings;
+    let host = host.clone();
+    let accept = Arc::new(move |conduit, places| host.serve(conduit, places));
     let muxer = || {
         let mut config = yamux::Config::default();
         // Above its limit yamux closes the whole connection; streams are limited by `streams` instead.
@@ -101,7 +132,7 @@ fn build(key: Keypair, library: &Arc<Library>, careless: bool) -> Result<Swarm<B
                 identify: identify::Behaviour::new(identify),
                 ping: ping::Behaviour::new(ping),
                 gossip: pubsub(key)?,
-                kad: kademlia(peer, careless),
+                kad: dht::behaviour(peer, !listen.is_empty(), careless),
                 streams: streams::Behaviour::new(accept),
             })
         })?
@@ -134,19 +165,6 @@ fn pubsub(key: &Keypair) -> Result<Pubsub, Box<dyn std::error::Error + Send + Sy
     Ok(Pubsub::new_with_subscription_filter(MessageAuthenticity::Signed(key.clone()), config, filter)?)
 }
 
-fn kademlia(peer: PeerId, careless: bool) -> dht::Behaviour {
-    let mut config = kad::Config::new(KAD);
-    config
-        .set_query_timeout(Duration::from_secs(15))
-        .set_provider_publication_interval(Some(Duration::from_secs(300)))
-        .set_max_packet_size(1 << 20)
-        // Addresses come from identify, where their form is judged.
-        .set_kbucket_inserts(kad::BucketInserts::Manual);
-    let mut behaviour = kad::Behaviour::with_config(peer, HeadStore::new(peer, careless), config);
-    behaviour.set_mode(Some(kad::Mode::Server));
-    dht::Behaviour(behaviour)
-}
-
 /// `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, with the peer's own id or none.
 fn usable(address: &Multiaddr, peer: &PeerId) -> bool {
     use Protocol::{Dns, Dns4, Dns6, Ip4, Ip6, P2p, Tcp};
@@ -158,14 +176,14 @@ fn usable(address: &Multiaddr, peer: &PeerId) -> bool {
     }
 }
 
-/// Starts the node. Ends when all its listeners are known.
-pub async fn start(
-    key: Keypair,
-    listen: Vec<Multiaddr>,
-    library: Arc<Library>,
-    careless: bool,
-) -> Result<(Net, Vec<Multiaddr>), Box<dyn std::error::Error>> {
-    let mut swarm = build(key, &library, careless)?;
+/// Starts the node, which ends when nobody holds its queue any more. Returns when all its listeners are known.
+pub(crate) async fn start(
+    settings: Settings,
+    host: Arc<dyn Host>,
+    queue: mpsc::Receiver<Task>,
+) -> Result<Vec<Multiaddr>, Box<dyn std::error::Error>> {
+    let (listen, careless) = (settings.listen.clone(), settings.careless);
+    let mut swarm = build(settings, &host)?;
     let mut waiting = HashSet::<ListenerId>::new();
     for address in listen {
         waiting.insert(swarm.listen_on(address)?);
@@ -183,55 +201,10 @@ pub async fn start(
             _ => {}
         }
     }
-    let (tasks, queue) = mpsc::channel(1_024);
     let (identified, followed, queries) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let node = Node { swarm, identified, followed, queries, dials: Vec::new(), library, careless };
+    let node = Node { swarm, identified, followed, queries, dials: Vec::new(), host, careless };
     tokio::spawn(node.run(queue));
-    Ok((Net { tasks }, addresses))
-}
-
-impl Net {
-    /// Runs a piece of work on the node.
-    pub async fn with<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Node) -> T + Send + 'static,
-    ) -> Result<T, Failure> {
-        let gone = |_| Failure::Stream("the node is gone".into());
-        let (tell, told) = oneshot::channel();
-        let task: Task = Box::new(move |node| {
-            // Whoever asked may have stopped waiting.
-            let _ = tell.send(work(node));
-        });
-        self.tasks.send(task).await.map_err(|_| Failure::Stream("the node is gone".into()))?;
-        told.await.map_err(gone)
-    }
-
-    pub async fn dial(&self, address: Multiaddr, peer: PeerId) -> Result<(), Failure> {
-        let (done, dialled) = oneshot::channel();
-        self.with(move |node| node.dial(address, peer, done)).await?;
-        dialled.await.map_err(|_| Failure::Stream("the dial was given up".into()))?
-    }
-
-    pub async fn open(&self, peer: PeerId) -> Result<streams::Conduit, Failure> {
-        let (opened, conduit) = oneshot::channel();
-        self.with(move |node| node.swarm.behaviour_mut().streams.open(peer, opened)).await?;
-        conduit.await.map_err(|_| Failure::Stream(format!("{peer} is not connected")))?.map_err(Failure::Stream)
-    }
-
-    /// Starts a Kademlia query: its results, until it has ended.
-    pub async fn query(
-        &self,
-        start: impl FnOnce(&mut kad::Behaviour<HeadStore>) -> Result<QueryId, Failure> + Send + 'static,
-    ) -> Result<mpsc::UnboundedReceiver<QueryResult>, Failure> {
-        self.with(move |node| {
-            let id = start(&mut node.swarm.behaviour_mut().kad.0)?;
-            // Bounded by the peers that one query asks.
-            let (tell, results) = mpsc::unbounded_channel();
-            node.queries.insert(id, tell);
-            Ok(results)
-        })
-        .await?
-    }
+    Ok(addresses)
 }
 
 impl Node {
@@ -247,7 +220,7 @@ impl Node {
         }
     }
 
-    fn dial(&mut self, address: Multiaddr, peer: PeerId, done: oneshot::Sender<Result<(), Failure>>) {
+    pub fn dial(&mut self, address: Multiaddr, peer: PeerId, done: oneshot::Sender<Result<(), Failure>>) {
         if self.identified.contains_key(&peer) && self.swarm.is_connected(&peer) {
             // The command may have timed out.
             let _ = done.send(Ok(()));
@@ -274,12 +247,12 @@ impl Node {
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } if num_established.get() == 1 => {
-                crate::say(&json!({"event": "connected", "peer": peer_id.to_string()}));
+                self.host.tell(Event::Connected(peer_id));
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.identified.remove(&peer_id);
                 self.finish_dials(|dial| dial.peer == peer_id, Some("the connection was closed"));
-                crate::say(&json!({"event": "disconnected", "peer": peer_id.to_string()}));
+                self.host.tell(Event::Disconnected(peer_id));
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 self.finish_dials(|dial| dial.connection == connection_id, Some(&error.to_string()));
@@ -327,26 +300,24 @@ impl Node {
         if self.careless {
             return (Verdict::Accept, None);
         }
-        let world = gossip::parse_topic(topic).and_then(|(world_id, _)| self.library.world(world_id));
-        let limit = world.and_then(|world| world.limit("envelope_bytes_max").ok()).unwrap_or(0);
-        let (verdict, why) = gossip::judge(topic, data, limit);
+        let limit = gossip::parse_topic(topic).and_then(|(world_id, _)| self.host.envelope_bytes_max(world_id));
+        let (verdict, why) = gossip::judge(topic, data, limit.unwrap_or(0));
         (verdict, why.map(|why| why.to_string()))
     }
 
     fn on_message(&mut self, from: PeerId, id: gossipsub::MessageId, message: gossipsub::Message) {
-        let topic = message.topic.as_str();
-        let (verdict, _) = self.judge(topic, &message.data);
+        let (topic, data) = (message.topic.into_string(), message.data);
+        let (verdict, _) = self.judge(&topic, &data);
         let acceptance = match verdict {
             Verdict::Accept => MessageAcceptance::Accept,
             Verdict::Ignore => MessageAcceptance::Ignore,
             Verdict::Reject => MessageAcceptance::Reject,
         };
         self.swarm.behaviour_mut().gossip.report_message_validation_result(&id, &from, acceptance);
-        let author = message.source.unwrap_or(from).to_string();
-        crate::say(&json!({"event": "gossip", "topic": topic, "verdict": verdict.name(), "data": hex(&message.data),
-            "from": author}));
-        if let (Verdict::Accept, Some((world_id, "head"))) = (verdict, gossip::parse_topic(topic)) {
-            self.on_head(world_id, &message.data);
+        let author = message.source.unwrap_or(from);
+        self.host.tell(Event::Gossip { topic: topic.clone(), verdict, data: data.clone(), author });
+        if let (Verdict::Accept, Some((world_id, "head"))) = (verdict, gossip::parse_topic(&topic)) {
+            self.on_head(world_id, &data);
         }
     }
 
@@ -357,10 +328,7 @@ impl Node {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64);
         if last.is_none_or(|last| last < head.order) && head.order.2 <= now + HEAD_SKEW_MS {
             *last = Some(head.order);
-            let block_hash = hex(head.block_hash().unwrap_or_default());
-            crate::say(
-                &json!({"event": "head", "world_id": world_id, "height": head.height(), "block_hash": block_hash}),
-            );
+            self.host.tell(Event::Head(head));
         }
     }
 

@@ -16,10 +16,9 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 
-use aw::cbor::{self, refuse};
 use aw::crypto::MULTIHASH_PREFIX;
-use aw::records::{self, Head};
-use aw::schema;
+
+use super::validate;
 
 const RECORD_MAX: usize = 8_192;
 const ADDRESSES_MAX: usize = 16;
@@ -28,20 +27,6 @@ const PROVIDED_KEYS_MAX: usize = 65_536;
 const PROVIDERS_PER_KEY_MAX: usize = 20;
 const PUTS_PER_PERIOD_MAX: u32 = 500;
 const PERIOD: Duration = Duration::from_secs(10);
-
-pub fn head_key(world_id: &str) -> String {
-    format!("/aw/world/{world_id}/head")
-}
-
-/// The validator: the head that a record holds.
-pub fn validate(key: &[u8], value: &[u8]) -> cbor::Result<Head> {
-    let text = std::str::from_utf8(key).ok();
-    let world_id = text.and_then(|key| key.strip_prefix("/aw/world/")?.strip_suffix("/head"));
-    match world_id.filter(|id| schema::world_ok(id)) {
-        Some(world_id) => records::check_head(value, Some(world_id)),
-        None => refuse("the key is none of a head"),
-    }
-}
 
 /// Keys that others put, in the order in which they last did.
 #[derive(Default)]
@@ -70,7 +55,7 @@ impl Ages {
     }
 }
 
-pub struct HeadStore {
+pub(crate) struct HeadStore {
     inner: MemoryStore,
     own: PeerId,
     records: Ages,
@@ -185,7 +170,7 @@ impl RecordStore for HeadStore {
 }
 
 /// Kademlia, whose store knows from whom a record comes.
-pub struct Behaviour(pub kad::Behaviour<HeadStore>);
+pub(crate) struct Behaviour(pub kad::Behaviour<HeadStore>);
 
 impl NetworkBehaviour for Behaviour {
     type ConnectionHandler = THandler<kad::Behaviour<HeadStore>>;

@@ -1,7 +1,9 @@
 //! The bytes of a frame on a stream of `/aw/rr/1`; no I/O. Implements the frame table of "Request / response" of
 //! docs/protocol.md.
 
-pub const FRAME_MAX: usize = 1 << 20;
+use aw::cbor::Bad;
+
+const FRAME_MAX: usize = 1 << 20;
 const REQUEST_MAX: usize = 65_536;
 const LENGTH_BYTES_MAX: usize = 3;
 /// Type, id, length of the method and the method: what of a frame is judged before the rest is here.
@@ -49,6 +51,13 @@ impl RrError {
 
     pub fn name(&self) -> String {
         format!("ERR_{}", NAMES[usize::from(self.code) - 1])
+    }
+}
+
+/// What a request must hold before it is looked at, it holds: whatever is wrong with it is the caller's.
+impl From<Bad> for RrError {
+    fn from(bad: Bad) -> Self {
+        RrError::new(BAD_REQUEST, bad.to_string())
     }
 }
 

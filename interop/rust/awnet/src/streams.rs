@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use aw::crypto::KEY_ID_PREFIX;
 
-pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/aw/rr/1");
+const PROTOCOL: StreamProtocol = StreamProtocol::new("/aw/rr/1");
 const STREAMS_PER_PEER_MAX: usize = 64;
 const IN_FLIGHT_PER_PEER_MAX: usize = 64;
 const NEGOTIATION: Duration = Duration::from_secs(4);
@@ -35,12 +35,13 @@ const OPENING: Duration = Duration::from_secs(10);
 pub struct Conduit {
     pub stream: Stream,
     pub closed: watch::Receiver<()>,
+    /// Held as long as the stream is.
     pub place: Option<OwnedSemaphorePermit>,
 }
 
-pub type Opened = oneshot::Sender<Result<Conduit, String>>;
+pub(crate) type Opened = oneshot::Sender<Result<Conduit, String>>;
 /// Takes an inbound stream, with the places for requests of its peer; on one stream too many there are none.
-type Accept = Arc<dyn Fn(Conduit, Option<Arc<Semaphore>>) + Send + Sync>;
+pub(crate) type Accept = Arc<dyn Fn(Conduit, Option<Arc<Semaphore>>) + Send + Sync>;
 
 /// What one peer may hold, over all its connections.
 #[derive(Clone)]
@@ -57,7 +58,7 @@ impl Default for Allowance {
     }
 }
 
-pub struct Behaviour {
+pub(crate) struct Behaviour {
     accept: Accept,
     allowances: HashMap<PeerId, Allowance>,
     opening: VecDeque<(PeerId, Opened)>,
@@ -129,7 +130,7 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
-pub struct Handler {
+pub(crate) struct Handler {
     accept: Accept,
     opening: VecDeque<Opened>,
     allowance: Allowance,

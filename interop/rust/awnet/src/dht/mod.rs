@@ -1,0 +1,147 @@
+//! Kademlia: heads and providers, told and found. Hides queries and libp2p's types; guarantees that a head that is found is
+//! the newest valid one of all that answered. What is kept for others is in `store`. Implements "DHT" of docs/protocol.md.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use aw::cbor::{self, refuse};
+use aw::crypto::{Hash, provider_key};
+use aw::records::{self, Head};
+use aw::schema;
+use libp2p::kad::{self, GetClosestPeersOk, GetProvidersOk, GetRecordOk, QueryResult, Quorum, Record, RecordKey};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
+
+use crate::net::Net;
+use crate::session::Failure;
+use store::HeadStore;
+
+pub(crate) mod store;
+
+pub(crate) const KAD: StreamProtocol = StreamProtocol::new("/aw/kad/1.0.0");
+
+pub fn head_key(world_id: &str) -> String {
+    format!("/aw/world/{world_id}/head")
+}
+
+/// The validator: the head that a record holds.
+fn validate(key: &[u8], value: &[u8]) -> cbor::Result<Head> {
+    let text = std::str::from_utf8(key).ok();
+    let world_id = text.and_then(|key| key.strip_prefix("/aw/world/")?.strip_suffix("/head"));
+    match world_id.filter(|id| schema::world_ok(id)) {
+        Some(world_id) => records::check_head(value, Some(world_id)),
+        None => refuse("the key is none of a head"),
+    }
+}
+
+/// Kademlia for the swarm. Who listens nowhere can serve nobody, and only asks.
+pub(crate) fn behaviour(peer: PeerId, serves: bool, careless: bool) -> store::Behaviour {
+    let mut config = kad::Config::new(KAD);
+    config
+        .set_query_timeout(Duration::from_secs(15))
+        .set_provider_publication_interval(Some(Duration::from_secs(300)))
+        .set_max_packet_size(1 << 20)
+        // Addresses come from identify, where their form is judged.
+        .set_kbucket_inserts(kad::BucketInserts::Manual);
+    let mut behaviour = kad::Behaviour::with_config(peer, HeadStore::new(peer, careless), config);
+    behaviour.set_mode(Some(if serves { kad::Mode::Server } else { kad::Mode::Client }));
+    store::Behaviour(behaviour)
+}
+
+impl Net {
+    /// Keeps a record here and puts it to the peers nearest to its key.
+    pub async fn dht_put(&self, key: String, value: Vec<u8>) -> Result<(), Failure> {
+        if !self.careless {
+            validate(key.as_bytes(), &value)?;
+        }
+        let start = move |kad: &mut kad::Behaviour<HeadStore>| {
+            let refused = |_| Failure::Refused("a newer head is held".into());
+            kad.put_record(Record::new(key.into_bytes(), value), Quorum::One).map_err(refused)
+        };
+        // Nobody near who took it is no failure: it is held here, and put again.
+        let mut results = self.query(start).await?;
+        while results.recv().await.is_some() {}
+        Ok(())
+    }
+
+    /// The newest valid head of all that were found; who gave an older one, or should have had one, gets it.
+    pub async fn dht_get(&self, key: String) -> Result<Head, Failure> {
+        let record_key = RecordKey::new(&key);
+        let wanted = record_key.clone();
+        let mut results = self.query(move |kad| Ok(kad.get_record(wanted))).await?;
+        let (mut best, mut given, mut without) = (None::<Head>, Vec::new(), Vec::new());
+        while let Some(result) = results.recv().await {
+            match result {
+                QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => {
+                    let Ok(head) = validate(key.as_bytes(), &found.record.value) else { continue };
+                    given.extend(found.peer.map(|peer| (peer, head.order)));
+                    if best.as_ref().is_none_or(|best| best.order < head.order) {
+                        best = Some(head);
+                    }
+                }
+                QueryResult::GetRecord(Ok(GetRecordOk::FinishedWithNoAdditionalRecord { cache_candidates })) => {
+                    without.extend(cache_candidates.into_values());
+                }
+                _ => {}
+            }
+        }
+        let best = best.ok_or_else(|| Failure::NotFound("no valid record of this key".into()))?;
+        let older = given.into_iter().filter(|(_, order)| *order < best.order).map(|(peer, _)| peer);
+        let behind: Vec<PeerId> = older.chain(without).collect();
+        if !behind.is_empty() {
+            let record = Record::new(record_key, best.value.encode());
+            self.query(move |kad| Ok(kad.put_record_to(record, behind.into_iter(), Quorum::One))).await?;
+        }
+        Ok(best)
+    }
+
+    pub async fn provide(&self, content_id: Hash) -> Result<(), Failure> {
+        let key = RecordKey::new(&provider_key(&content_id));
+        let full = |e: kad::store::Error| Failure::Refused(e.to_string());
+        let mut results = self.query(move |kad| kad.start_providing(key).map_err(full)).await?;
+        while results.recv().await.is_some() {}
+        Ok(())
+    }
+
+    pub async fn find_providers(&self, content_id: &[u8]) -> Result<Vec<(PeerId, Vec<Multiaddr>)>, Failure> {
+        let key = RecordKey::new(&provider_key(content_id));
+        let mut results = self.query(move |kad| Ok(kad.get_providers(key))).await?;
+        let mut peers = Vec::new();
+        while let Some(result) = results.recv().await {
+            if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) = result {
+                peers.extend(providers);
+            }
+        }
+        peers.sort();
+        peers.dedup();
+        let mut found = Vec::new();
+        for peer in peers {
+            let mut addresses = self.with(move |node| node.known_addresses(&peer)).await?;
+            if addresses.is_empty() {
+                addresses = self.look_up(peer).await?;
+            }
+            found.push((peer, addresses));
+        }
+        Ok(found)
+    }
+
+    /// Addresses of a peer, from those nearest to its id: an answer about providers tells only who they are.
+    async fn look_up(&self, peer: PeerId) -> Result<Vec<Multiaddr>, Failure> {
+        let mut results = self.query(move |kad| Ok(kad.get_n_closest_peers(peer, NonZeroUsize::MIN))).await?;
+        let mut addresses = Vec::new();
+        while let Some(result) = results.recv().await {
+            if let QueryResult::GetClosestPeers(Ok(GetClosestPeersOk { peers, .. })) = result {
+                addresses.extend(peers.into_iter().filter(|info| info.peer_id == peer).flat_map(|info| info.addrs));
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Who is in the routing table.
+    pub async fn dht_peers(&self) -> Result<Vec<PeerId>, Failure> {
+        self.with(|node| {
+            let buckets = node.swarm.behaviour_mut().kad.0.kbuckets();
+            buckets.flat_map(|b| b.iter().map(|e| *e.node.key.preimage()).collect::<Vec<_>>()).collect()
+        })
+        .await
+    }
+}

@@ -1,0 +1,149 @@
+//! Frames in and out of one stream, for both of its sides. Hides buffers and batches; guarantees that a frame is whole or an
+//! error, that it is read within its time, and that what waits to be written is bounded in bytes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use libp2p::swarm::Stream;
+use tokio::sync::{OwnedSemaphorePermit as Permit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::frames::{self, Frame, Malformed, Parsed};
+
+/// Requests in flight on one stream.
+pub const IN_FLIGHT_MAX: usize = 32;
+pub const FOREVER: Duration = Duration::from_secs(365 * 24 * 3_600);
+/// How long a reader may keep one write waiting.
+pub const WRITE: Duration = Duration::from_secs(30);
+const QUEUE_FRAMES: usize = 64;
+/// What waits for a slow reader of one stream.
+const QUEUE_BYTES: usize = 1 << 20;
+const CHUNK: usize = 65_536;
+const WRITE_BATCH: usize = 65_536;
+const FRAME_TOTAL: Duration = Duration::from_secs(30);
+
+/// A panic elsewhere leaves maps and sets of this peer as good as they were.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub enum ReadError {
+    Malformed(Malformed),
+    /// A request of this id was above its method's limit: it was passed over, and the next frame can be read.
+    TooLarge(u32),
+    /// Too late, or the stream ended inside a frame, or the connection is gone.
+    Gone,
+}
+
+pub struct FrameReader {
+    stream: ReadHalf<Stream>,
+    buffer: Vec<u8>,
+    start: usize,
+    chunk: Vec<u8>,
+}
+
+impl FrameReader {
+    pub fn new(stream: ReadHalf<Stream>) -> Self {
+        FrameReader { stream, buffer: Vec::new(), start: 0, chunk: vec![0; CHUNK] }
+    }
+
+    /// The next frame, or none at the end of the stream or of patience, which is for its first byte. Of a request that is
+    /// too large no more than a chunk is held.
+    pub async fn next(&mut self, patience: Duration) -> Result<Option<Frame>, ReadError> {
+        let mut deadline = Instant::now() + if self.start < self.buffer.len() { FRAME_TOTAL } else { patience };
+        let mut passing = None;
+        loop {
+            if passing.is_none() {
+                match frames::parse(&self.buffer[self.start..]).map_err(ReadError::Malformed)? {
+                    Parsed::Whole(frame, size) => {
+                        self.start += size;
+                        return Ok(Some(frame));
+                    }
+                    Parsed::TooLarge { id, size } => passing = Some((id, size)),
+                    Parsed::Partial => {}
+                }
+            }
+            if let Some((id, left)) = &mut passing {
+                let passed = (self.buffer.len() - self.start).min(*left);
+                (self.start, *left) = (self.start + passed, *left - passed);
+                if *left == 0 {
+                    return Err(ReadError::TooLarge(*id));
+                }
+            }
+            self.buffer.drain(..self.start);
+            self.start = 0;
+            let begins = self.buffer.is_empty() && passing.is_none();
+            let count = match timeout_at(deadline, self.stream.read(&mut self.chunk)).await {
+                Ok(read) => read.map_err(|_| ReadError::Gone)?,
+                // Idle: as good as ended.
+                Err(_) if begins => 0,
+                Err(_) => return Err(ReadError::Gone),
+            };
+            self.buffer.extend_from_slice(&self.chunk[..count]);
+            match (count, begins) {
+                (0, true) => return Ok(None),
+                (0, false) => return Err(ReadError::Gone),
+                (_, true) => deadline = Instant::now() + FRAME_TOTAL,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Where the frames of a stream wait for its writer, bounded by their bytes.
+pub struct Outbox {
+    queue: mpsc::Sender<(Vec<u8>, Permit)>,
+    room: Arc<Semaphore>,
+}
+
+pub struct Inbox {
+    queue: mpsc::Receiver<(Vec<u8>, Permit)>,
+    room: Arc<Semaphore>,
+}
+
+pub fn outbox() -> (Outbox, Inbox) {
+    let (room, (tell, told)) = (Arc::new(Semaphore::new(QUEUE_BYTES)), mpsc::channel(QUEUE_FRAMES));
+    (Outbox { queue: tell, room: room.clone() }, Inbox { queue: told, room })
+}
+
+impl Outbox {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// False where nobody writes any more.
+    pub async fn send(&self, frame: Vec<u8>) -> bool {
+        let bytes = frame.len().min(QUEUE_BYTES) as u32;
+        match self.room.clone().acquire_many_owned(bytes).await {
+            Ok(held) => self.queue.send((frame, held)).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
+impl Drop for Inbox {
+    /// Whoever waits for room is told.
+    fn drop(&mut self) {
+        self.room.close();
+    }
+}
+
+/// Writes queued frames until the queue is closed. Small frames that are there at the same time go out as one write,
+/// because each flush costs the other side a noise message and a yamux frame.
+pub async fn write_frames(out: &mut WriteHalf<Stream>, mut inbox: Inbox) -> std::io::Result<()> {
+    while let Some((mut batch, mut held)) = inbox.queue.recv().await {
+        tokio::task::yield_now().await;
+        while batch.len() < WRITE_BATCH {
+            let Ok((next, more)) = inbox.queue.try_recv() else { break };
+            batch.extend_from_slice(&next);
+            held.merge(more);
+        }
+        let written = timeout(WRITE, async {
+            out.write_all(&batch).await?;
+            out.flush().await
+        });
+        written.await??;
+    }
+    Ok(())
+}
