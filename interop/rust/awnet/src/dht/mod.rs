@@ -10,6 +10,7 @@ use aw::records::{self, Head};
 use aw::schema;
 use libp2p::kad::{self, GetClosestPeersOk, GetProvidersOk, GetRecordOk, QueryResult, Quorum, Record, RecordKey};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use tokio::time::timeout;
 
 use crate::net::Net;
 use crate::session::Failure;
@@ -18,6 +19,8 @@ use store::HeadStore;
 pub(crate) mod store;
 
 pub(crate) const KAD: StreamProtocol = StreamProtocol::new("/aw/kad/1.0.0");
+
+const IDENTIFY: Duration = Duration::from_secs(1);
 
 pub fn head_key(world_id: &str) -> String {
     format!("/aw/world/{world_id}/head")
@@ -118,6 +121,11 @@ impl Net {
             let mut addresses = self.with(move |node| node.known_addresses(&peer)).await?;
             if addresses.is_empty() {
                 addresses = self.look_up(peer).await?;
+            }
+            // Whom the query itself has just reached may not have said yet what it is.
+            if addresses.is_empty() && self.peers().await?.contains(&peer) {
+                let _ = timeout(IDENTIFY, self.identify(peer)).await;
+                addresses = self.with(move |node| node.known_addresses(&peer)).await?;
             }
             found.push((peer, addresses));
         }
