@@ -311,7 +311,7 @@ async fn receipt_proof(client: &Client, args: &Args<'_>) -> Outcome {
         None => json!({"code": code}),
     };
     let receipts: Vec<Json> = proved.receipts.into_iter().map(told).collect();
-    let (height, head_height) = (proved.height, proved.head_height);
+    let (height, head_height) = (proved.height, proved.head.height());
     Ok(json!({"height": height, "head_height": head_height, "receipts": receipts, "trust": "attested"}))
 }
 

@@ -25,10 +25,10 @@ pub struct ProvedCell {
     pub value: Option<Vec<u8>>,
 }
 
-/// All receipts of an envelope, (code, index) each, and the height of the block that has them.
+/// All receipts of an envelope, (code, index) each; the height of the block that has them, and the head that vouches for it.
 pub struct ProvedReceipts {
     pub height: i64,
-    pub head_height: i64,
+    pub head: Head,
     pub receipts: Vec<(String, Option<i64>)>,
 }
 
@@ -86,7 +86,7 @@ pub fn check_receipt_answer(world_id: &str, envelope_hash: &[u8], answer: &Value
             ensure(receipt.bytes("envelope_hash")? != envelope_hash, "a receipt is left out")?;
         }
     }
-    Ok(ProvedReceipts { height, head_height: head.height(), receipts })
+    Ok(ProvedReceipts { height, head, receipts })
 }
 
 /// The gateway's promise: there where the outcome is accepted, of this envelope, signed by the peer that was asked.

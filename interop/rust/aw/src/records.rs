@@ -227,6 +227,10 @@ impl Head {
     pub fn height(&self) -> i64 {
         self.order.1
     }
+    /// When the certifier last said so: how old it may be is the reader's to judge.
+    pub fn as_of_ms(&self) -> i64 {
+        self.order.2
+    }
     pub fn set(&self) -> Result<&Value> {
         Ok(&self.value.list("authorities")?[0])
     }

@@ -326,7 +326,7 @@ impl Node {
         let Some(last) = self.followed.get_mut(world_id) else { return };
         let Ok(head) = records::check_head(data, Some(world_id)) else { return };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64);
-        if last.is_none_or(|last| last < head.order) && head.order.2 <= now + HEAD_SKEW_MS {
+        if last.is_none_or(|last| last < head.order) && head.as_of_ms() <= now + HEAD_SKEW_MS {
             *last = Some(head.order);
             self.host.tell(Event::Head(head));
         }
