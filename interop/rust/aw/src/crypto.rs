@@ -70,7 +70,7 @@ pub fn unhex(text: &str) -> Result<Vec<u8>> {
 }
 
 /// RFC 4648, lower case, no padding.
-pub fn base32(data: &[u8]) -> String {
+fn base32(data: &[u8]) -> String {
     let bit = |i: usize| data.get(i / 8).is_some_and(|b| b >> (7 - i % 8) & 1 == 1);
     let digit = |at: usize| (at..at + 5).fold(0, |n, i| n << 1 | usize::from(bit(i)));
     (0..data.len() * 8).step_by(5).map(|at| char::from(b"abcdefghijklmnopqrstuvwxyz234567"[digit(at)])).collect()

@@ -5,7 +5,7 @@ use crate::crypto::{Hash, hash_all};
 
 const DOMAIN: &[u8] = b"aw/merkle/1\0";
 
-pub fn leaf(item: &[u8]) -> Hash {
+fn leaf(item: &[u8]) -> Hash {
     hash_all(&[DOMAIN, &[0], item])
 }
 
