@@ -199,7 +199,8 @@ export class FrameWriter {
 
 /** Ends a stream that has done its work, and forgets it even where the other side never ends it. */
 export async function closeStream (stream) {
-  setTimeout(() => stream.abort(gone('the other side did not end the stream')), CLOSE_MS)
+  const late = setTimeout(() => stream.abort(gone('the other side did not end the stream')), CLOSE_MS)
+  stream.addEventListener('close', () => clearTimeout(late), { once: true }) // else a program that has ended would wait for it
   try {
     await stream.close({ signal: AbortSignal.timeout(CLOSE_MS) })
   } catch (error) {
