@@ -20,12 +20,14 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::time::timeout;
 
 use aw::crypto::KEY_ID_PREFIX;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/aw/rr/1");
 const STREAMS_PER_PEER_MAX: usize = 64;
 const IN_FLIGHT_PER_PEER_MAX: usize = 64;
+const STREAM_WAIT: Duration = Duration::from_secs(1);
 const NEGOTIATION: Duration = Duration::from_secs(4);
 /// Longer than what the other side is given: it may be busy, and whoever asked has a deadline of its own.
 const OPENING: Duration = Duration::from_secs(10);
@@ -36,9 +38,11 @@ pub struct Conduit {
     pub stream: Stream,
     pub closed: watch::Receiver<()>,
     /// Held as long as the stream is.
-    pub place: Option<OwnedSemaphorePermit>,
+    pub place: Option<Place>,
 }
 
+/// One of those that a peer may have open; the second of those that are served.
+type Place = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 pub(crate) type Opened = oneshot::Sender<Result<Conduit, String>>;
 /// Takes an inbound stream, with the places for requests of its peer; on one stream too many there are none.
 pub(crate) type Accept = Arc<dyn Fn(Conduit, Option<Arc<Semaphore>>) + Send + Sync>;
@@ -48,13 +52,15 @@ pub(crate) type Accept = Arc<dyn Fn(Conduit, Option<Arc<Semaphore>>) + Send + Sy
 struct Allowance {
     /// As many again as are served: on those a peer is told that it has too many.
     streams: Arc<Semaphore>,
+    served: Arc<Semaphore>,
     requests: Arc<Semaphore>,
 }
 
 impl Default for Allowance {
     fn default() -> Self {
         let streams = Arc::new(Semaphore::new(2 * STREAMS_PER_PEER_MAX));
-        Allowance { streams, requests: Arc::new(Semaphore::new(IN_FLIGHT_PER_PEER_MAX)) }
+        let served = Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX));
+        Allowance { streams, served, requests: Arc::new(Semaphore::new(IN_FLIGHT_PER_PEER_MAX)) }
     }
 }
 
@@ -175,11 +181,15 @@ impl ConnectionHandler for Handler {
         // Whoever asked for a stream may have given up: the stream is then dropped, that is reset.
         let _ = match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
-                let Allowance { streams, requests } = &self.allowance;
-                if let Ok(place) = streams.clone().try_acquire_owned() {
-                    let served = streams.available_permits() >= STREAMS_PER_PEER_MAX;
-                    let conduit = Conduit { stream, closed, place: Some(place) };
-                    (self.accept)(conduit, served.then(|| requests.clone()));
+                let Allowance { streams, served, requests } = self.allowance.clone();
+                if let Ok(open) = streams.try_acquire_owned() {
+                    let accept = self.accept.clone();
+                    tokio::spawn(async move {
+                        // The peer may have ended others whose end is still under way.
+                        let turn = timeout(STREAM_WAIT, served.acquire_owned()).await.ok().and_then(Result::ok);
+                        let places = turn.is_some().then_some(requests);
+                        accept(Conduit { stream, closed, place: Some((open, turn)) }, places);
+                    });
                 }
                 Ok(())
             }
