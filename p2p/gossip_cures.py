@@ -290,6 +290,29 @@ def keep_restarted_peers(pubsub: Any, counters: Counter[str]) -> None:
     pubsub._handle_dead_peer = ended  # noqa: SLF001
 
 
+def tell_topics_joined_meanwhile(pubsub: Any, counters: Counter[str]) -> None:
+    """A topic that is joined while a new peer's hello is being written is told to that peer never.
+
+    pubsub.py:913: the hello is made before it is written, and only then is the peer among those to whom a subscription
+    is announced. What has changed in between is announced afterwards.
+    Test: test_a_topic_that_is_joined_while_a_peer_is_greeted_is_told_to_it.
+    """
+    greet = pubsub._handle_new_peer  # noqa: SLF001
+
+    async def handle_new_peer(peer: ID) -> None:
+        was_there, before = peer in pubsub.peers, set(pubsub.topic_ids)
+        await greet(peer)
+        queue = pubsub.peer_queues.get(peer)
+        if was_there or queue is None:
+            return
+        for topic in sorted(before ^ set(pubsub.topic_ids)):
+            packet, change = pubsub._build_announce_rpc(topic, subscribe=topic not in before)  # noqa: SLF001
+            pubsub._enqueue_or_retry_announce(peer, queue, packet, change)  # noqa: SLF001
+            counters["cure.topic_told_later"] += 1
+
+    pubsub._handle_new_peer = handle_new_peer  # noqa: SLF001
+
+
 async def _reset(stream: Any) -> None:
     """Whatever it says: an error in a task of the service would end the node."""
     with trio.move_on_after(RESET_S_MAX):
@@ -392,6 +415,7 @@ OF_GOSSIP: Final = (
     ignore_messages,
     guard_push_msg,
     keep_restarted_peers,
+    tell_topics_joined_meanwhile,
     take_turns_in_writing,
     check_authors,
 )

@@ -353,6 +353,40 @@ async def test_gossip_goes_on_over_a_restart_that_overlaps(open_node, patience, 
                 await mesh(there, here, b"to the new life")
 
 
+async def test_a_topic_that_is_joined_while_a_peer_is_greeted_is_told_to_it(
+    open_node, open_stranger, monkeypatch, patience, until
+):
+    heard = b""
+
+    async def hear(stream):
+        nonlocal heard
+        while True:
+            heard += await stream.read(65_536)
+
+    async with open_node(1) as node, open_stranger(handlers={names.GOSSIP_PROTOCOL: hear}) as stranger:
+        new_stream = node._gossip._pubsub.host.new_stream
+
+        async def opened(peer, protocols):
+            stream = await new_stream(peer, protocols)
+            if names.GOSSIP_PROTOCOL not in protocols:
+                return stream
+            write = stream.write
+
+            async def joined_first(data):
+                if TOPIC not in node._gossip._pubsub.topic_ids:
+                    await node.join(TOPIC, accept)
+                await write(data)
+
+            stream.write = joined_first
+            return stream
+
+        monkeypatch.setattr(node._gossip._pubsub.host, "new_stream", opened)
+        await stranger.dial(node)
+        with patience():
+            await until(lambda: TOPIC.encode() in heard)
+        assert node.counters()["cure.topic_told_later"] == 1
+
+
 async def test_recent_deliveries_are_cleared(patience, until):
     router = make_gossip_router()
     async with trio.open_nursery() as nursery:
