@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,8 +23,10 @@ from typing import Any, Final, TypeAlias
 
 import trio
 
+from bootstrap.cli import interrupt
 from bootstrap.node import open_client
-from interop.languages import HERE, LANGUAGES, Missing
+from interop.ctrl_c import exit_code
+from interop.languages import HERE, LANGUAGES, Missing, is_built, run_builds
 from interop.run import Cell, judge, table
 from interop.together import PythonWorld, open_world
 from runtime import codec
@@ -44,62 +44,24 @@ MOVED: Final[Place] = (30_000, 40_000, 0)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """`source`: there is no example without it. `builds` run in the language's folder; `start` is the command line."""
+    """`builds` run in the language's folder; `start` is the command line."""
 
-    source: str
     builds: Sequence[Sequence[str]]
     start: Sequence[str]
 
 
 EXAMPLES: Final = {
     "go": Example(
-        "examples/submit/main.go",
         (("go", "build", "-o", "submit", "./examples/submit"),),
         (str(HERE / "go/submit"),),
     ),
     "rust": Example(
-        "examples/submit.rs",
         # The peer's own build first: it makes the lock that cargo then goes by.
         (LANGUAGES["rust"].build, ("cargo", "build", "--profile", "interop", "--example", "submit")),
         (str(HERE / "rust/target/interop/examples/submit"),),
     ),
-    "js": Example(
-        "examples/submit.js", (LANGUAGES["js"].build,), ("node", str(HERE / "js/examples/submit.js"))
-    ),
+    "js": Example((LANGUAGES["js"].build,), ("node", str(HERE / "js/examples/submit.js"))),
 }
-
-
-def build(language: str) -> None:
-    """Build one example. Raises Missing."""
-    needs, folder = LANGUAGES[language], HERE / language
-    if shutil.which(needs.tool) is None:
-        raise Missing(
-            f"{language}: {needs.tool} is not installed\n"
-            f"try: install {needs.install}, or leave it out with --languages"
-        )
-    print(f"building the {language} example", file=sys.stderr, flush=True)
-    for command in EXAMPLES[language].builds:
-        ended = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
-        if ended.returncode:
-            raise Missing(f"{language}: {' '.join(command)} in {folder} failed with code {ended.returncode}")
-
-
-def is_there(language: str, options: argparse.Namespace) -> bool:
-    """Build an example. What is missing leaves it out; where it was asked for, and a toolchain in CI: Missing."""
-    try:
-        if not (HERE / language / EXAMPLES[language].source).exists():
-            if options.languages:
-                raise Missing(f"{language}: there is no {EXAMPLES[language].source}")
-            print(f"left out: {language}: there is no example", file=sys.stderr)
-            return False
-        if not options.no_build:
-            build(language)
-    except Missing as missing:
-        if options.languages or os.environ.get("CI"):
-            raise
-        print(f"left out: {missing}", file=sys.stderr)
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +151,19 @@ def main() -> int:
     if unknown:
         parser.error(f"not known: {', '.join(sorted(unknown))}")
     try:
-        languages = [one for one in options.languages or EXAMPLES if is_there(one, options)]
+        languages = [
+            one
+            for one in options.languages or EXAMPLES
+            if options.no_build
+            or is_built(
+                partial(run_builds, one, "example", EXAMPLES[one].builds), asked=bool(options.languages)
+            )
+        ]
     except Missing as missing:
         print(f"error: {missing}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="aw-clients-") as temporary:
-        cells = trio.run(run_all, languages, Path(temporary))
+        cells = interrupt.run(partial(run_all, languages, Path(temporary)))
     print(
         json.dumps([asdict(cell) for cell in cells], indent=1) if options.json else table(cells), flush=True
     )
@@ -202,4 +171,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,18 +49,33 @@ LANGUAGES: Final = {
 def build(language: str) -> None:
     """Build one peer. Raises Missing."""
     how = LANGUAGES[language]
+    run_builds(language, "peer", [how.build] if how.build else [])
+
+
+def run_builds(language: str, what: str, builds: Sequence[Sequence[str]]) -> None:
+    """Run commands in a language's folder, with its toolchain. Raises Missing."""
+    how, folder = LANGUAGES[language], HERE / language
     if shutil.which(how.tool) is None:
         raise Missing(
             f"{language}: {how.tool} is not installed\ntry: install {how.install}, or leave it out with --languages"
         )
-    if how.build:
-        print(f"building the {language} peer", file=sys.stderr, flush=True)
-        folder = HERE / language
-        ended = subprocess.run(how.build, cwd=folder, stdout=sys.stderr, check=False)
+    for command in builds:
+        print(f"building the {language} {what}", file=sys.stderr, flush=True)
+        ended = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
         if ended.returncode:
-            raise Missing(
-                f"{language}: {' '.join(how.build)} in {folder} failed with code {ended.returncode}"
-            )
+            raise Missing(f"{language}: {' '.join(command)} in {folder} failed with code {ended.returncode}")
+
+
+def is_built(build_it: Callable[[], None], *, asked: bool) -> bool:
+    """Build. What cannot be built is left out; where it was `asked` for by name, and in CI: Missing."""
+    try:
+        build_it()
+    except Missing as missing:
+        if asked or os.environ.get("CI"):
+            raise
+        print(f"left out: {missing}", file=sys.stderr)
+        return False
+    return True
 
 
 def command(language: str) -> Sequence[str]:

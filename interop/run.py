@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ import trio
 from bootstrap.cli import interrupt
 from interop.ctrl_c import exit_code
 from interop.driver import Ground, Peer, open_ground
-from interop.languages import LANGUAGES, Missing, build, command
+from interop.languages import LANGUAGES, Missing, build, command, is_built
 from interop.scenarios import PAIRS, connected
 from interop.together import NETWORKS, SOLO
 
@@ -163,19 +162,6 @@ def table(cells: list[Cell]) -> str:
     return "\n".join([*lines, "", f"{len(cells) - red} green, {red} red"])
 
 
-def is_there(language: str, options: argparse.Namespace) -> bool:
-    """Build a peer. One whose toolchain is missing is left out; where it was asked for, and in CI: Missing."""
-    try:
-        if not options.no_build:
-            build(language)
-    except Missing as missing:
-        if options.languages or os.environ.get("CI"):
-            raise
-        print(f"left out: {missing}", file=sys.stderr)
-        return False
-    return True
-
-
 def main() -> int:
     """Parse, build, run, print."""
     parser = argparse.ArgumentParser(prog="make interop", description=__doc__)
@@ -196,7 +182,11 @@ def main() -> int:
     if unknown or options.jobs < 1 or options.repeat < 1:
         parser.error(f"not known: {', '.join(sorted(unknown)) or 'jobs and repeat are at least 1'}")
     try:
-        options.languages = [one for one in options.languages or LANGUAGES if is_there(one, options)]
+        options.languages = [
+            one
+            for one in options.languages or LANGUAGES
+            if options.no_build or is_built(partial(build, one), asked=bool(options.languages))
+        ]
     except Missing as missing:
         print(f"error: {missing}", file=sys.stderr)
         return 2
