@@ -1,7 +1,8 @@
-# Everything a person runs. Needs only make and Python >= 3.11; writes nothing outside this checkout.
+# Everything a person runs. Needs only make and Python 3.11, 3.12 or 3.13; what is built stays in this checkout.
+# (Newer Pythons have no wheel of fastecdsa yet: docs/dependencies.md.)
 SHELL := /bin/bash
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 \
-	&& $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+	&& $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 LOCKED := .venv/.locked
 STAMP := .venv/.installed
@@ -32,7 +33,7 @@ setup: $(STAMP)
 # members is not the one that libp2p asks for. Two of them are pure-Python source packages; they are built with the locked
 # setuptools and wheel, which therefore come first. The stamp is written last, so a setup that was stopped starts over.
 $(LOCKED): .ci/requirements.lock
-	@test -n "$(PYTHON)" || { echo "error: python: none of python3.11, python3.12, python3.13, python3 is 3.11 or newer" >&2; \
+	@test -n "$(PYTHON)" || { echo "error: python: none of python3.11, python3.12, python3.13, python3 is Python 3.11 to 3.13" >&2; \
 		echo "try: install Python 3.11, or make PYTHON=/path/to/python" >&2; exit 2; }
 	@echo "setting up .venv with $(PYTHON) (once; about a minute)" >&2
 	@rm -rf .venv && $(PYTHON) -m venv .venv

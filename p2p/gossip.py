@@ -20,6 +20,8 @@ from libp2p.pubsub.pubsub import Pubsub
 from p2p import gossip_cures, names
 from p2p.network import Check, Gauge, Message, PeerId, Verdict
 
+WAITING_FOR_HELLO_MAX: Final = 16
+WAITING_FOR_HELLO_S: Final = 2.0
 _COUNTED: Final = {Verdict.ACCEPT: "accepted", Verdict.REJECT: "rejected", Verdict.IGNORE: "ignored"}
 
 
@@ -137,6 +139,8 @@ def make_gossip_router() -> GossipSub:
     """Gossipsub that keeps its heartbeat: by default it slows to 30-60 s when it finds the mesh unhealthy.
 
     gossipsub.py:2864. Its spam limits also stop one's own publishes. Test: test_the_heartbeat_stays_at_a_second.
+    What is published while a peer has not yet said what it subscribes to waits for it: a hundred messages for 30 s, of
+    every peer that subscribes to nothing, gone through for every message. A few for the moment of a greeting will do.
     """
     return GossipSub(
         protocols=[TProtocol(names.GOSSIP_PROTOCOL)],
@@ -147,4 +151,6 @@ def make_gossip_router() -> GossipSub:
         adaptive_gossip_enabled=False,
         spam_protection_enabled=False,
         eclipse_protection_enabled=False,
+        max_pending_messages_per_peer=WAITING_FOR_HELLO_MAX,
+        pending_messages_ttl=WAITING_FOR_HELLO_S,
     )

@@ -313,6 +313,83 @@ def tell_topics_joined_meanwhile(pubsub: Any, counters: Counter[str]) -> None:
     pubsub._handle_new_peer = handle_new_peer  # noqa: SLF001
 
 
+def greet_by_one_at_a_time(pubsub: Any, counters: Counter[str]) -> None:
+    """Each connection of a peer greets it, and so does whoever wants a stream to it, before another one has ended.
+
+    pubsub.py:892 looks for the peer only at the beginning. The last stream and queue replace the others, whose senders
+    wait for their queues until the node ends: a stranger with eight connections leaves seven each time. The next one
+    waits, and finds the peer there; a peer that has gone by the end of its greeting is forgotten.
+    Test: test_a_peer_is_greeted_by_one_at_a_time.
+    """
+    greet = pubsub._handle_new_peer  # noqa: SLF001
+    turns = dict[ID, trio.Lock]()
+
+    async def in_turn(peer: ID) -> None:
+        turn = turns.setdefault(peer, trio.Lock())
+        try:
+            async with turn:
+                await greet(peer)
+        finally:
+            if not turn.locked():
+                turns.pop(peer, None)
+        if peer in pubsub.peers and not pubsub._peer_is_connected(peer):  # noqa: SLF001
+            counters["cure.gone_when_greeted"] += 1
+            pubsub._handle_dead_peer(peer)  # noqa: SLF001
+
+    pubsub._handle_new_peer = in_turn  # noqa: SLF001
+
+
+def forget_who_is_gone(pubsub: Any, counters: Counter[str]) -> None:
+    """What a peer to whom no stream was opened has left in gossip's tables stays there for good.
+
+    pubsub.py:1128 keeps its end from the router; score.py makes entries of whoever sends a message, gossipsub.py:2214
+    of an IDONTWANT, and :1867 lets anybody into the mesh. Strangers that refuse our stream fill memory, what each
+    heartbeat walks through, and the mesh, out of which honest peers are then pruned. At each heartbeat whoever cannot
+    be sent to leaves the mesh, and what is known of those who are not connected is dropped.
+    Test: test_a_peer_that_refuses_our_stream_leaves_nothing_behind.
+    """
+    router = pubsub.router
+    beat = router.mesh_heartbeat
+
+    def mesh_heartbeat() -> Any:
+        for peers in router.mesh.values():
+            silent = peers - pubsub.peers.keys()
+            peers.difference_update(silent)
+            counters["cure.left_the_mesh"] += len(silent)
+        for peer in known_to_router(router) - pubsub.peers.keys():
+            if not pubsub._peer_is_connected(peer):  # noqa: SLF001
+                router.remove_peer(peer)
+                counters["cure.gone_peer_forgotten"] += 1
+        return beat()
+
+    router.mesh_heartbeat = mesh_heartbeat
+
+
+def known_to_router(router: Any) -> set[ID]:
+    """Every peer of which the router or its scorer holds anything but a place in a mesh."""
+    scorer = router.scorer
+    tables = [
+        router.dont_send_message_ids,
+        router.peer_protocol,
+        router._pending_messages,  # noqa: SLF001
+        router._pending_control,  # noqa: SLF001
+    ]
+    if scorer is not None:
+        tables += [
+            scorer.time_in_mesh,
+            scorer.first_message_deliveries,
+            scorer.mesh_message_deliveries,
+            scorer.invalid_messages,
+            scorer.behavior_penalty,
+            scorer.app_specific_scores,
+            scorer.graft_flood_penalties,
+            scorer.iwant_spam_penalties,
+            scorer.ihave_spam_penalties,
+            scorer.equivocation_penalties,
+        ]
+    return set[ID]().union(*tables)
+
+
 async def _reset(stream: Any) -> None:
     """Whatever it says: an error in a task of the service would end the node."""
     with trio.move_on_after(RESET_S_MAX):
@@ -416,6 +493,8 @@ OF_GOSSIP: Final = (
     guard_push_msg,
     keep_restarted_peers,
     tell_topics_joined_meanwhile,
+    greet_by_one_at_a_time,
+    forget_who_is_gone,
     take_turns_in_writing,
     check_authors,
 )

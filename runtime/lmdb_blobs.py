@@ -208,7 +208,21 @@ class LmdbBlobStore:
             return False
         except Corrupt:
             with translated(self._where), self._env.begin(write=True) as txn:
-                return self._drop(txn, content)
+                # Once more: whoever had the transaction before may have put the sound blob back.
+                return self._is_damaged(txn, content) and self._drop(txn, content)
+        return False
+
+    def _is_damaged(self, txn: lmdb.Transaction, content: bytes) -> bool:
+        small = txn.get(content, db=self._small)
+        try:
+            if small is None:
+                self._files.verify(content)
+            else:
+                verified(content, bytes(small), "the database")
+        except Missing:
+            return False
+        except Corrupt:
+            return True
         return False
 
     def pin(self, content: bytes) -> None:

@@ -34,7 +34,9 @@ class PinFile:
     def __init__(self, path: Path) -> None:
         """Raises Corrupt for a file that is no pins.json: what must stay is then not known."""
         self._path = path
-        self._lock = threading.Lock()  # worker threads pin; the file is read, changed and written as one step
+        self._lock = (
+            threading.RLock()
+        )  # worker threads pin; the file is read, changed and written as one step
         self._pins = self._read()
 
     def _read(self) -> frozenset[bytes]:
@@ -97,7 +99,7 @@ class LocalCasStore:
         self.bytes_max = bytes_max
         self._root = root / "blobs"
         self.pin_file = PinFile(root / "pins.json")
-        self._lock = threading.Lock()  # worker threads put, pin and delete: guards the fields below
+        self._lock = threading.RLock()  # worker threads put, pin and delete: guards the fields below
         self._sound: dict[bytes, _Signature] = {}  # files read through and found sound, as they were then
         self.bytes_held = 0
         try:
@@ -249,7 +251,18 @@ class LocalCasStore:
         except Missing:
             return False
         except Corrupt:
-            return self.discard(content)
+            with self._lock:
+                return self._is_damaged(content) and self._discard(content)
+        return False
+
+    def _is_damaged(self, content: bytes) -> bool:
+        """Once more, with the lock held: whoever had it before may have put the sound blob back."""
+        try:
+            self.verify(content)
+        except Missing:
+            return False
+        except Corrupt:
+            return True
         return False
 
     def discard(self, content: bytes) -> bool:

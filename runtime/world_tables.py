@@ -286,6 +286,12 @@ class WorldTables:
         """Hash of the envelope that is promised for this nonce."""
         return self._db.get(Table.OUTBOX_ORDER, self._key(actor_id + _number(nonce)))
 
+    def outbox_nonces(self, actor_id: bytes, nonce: int, limit: int) -> set[int]:
+        """The nonces from this one on that are promised for an actor, `limit` at most: one read."""
+        low, high = self._key(actor_id + _number(nonce)), self._key(_past_actor(actor_id))
+        rows = self._db.scan(Table.OUTBOX_ORDER, low, high, limit=limit)
+        return {int.from_bytes(key[-_HEIGHT_BYTES:], "big") for key, _digest in rows}
+
     def put_outbox(self, envelopes: Sequence[Envelope], accepted_at_ms: int) -> list[Row]:
         rows: list[Row] = []
         for envelope in envelopes:

@@ -50,8 +50,14 @@ world.add_command(epoch)
 @click.option(
     "--limit", "limit_texts", multiple=True, metavar="NAME=VALUE", help="A world limit. Repeatable."
 )
-@click.option("--checkpoint-interval", metavar="INTEGER", help="Blocks between checkpoints.")
-@click.option("--max-block-gap-ms", metavar="INTEGER", help="0: no empty blocks for their own sake.")
+@click.option(
+    "--checkpoint-interval",
+    metavar="INTEGER",
+    help="Kept in the genesis; without effect in this version (1024).",
+)
+@click.option(
+    "--max-block-gap-ms", metavar="INTEGER", help="Kept in the genesis; without effect in this version (0)."
+)
 @click.option("--created-ms", metavar="INTEGER", help="Unix time in ms (now).")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File to write (NAME.genesis); never overwritten."

@@ -1,7 +1,7 @@
 """What the demo says at its end, and on its way: for a stranger, and for scripts.
 
 Hides: rich. Guarantees: stdout carries the table or the one JSON object, stderr the progress; the fields of the JSON
-object are those of docs/operations.md, section "aw demo".
+object are those of docs/operations.md, section "The demo".
 """
 
 from __future__ import annotations

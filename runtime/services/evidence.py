@@ -170,7 +170,10 @@ class EvidenceKeeper:
     def _own_block(self, height: int) -> WorldBlock | None:
         if self._replica is None or not 0 < height <= self._replica.height:
             return None
-        return self._replica.block_at(height)
+        try:
+            return self._replica.block_at(height)
+        except Missing:  # a damaged blob, which is fetched again
+            return None
 
     async def _judge(self) -> None:
         """What was not proved when it came, against each block that this node's own replay gives."""

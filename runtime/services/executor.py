@@ -20,7 +20,7 @@ from p2p.errors import NetworkError
 from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules, world
 from runtime.epoch_tables import EpochTables
-from runtime.errors import Busy, Corrupt, Denied, Invalid, WorldError
+from runtime.errors import Busy, Corrupt, Denied, Invalid, Missing, WorldError
 from runtime.evidence import MalformedBatch, WrongRootProof, compare_root
 from runtime.messages import (
     BatchAnswer,
@@ -202,6 +202,7 @@ class Executor:
     async def _resume(self) -> None:
         """Go over to the chain of a new epoch: what was at hand is of the old one."""
         self._ready.clear()
+        self._resumed = {}  # of another chain, which may be asked for while the new one is looked up
         self._known_height = self._missed_height = 0
         self._resumed = await resume(self._replica, self._authorities, self._sources, whole=True)
         self._hear_of(max(self._resumed, default=0))
@@ -390,11 +391,11 @@ class Executor:
 
     async def _fetch_resumed(self, height: int) -> None:
         """A batch that the new epoch keeps: known by its hash, with no need of a commit of an epoch that is over."""
-        epoch = self._authorities.epoch
-        batch = await fetch_batch(self._sources, height, self._resumed[height])
+        epoch, kept = self._authorities.epoch, self._resumed
+        batch = await fetch_batch(self._sources, height, kept[height])
         bytes_max = self._replica.genesis.body.limits.batch_bytes_max
         actions = await fetch_blob(self._sources, batch.actions_ref, bytes_max)
-        if epoch == self._authorities.epoch and height > self._replica.height:
+        if epoch == self._authorities.epoch and kept is self._resumed and height > self._replica.height:
             self._ready[height] = _Committed(batch, actions)
             self._arrived.wake()
 
@@ -410,8 +411,11 @@ class Executor:
         while True:
             claims = self._tracker.claims
             due = [claim for claim in claims if claim.block.height <= self._replica.height]
-            for claim in due:
+            for (
+                claim
+            ) in due:  # all of them before the first wait: `claims` is bounded, and more come meanwhile
                 claims.remove(claim)
+            for claim in due:
                 if self._is_wrong(claim):
                     await self._check_again(claim.block)
             if not due:
@@ -419,12 +423,15 @@ class Executor:
 
     def _is_wrong(self, claim: BlockAnnounce) -> bool:
         """Whether an executor of the set vouches for another result of the same batch; then it is told to everybody."""
-        own = self._replica.block_at(claim.block.height)
         proof = WrongRootProof(claim.attestation, claim.block)
         try:
+            own = self._replica.block_at(claim.block.height)
             if not compare_root(proof, own):
                 return False
             is_news = self._evidence.report(proof)
+        except Missing:  # a damaged blob, which is fetched again: there is nothing to compare with
+            self._context.counters["executor.claims_not_compared"] += 1
+            return False
         except Invalid:  # it agrees, or is by nobody who counts in this epoch
             return False
         if is_news:
@@ -438,7 +445,11 @@ class Executor:
         before = self._replica.tip_at(claimed.height - 1)
         if before is None:  # too long ago: a restart executes everything again
             return
-        again = await self._context.offload(partial(self._replica.execute_again, before, own))
+        try:
+            again = await self._context.offload(partial(self._replica.execute_again, before, own))
+        except Missing:  # a damaged blob: a restart executes everything again
+            self._context.counters["executor.claims_not_compared"] += 1
+            return
         if again != own:
             raise Corrupt(
                 f"block {own.height} of world {self._replica.world_id}",

@@ -189,7 +189,7 @@ class Gateway:
     def _judge(self, envelope: Envelope, free_nonces: dict[bytes, int]) -> bool:
         """True for one to store, False for one that is durable already. Raises the reason of a refusal."""
         record, digest = envelope.record, envelope.hash()
-        if self._tables.outbox_entry(digest) is not None or self._tables.place(digest) is not None:
+        if self._tables.outbox_entry(digest) is not None or self._is_taken(digest):
             return False
         height, bounds = self._replica.height, self._replica.genesis.body.limits
         if record.expires_at_height <= height:
@@ -199,7 +199,7 @@ class Gateway:
         check_timely(record, height, self._context.now_ms(), bounds)
         next_nonce = self._tables.nonce(record.actor_id)
         if record.nonce < next_nonce:
-            if self._tables.place(digest) is not None:  # by a block that was written since it was looked for
+            if self._is_taken(digest):  # by a block that was written since it was looked for
                 return False
             raise NonceDenied(record.nonce, "taken", self._free_nonce(record.actor_id, free_nonces))
         if record.nonce >= next_nonce + limits.MEMPOOL_NONCES_AHEAD_MAX:
@@ -217,6 +217,11 @@ class Gateway:
             raise Busy("outbox_envelopes_max", limits.OUTBOX_RESEND_MS)
         return True
 
+    def _is_taken(self, digest: bytes) -> bool:
+        """Whether a block has taken the envelope; one that refused it may be followed by one that takes it."""
+        place = self._tables.place(digest)
+        return place is not None and place.taken
+
     def _may_wait_blocks(self, blocks_max: int) -> int:
         """For how many blocks a new promise may last: fewer and fewer as the outbox is more than half full, then none.
 
@@ -230,9 +235,8 @@ class Gateway:
         if actor_id in found:
             return found[actor_id]
         nonce = self._tables.nonce(actor_id)
-        while (actor_id, nonce) in self._promising or self._tables.outbox_by_nonce(
-            actor_id, nonce
-        ) is not None:
+        promised = self._tables.outbox_nonces(actor_id, nonce, limits.MEMPOOL_NONCES_AHEAD_MAX)
+        while nonce in promised or (actor_id, nonce) in self._promising:
             nonce += 1
         found[actor_id] = nonce
         return nonce
@@ -259,6 +263,8 @@ class Gateway:
             )
         if entry is None:
             return ActionStatusAnswer(stage="unknown")
+        # And once more: a new epoch may have taken a block back between the reads, and with it what made it dead.
+        is_dead = is_dead and self._is_dead(entry.envelope)
         return ActionStatusAnswer(stage="dead" if is_dead else "pending")
 
     def promised(self, actor_id: bytes, nonce: int) -> Envelope | None:

@@ -175,7 +175,7 @@ class HeadTracker:
                 await trio.sleep(limits.BATCH_INTERVAL_MS / 1_000)
 
     async def _ask_some(self) -> bool:
-        """Ask a few connected peers; whether any of them gave a head."""
+        """Ask a few connected peers; whether any of them gave a head of the last minute: an old one tells nothing."""
         peers = self._context.network.peers()
         self._context.rng.shuffle(peers)
         told = [await self._ask(peer) for peer in peers[:PEERS_ASKED_MAX]]
@@ -213,7 +213,7 @@ class HeadTracker:
         return fresh
 
     async def _ask(self, peer: bytes) -> bool:
-        """What this peer holds to be the head; whether it gave one."""
+        """What this peer holds to be the head; whether it gave one that is not older than HEAD_AGE_MS_MAX."""
         request = messages.WorldRequest(world_id=self.world_id)
         try:
             answer = await call(
@@ -222,7 +222,8 @@ class HeadTracker:
             if answer.head is not None:
                 chain.check_head(answer.head, self.world_id)
                 self.offer(answer.head)
-                return True
+                age_ms = self._context.now_ms() - answer.head.commit.record.as_of_ms
+                return age_ms <= limits.HEAD_AGE_MS_MAX
             # Before the first height of an epoch only this tells of it.
             known = await call(
                 self._context, peer, "get_commit", request, messages.CommitAnswer, deadline_ms=2_000

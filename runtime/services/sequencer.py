@@ -20,7 +20,7 @@ import trio
 from p2p.errors import Code, NetworkError, RequestFailed
 from p2p.network import Gauge, PeerId, Subscription
 from runtime import chain, codec, limits, rules
-from runtime.errors import Corrupt, Ignored, WorldError
+from runtime.errors import Corrupt, Ignored, Missing, WorldError
 from runtime.messages import (
     Body,
     CommitBatchAnswer,
@@ -217,8 +217,8 @@ class Sequencer:
         """One round: learn what was applied, keep the lease, cut, have it certified."""
         if not self._follows_epoch():
             return
-        self._learn()
         try:
+            self._learn()
             if not self._may_lead() or not await self._leads():
                 return
             while (envelopes := self._cut()) is not None:
@@ -231,6 +231,8 @@ class Sequencer:
                 self._begin_anew(failure.retry_after_ms)
         except Corrupt:
             raise
+        except Missing:  # a damaged blob, which is fetched again
+            self._context.counters["sequencer.blocks_missing"] += 1
         except (NetworkError, WorldError):
             self._context.counters["sequencer.coordinator_not_reached"] += 1
             self._begin_anew(0)

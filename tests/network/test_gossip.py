@@ -7,6 +7,7 @@ import time
 import libp2p.pubsub.utils as pubsub_utils
 import pytest
 import trio
+import trio.testing
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.envelope import Envelope
 from libp2p.peer.id import ID
@@ -385,6 +386,47 @@ async def test_a_topic_that_is_joined_while_a_peer_is_greeted_is_told_to_it(
         with patience():
             await until(lambda: TOPIC.encode() in heard)
         assert node.counters()["cure.topic_told_later"] == 1
+
+
+async def test_a_peer_is_greeted_by_one_at_a_time(open_node, open_stranger, monkeypatch, patience, until):
+    """Every connection of a peer greets it: the streams and senders of all but the last were left behind."""
+    opening, may_go, senders = 0, trio.Event(), 0
+    async with (
+        open_node(1) as node,
+        open_stranger(handlers={names.GOSSIP_PROTOCOL: hear_nothing}) as stranger,
+    ):
+        pubsub = node._gossip._pubsub
+        new_stream, send = pubsub.host.new_stream, pubsub.handle_sending_messages
+
+        async def opened(peer, protocols):
+            nonlocal opening
+            if names.GOSSIP_PROTOCOL in protocols:
+                opening += 1
+                await may_go.wait()
+            return await new_stream(peer, protocols)
+
+        async def counted(*arguments):
+            nonlocal senders
+            senders += 1
+            await send(*arguments)
+
+        monkeypatch.setattr(pubsub.host, "new_stream", opened)
+        monkeypatch.setattr(pubsub, "handle_sending_messages", counted)
+        await stranger.dial(node)
+        with patience():
+            await until(lambda: opening)
+            async with trio.open_nursery() as nursery:
+                for _ in range(7):
+                    nursery.start_soon(pubsub._handle_new_peer, stranger.host.get_id())
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                may_go.set()
+            await until(lambda: senders)
+        assert (opening, senders) == (1, 1)
+        assert stranger.host.get_id() in pubsub.peers
+
+
+async def hear_nothing(stream):
+    await trio.sleep_forever()
 
 
 async def test_recent_deliveries_are_cleared(patience, until):

@@ -8,7 +8,7 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 
-from p2p import cures, names
+from p2p import cures, gossip_cures, names
 from p2p.network import Verdict
 
 TOPIC = "aw.w.action"
@@ -177,3 +177,30 @@ async def heard(publisher, subscriber, words: bytes) -> None:
             while (await subscriber.receive()).data != words:
                 pass
             return
+
+
+async def test_a_peer_that_refuses_our_stream_leaves_nothing_behind(
+    open_node, open_stranger, honest_beside, until, patience
+):
+    """It can be sent nothing, so it is no member of a mesh; and once it is gone nothing is known of it."""
+    async with open_node(1) as victim, honest_beside(victim):
+        await victim.join(TOPIC, accept)
+        router = victim._gossip._pubsub.router
+        for number in (201, 202):
+            async with open_stranger(number) as stranger:
+                peer = stranger.host.get_id()
+                stream = await stranger.stream(victim, names.GOSSIP_PROTOCOL)
+                forged = rpc_pb2.Message(
+                    from_id=peer.to_bytes(), seqno=bytes(8), data=b"x", topicIDs=[TOPIC], signature=bytes(64)
+                )
+                control = rpc_pb2.ControlMessage(
+                    graft=[rpc_pb2.ControlGraft(topicID=TOPIC)],
+                    idontwant=[rpc_pb2.ControlIDontWant(messageIDs=[b"x"])],
+                )
+                await stream.write(prefixed(rpc_pb2.RPC(publish=[forged], control=control)))
+                with patience():
+                    await until(lambda peer=peer: peer in router.dont_send_message_ids)
+                    await until(lambda peer=peer: peer not in router.mesh[TOPIC])
+            with patience():
+                await until(lambda peer=peer: peer not in gossip_cures.known_to_router(router))
+        assert victim.counters()["cure.gone_peer_forgotten"] >= 2

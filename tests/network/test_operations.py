@@ -15,7 +15,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,33 @@ STATIONS = {
 }  # and the machine whose log must have it
 
 
-def commands() -> list[str]:
-    """The six lines of the document."""
-    found = re.search(r"<!-- second machine.*?-->\n```sh\n(.*?)```", DOC, re.DOTALL)
+def commands(name: str) -> list[str]:
+    """The lines of the document below the mark of that name, ready to be run here: any port will do."""
+    found = re.search(rf"<!-- {name}: a test runs these lines -->\n```sh\n(.*?)```", DOC, re.DOTALL)
     assert found is not None
-    lines = found[1].splitlines()
-    assert len(lines) == 6
-    return lines
+    return found[1].replace("/ip4/0.0.0.0/tcp/4101", "/ip4/127.0.0.1/tcp/0").splitlines()
+
+
+@contextmanager
+def shell(lines: list[str], cwd: Path, env: Mapping[str, str]) -> Iterator[str]:
+    """What bash prints for these lines; what they left running lives until the block ends."""
+    # The shell ends when its input does, and takes the node with it that it has started; also when a line fails.
+    ending = "trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT"
+    script = "\n".join(["set -e", ending, *lines, "echo the end is reached", "read -r _ || true"])
+    with subprocess.Popen(
+        ["bash", "-c", script], cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("the end is reached"):
+                break
+        told = "".join(said)
+        assert "the end is reached" in told, told[-2_000:]
+        yield told
+        process.communicate("\n", timeout=PATIENCE_S)
+    assert process.returncode == 0
 
 
 class Machines:
@@ -162,36 +183,23 @@ def until_in_log(log: Path, envelope: str, event: str) -> None:
 def test_a_second_machine_in_six_commands_follows_the_world_and_an_envelope_through_both(
     machines: Machines,
 ) -> None:
-    lines = commands()
+    lines = commands("second machine")
+    assert len(lines) == 6
     assert lines[0].startswith("make setup && ")
     lines[0] = (
         lines[0].removeprefix("make setup && ").replace("$PWD/.venv/bin", str(Path(sys.executable).parent))
     )
-    lines = [line.replace("/ip4/0.0.0.0/tcp/4101", "/ip4/127.0.0.1/tcp/0") for line in lines]
-    # The shell ends when its input does, and takes the node with it that it has started; also when a line fails.
-    ending = "trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT"
-    script = "\n".join(["set -e", ending, *lines, "echo the end is reached", "read -r _ || true"])
-    with subprocess.Popen(
-        ["bash", "-c", script],
-        cwd=machines.second,
-        env=machines.env | {"FIRST": machines.ready["addrs"][0], "WORLD": machines.ready["worlds"][0]},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as shell:
-        assert shell.stdout is not None
-        said = []
-        for line in shell.stdout:
-            said.append(line)
-            if line.startswith("the end is reached"):
-                break
-        told = "".join(said)
-        assert "the end is reached" in told, told[-2_000:]
+    world = machines.ready["worlds"][0]
+    env = machines.env | {"FIRST": machines.ready["addrs"][0], "WORLD": world}
+    with shell(lines, machines.second, env) as told:
         assert "verified" in told
-        assert machines.ready["worlds"][0] in told
+        assert world in told
         check_both(machines)
-        shell.communicate("\n", timeout=PATIENCE_S)
-    assert shell.returncode == 0
+
+
+def test_a_first_world_on_one_node_takes_an_action(machines: Machines, tmp_path: Path) -> None:
+    with shell(commands("first world"), tmp_path, machines.env) as told:
+        assert re.search(r"^[0-9a-f]{64} nonce 0 verified", told, re.MULTILINE)
 
 
 def check_both(machines: Machines) -> None:

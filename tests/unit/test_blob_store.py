@@ -170,6 +170,27 @@ def test_only_what_is_damaged_is_discarded_and_its_pin_waits(
     assert store.prune_unpinned(0) == 0
 
 
+@pytest.mark.parametrize("kind", ON_DISK)
+@pytest.mark.parametrize("data", [SMALL, LARGE])
+def test_what_was_put_back_sound_meanwhile_is_not_discarded(
+    store: BlobStore, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two readers find one damage: the second comes to discard it when it is healed already."""
+    content = store.put(data)
+    damage(store, content, tmp_path)
+    verify = store.verify
+
+    def verify_late(content: bytes) -> int:
+        try:
+            return verify(content)
+        finally:
+            store.put(data)
+
+    monkeypatch.setattr(store, "verify", verify_late)
+    assert not store.discard_damaged(content)
+    assert store.get(content) == data
+
+
 def test_a_full_store_refuses_all_or_nothing_and_recovers_when_something_goes(
     kind: str, tmp_path: Path
 ) -> None:

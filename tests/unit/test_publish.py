@@ -9,13 +9,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import pytest
 import trio
 
 from bootstrap.world_node import run_world
 from p2p import names
 from p2p.memory import InMemoryHub
 from p2p.providers import CachedDht, ProviderCache
-from runtime import chain, rules, world
+from runtime import chain, limits, rules, world
 from runtime.keys import SigningKey
 from runtime.messages import WorldStatus
 from runtime.services import HeadRecords
@@ -172,9 +173,13 @@ async def test_one_of_two_puts_and_the_other_leaves_it(small_world: Any, autojum
             assert other.counters["publish.put"] == 0
 
 
-async def test_in_a_quiet_world_peers_tell_of_no_news_and_the_dht_is_asked_now_and_then(
-    small_world: Any, autojump_clock: Any
+@pytest.mark.parametrize("is_fresh", [True, False])
+async def test_the_dht_is_asked_now_and_then_where_peers_tell_of_a_fresh_head_and_always_where_it_is_old(
+    small_world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, is_fresh: bool
 ) -> None:
+    """In a quiet world the certifier's word on the newest head is renewed; strangers can only repeat old ones."""
+    if is_fresh:
+        monkeypatch.setattr(limits, "HEAD_AGE_MS_MAX", 1 << 40)  # no certifier runs here
     hub, small, db = InMemoryHub(random.Random(1)), small_world(), MemoryWorldDb()
     db.commit(
         WorldTables(db, small.world_id).put_applied_head(
@@ -189,7 +194,8 @@ async def test_in_a_quiet_world_peers_tell_of_no_news_and_the_dht_is_asked_now_a
         before = two.dht.counters().get("dht.lookups", 0)
         await trio.sleep(periods * HEAD_POLL_MS / 1_000)
         polled = two.dht.counters().get("dht.lookups", 0) - before - periods * HEAD_POLL_MS // HEAD_LOOK_MS
-    assert periods // ROUNDS_A_LOOK_UP // 2 < polled < periods // 2
+    assert periods // ROUNDS_A_LOOK_UP // 2 < polled
+    assert (polled < periods // 2) is is_fresh
 
 
 def test_a_head_is_behind_by_height_or_by_what_makes_it_look_old(small_world: Any) -> None:

@@ -25,7 +25,7 @@ from runtime.messages import (
     LeaseAcquireRequest,
     LeaseTermRequest,
 )
-from runtime.records import BlockAnnounce, BlockAttestation, SignedAuthorities, seal
+from runtime.records import BlockAnnounce, BlockAttestation, SignedAuthorities, WorldBlock, seal
 from runtime.services.authorities import Authorities
 from runtime.services.context import Context
 from runtime.services.coordinator import REQUESTS_WAITING_MAX, Coordinator
@@ -245,6 +245,84 @@ async def test_a_block_that_a_stranger_vouches_for_is_no_claim_to_compare_with(
     assert [claim.attestation.record.executor_id for claim in parts.tracker.claims] == [
         world.executor.identity
     ]
+
+
+def claim_of(world: Any, block: WorldBlock) -> BlockAnnounce:
+    attestation = BlockAttestation(
+        world_id=world.world_id,
+        epoch=0,
+        height=block.height,
+        block_hash=block.hash(),
+        executor_id=world.executor.identity,
+    )
+    return BlockAnnounce(block, seal(attestation, world.executor))
+
+
+async def test_an_executor_that_vouches_for_many_false_blocks_at_once_ends_nobody(
+    small_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    """While the first one is executed again, newer ones push the others out of the list."""
+    world = small_world()
+    executor, replica, parts = executor_of(world)
+    checked = list[WorldBlock]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(executor._execute)
+        await executor.hand_over(world.proposer.identity, hand_over_of(world))
+        while replica.height == 0:
+            await replica.applied.wait()
+        own = replica.block
+        assert own is not None
+        false = [claim_of(world, replace(own, state_root=bytes([n]) * 32)) for n in range(1, 65)]
+        parts.tracker.claims.extend(false)
+
+        async def check_again(block: WorldBlock) -> None:
+            checked.append(block)
+            parts.tracker.claims.extend([claim_of(world, own)] * 64)
+
+        monkeypatch.setattr(executor, "_check_again", check_again)
+        nursery.start_soon(executor._cross_check)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert len(checked) == 1  # it was found false once
+
+
+async def test_a_claim_about_a_block_whose_blob_is_damaged_ends_nobody(
+    small_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    world = small_world()
+    executor, replica, parts = executor_of(world)
+    true = world.run(world.envelope(world.actors[0], ("say", {"text": "x"}))).block
+
+    def block_at(height: int) -> WorldBlock:
+        raise Missing("blob", str(height))
+
+    monkeypatch.setattr(replica, "block_at", block_at)
+    monkeypatch.setattr(replica, "height", 1)
+    parts.tracker.claims.append(claim_of(world, true))
+    with trio.move_on_after(1):
+        await executor._cross_check()
+    assert not parts.tracker.claims
+
+
+async def test_batches_of_a_chain_that_the_newest_epoch_does_not_keep_are_not_executed(
+    small_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were asked for just before the executor learnt what that epoch keeps."""
+    world = small_world()
+    executor, _replica, _parts = executor_of(world)
+    batch, actions = world.batch([world.envelope(world.actors[0], ("say", {"text": "x"}))])
+    executor._resumed = {1: batch.hash()}
+    newest: dict[int, bytes] = {}
+
+    async def found(*_: object) -> Any:
+        executor._resumed = newest
+        return batch if fetched.pop() == "batch" else actions
+
+    fetched = ["actions", "batch"]
+    monkeypatch.setattr("runtime.services.executor.fetch_batch", found)
+    monkeypatch.setattr("runtime.services.executor.fetch_blob", found)
+    await executor._fetch_resumed(1)
+    assert not executor._ready
 
 
 async def test_a_look_for_a_fork_that_nobody_answers_keeps_no_executor_from_asking_the_certifier(

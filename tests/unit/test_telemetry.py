@@ -14,9 +14,11 @@ from bootstrap.telemetry import configure_logging
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    root, library = logging.getLogger(), logging.getLogger("libp2p")
+    handlers, level, propagates = list(root.handlers), root.level, library.propagate
+    library.propagate = True  # it cuts itself off when it is imported; p2p/cures.py undoes that in a node
     yield
+    library.propagate = propagates
     root.handlers[:] = handlers
     root.setLevel(level)
     for name in ("bootstrap", "runtime", "p2p", "libp2p", "libp2p.pubsub"):
