@@ -20,8 +20,8 @@ from libp2p.pubsub.pubsub import Pubsub
 from p2p import gossip_cures, names
 from p2p.network import Check, Gauge, Message, PeerId, Verdict
 
-WAITING_FOR_HELLO_MAX: Final = 16
-WAITING_FOR_HELLO_S: Final = 2.0
+WAITING_FOR_HELLO_MAX: Final = 32
+WAITING_FOR_HELLO_S: Final = 5.0
 _COUNTED: Final = {Verdict.ACCEPT: "accepted", Verdict.REJECT: "rejected", Verdict.IGNORE: "ignored"}
 
 

@@ -33,6 +33,7 @@ REPLAY_AGAIN_S: Final = 10.0
 REPLAYS_REMEMBERED_MAX: Final = 4_096
 RECORD_AGAIN_S: Final = 60.0  # the peerstore keeps what a record says for two hours
 RECORDS_REMEMBERED_MAX: Final = names.CONNECTIONS_MAX
+GREETING_S_MAX: Final = 2.0 * names.NEGOTIATION_S
 OWN_RECORD_S: Final = 1.0  # so soon a changed address is told
 _UNWRITABLE: Final = {
     StreamState.RESET,
@@ -317,18 +318,24 @@ def greet_by_one_at_a_time(pubsub: Any, counters: Counter[str]) -> None:
     """Each connection of a peer greets it, and so does whoever wants a stream to it, before another one has ended.
 
     pubsub.py:892 looks for the peer only at the beginning. The last stream and queue replace the others, whose senders
-    wait for their queues until the node ends: a stranger with eight connections leaves seven each time. The next one
-    waits, and finds the peer there; a peer that has gone by the end of its greeting is forgotten.
-    Test: test_a_peer_is_greeted_by_one_at_a_time.
+    wait for their queues until the node ends: a stranger with eight connections leaves seven each time. One greets, for
+    a bounded time; one waits, and greets for all others if the first did not succeed; nobody is dialled for it. A peer
+    that has gone by the end of its greeting is forgotten. Test: test_a_peer_is_greeted_by_one_at_a_time.
     """
     greet = pubsub._handle_new_peer  # noqa: SLF001
     turns = dict[ID, trio.Lock]()
 
     async def in_turn(peer: ID) -> None:
         turn = turns.setdefault(peer, trio.Lock())
+        if turn.statistics().tasks_waiting:  # tasks have a limit (1,000), past which the service ends
+            return
         try:
             async with turn:
-                await greet(peer)
+                if not pubsub._peer_is_connected(peer):  # noqa: SLF001
+                    return
+                with trio.move_on_after(GREETING_S_MAX) as time:
+                    await greet(peer)
+                counters["cure.greeting_given_up"] += time.cancelled_caught
         finally:
             if not turn.locked():
                 turns.pop(peer, None)
@@ -344,23 +351,33 @@ def forget_who_is_gone(pubsub: Any, counters: Counter[str]) -> None:
 
     pubsub.py:1128 keeps its end from the router; score.py makes entries of whoever sends a message, gossipsub.py:2214
     of an IDONTWANT, and :1867 lets anybody into the mesh. Strangers that refuse our stream fill memory, what each
-    heartbeat walks through, and the mesh, out of which honest peers are then pruned. At each heartbeat whoever cannot
-    be sent to leaves the mesh, and what is known of those who are not connected is dropped.
-    Test: test_a_peer_that_refuses_our_stream_leaves_nothing_behind.
+    heartbeat walks through, and the mesh, out of which honest peers are then pruned. A heartbeat does not count whoever
+    cannot be sent to, who leaves the mesh when that lasts longer than a greeting; and what is known of those who are
+    not connected is dropped. Test: test_a_peer_that_refuses_our_stream_leaves_nothing_behind.
     """
     router = pubsub.router
     beat = router.mesh_heartbeat
+    silent_since = dict[ID, float]()
 
     def mesh_heartbeat() -> Any:
-        for peers in router.mesh.values():
-            silent = peers - pubsub.peers.keys()
-            peers.difference_update(silent)
-            counters["cure.left_the_mesh"] += len(silent)
-        for peer in known_to_router(router) - pubsub.peers.keys():
+        now_s = trio.current_time()
+        silent = {topic: peers - pubsub.peers.keys() for topic, peers in router.mesh.items()}
+        for peer in silent_since.keys() - set[ID]().union(*silent.values()):
+            del silent_since[peer]
+        for topic, peers in silent.items():
+            router.mesh[topic].difference_update(peers)
+        for peer in known_to_router(router) - pubsub.peers.keys() - {pubsub.my_id}:
             if not pubsub._peer_is_connected(peer):  # noqa: SLF001
                 router.remove_peer(peer)
                 counters["cure.gone_peer_forgotten"] += 1
-        return beat()
+        grafts_and_prunes = beat()
+        for topic, peers in silent.items():  # a peer that has just grafted us is being greeted
+            may_stay = {
+                peer for peer in peers if now_s - silent_since.setdefault(peer, now_s) < GREETING_S_MAX
+            }
+            router.mesh[topic].update(may_stay)
+            counters["cure.left_the_mesh"] += len(peers - may_stay)
+        return grafts_and_prunes
 
     router.mesh_heartbeat = mesh_heartbeat
 

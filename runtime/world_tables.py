@@ -133,6 +133,11 @@ class WorldTables:
 
         return self._read(Table.PLACES, envelope_hash, read)
 
+    def is_taken(self, envelope_hash: bytes) -> bool:
+        """Whether a block has taken the envelope; one that refused it may be followed by one that takes it."""
+        place = self.place(envelope_hash)
+        return place is not None and place.taken
+
     def applied_rows(
         self, cursor: str, block: WorldBlock, envelopes: Sequence[Envelope], receipts: Sequence[Receipt]
     ) -> list[Row]:

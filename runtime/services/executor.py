@@ -416,7 +416,7 @@ class Executor:
             ) in due:  # all of them before the first wait: `claims` is bounded, and more come meanwhile
                 claims.remove(claim)
             for claim in due:
-                if self._is_wrong(claim):
+                if claim.block.height <= self._replica.height and self._is_wrong(claim):
                     await self._check_again(claim.block)
             if not due:
                 await self._tracker.claimed.wait()
@@ -441,16 +441,19 @@ class Executor:
     async def _check_again(self, claimed: WorldBlock) -> None:
         """Another executor disagrees: execute the height once more, and stop when the own result does not stand."""
         self._context.counters["executor.disagreements"] += 1
-        own = self._replica.block_at(claimed.height)
+        own, epoch = self._replica.block_at(claimed.height), self._replica.epoch
         before = self._replica.tip_at(claimed.height - 1)
         if before is None:  # too long ago: a restart executes everything again
             return
         try:
             again = await self._context.offload(partial(self._replica.execute_again, before, own))
-        except Missing:  # a damaged blob: a restart executes everything again
+        except WorldError as error:
+            # A damaged blob, or a height that has been taken back meanwhile: a restart executes everything again.
+            if self._replica.epoch == epoch and not isinstance(error, Missing):
+                raise
             self._context.counters["executor.claims_not_compared"] += 1
             return
-        if again != own:
+        if again != own and self._replica.epoch == epoch:
             raise Corrupt(
                 f"block {own.height} of world {self._replica.world_id}",
                 f"has state root {own.state_root.hex()}, executed again {again.state_root.hex()},"

@@ -189,7 +189,7 @@ class Gateway:
     def _judge(self, envelope: Envelope, free_nonces: dict[bytes, int]) -> bool:
         """True for one to store, False for one that is durable already. Raises the reason of a refusal."""
         record, digest = envelope.record, envelope.hash()
-        if self._tables.outbox_entry(digest) is not None or self._is_taken(digest):
+        if self._tables.outbox_entry(digest) is not None or self._tables.is_taken(digest):
             return False
         height, bounds = self._replica.height, self._replica.genesis.body.limits
         if record.expires_at_height <= height:
@@ -199,7 +199,7 @@ class Gateway:
         check_timely(record, height, self._context.now_ms(), bounds)
         next_nonce = self._tables.nonce(record.actor_id)
         if record.nonce < next_nonce:
-            if self._is_taken(digest):  # by a block that was written since it was looked for
+            if self._tables.is_taken(digest):  # by a block that was written since it was looked for
                 return False
             raise NonceDenied(record.nonce, "taken", self._free_nonce(record.actor_id, free_nonces))
         if record.nonce >= next_nonce + limits.MEMPOOL_NONCES_AHEAD_MAX:
@@ -216,11 +216,6 @@ class Gateway:
         if record.expires_at_height > height + self._may_wait_blocks(bounds.expiry_blocks_max):
             raise Busy("outbox_envelopes_max", limits.OUTBOX_RESEND_MS)
         return True
-
-    def _is_taken(self, digest: bytes) -> bool:
-        """Whether a block has taken the envelope; one that refused it may be followed by one that takes it."""
-        place = self._tables.place(digest)
-        return place is not None and place.taken
 
     def _may_wait_blocks(self, blocks_max: int) -> int:
         """For how many blocks a new promise may last: fewer and fewer as the outbox is more than half full, then none.
@@ -257,7 +252,9 @@ class Gateway:
         is_dead = entry is not None and self._is_dead(entry.envelope)
         # A block may be written between two reads: read last, its place is there when anything of that block was seen.
         place = self._tables.place(request.envelope_hash)
-        if place is not None:
+        if place is not None and (
+            place.taken or entry is None or is_dead
+        ):  # what a block refused may yet be taken
             return ActionStatusAnswer(
                 stage="taken" if place.taken else "refused", height=place.height, index=place.index
             )

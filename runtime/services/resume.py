@@ -129,7 +129,7 @@ def _untaken(context: Context, replica: Replica, batch_hash: bytes) -> list[Enve
     return [
         envelope
         for envelope in envelopes
-        if replica.tables.place(envelope.hash()) is None
+        if not replica.tables.is_taken(envelope.hash())
         and envelope.record.nonce >= replica.tables.nonce(envelope.record.actor_id)
         and envelope.record.expires_at_height > replica.height
     ]

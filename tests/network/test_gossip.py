@@ -390,7 +390,7 @@ async def test_a_topic_that_is_joined_while_a_peer_is_greeted_is_told_to_it(
 
 async def test_a_peer_is_greeted_by_one_at_a_time(open_node, open_stranger, monkeypatch, patience, until):
     """Every connection of a peer greets it: the streams and senders of all but the last were left behind."""
-    opening, may_go, senders = 0, trio.Event(), 0
+    opening, may_go, senders, left_to_others = 0, trio.Event(), 0, 0
     async with (
         open_node(1) as node,
         open_stranger(handlers={names.GOSSIP_PROTOCOL: hear_nothing}) as stranger,
@@ -411,14 +411,21 @@ async def test_a_peer_is_greeted_by_one_at_a_time(open_node, open_stranger, monk
             await send(*arguments)
 
         monkeypatch.setattr(pubsub.host, "new_stream", opened)
+
+        async def greet_too():
+            nonlocal left_to_others
+            await pubsub._handle_new_peer(stranger.host.get_id())
+            left_to_others += 1
+
         monkeypatch.setattr(pubsub, "handle_sending_messages", counted)
         await stranger.dial(node)
         with patience():
             await until(lambda: opening)
             async with trio.open_nursery() as nursery:
                 for _ in range(7):
-                    nursery.start_soon(pubsub._handle_new_peer, stranger.host.get_id())
+                    nursery.start_soon(greet_too)
                 await trio.testing.wait_all_tasks_blocked(0.01)
+                assert left_to_others == 6  # one waits: a task each would be too many
                 may_go.set()
             await until(lambda: senders)
         assert (opening, senders) == (1, 1)

@@ -180,9 +180,10 @@ async def heard(publisher, subscriber, words: bytes) -> None:
 
 
 async def test_a_peer_that_refuses_our_stream_leaves_nothing_behind(
-    open_node, open_stranger, honest_beside, until, patience
+    open_node, open_stranger, honest_beside, monkeypatch, until, patience
 ):
     """It can be sent nothing, so it is no member of a mesh; and once it is gone nothing is known of it."""
+    monkeypatch.setattr(gossip_cures, "GREETING_S_MAX", 1.0)  # how long an honest peer may take for it
     async with open_node(1) as victim, honest_beside(victim):
         await victim.join(TOPIC, accept)
         router = victim._gossip._pubsub.router
@@ -199,8 +200,9 @@ async def test_a_peer_that_refuses_our_stream_leaves_nothing_behind(
                 )
                 await stream.write(prefixed(rpc_pb2.RPC(publish=[forged], control=control)))
                 with patience():
-                    await until(lambda peer=peer: peer in router.dont_send_message_ids)
+                    await until(lambda peer=peer: peer in router.mesh[TOPIC])
                     await until(lambda peer=peer: peer not in router.mesh[TOPIC])
+                assert peer in router.dont_send_message_ids
             with patience():
                 await until(lambda peer=peer: peer not in gossip_cures.known_to_router(router))
         assert victim.counters()["cure.gone_peer_forgotten"] >= 2

@@ -277,6 +277,8 @@ async def test_an_envelope_that_a_block_has_refused_is_promised_only_once_it_is_
     (result,) = (await desk.gateway.submit(world.actors[0].identity, request)).results
     assert result.outcome == "accepted"
     assert desk.tables.outbox_entry(early.hash()) is not None
+    asked = ActionStatusRequest(world_id=world.world_id, envelope_hash=early.hash())
+    assert (await desk.gateway.status(world.actors[0].identity, asked)).stage == "pending"
 
 
 async def test_what_a_block_made_dead_that_is_taken_back_meanwhile_is_not_called_dead(
