@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-import secrets
 import shutil
 import subprocess
 import sys
@@ -31,18 +29,15 @@ from bootstrap.demo.processes import NodeFailed, end_process, free_ports
 from bootstrap.node import now_ms, open_client
 from interop.ctrl_c import exit_code
 from interop.languages import Missing
-from interop.lies import AGENT, HEAD_LIES, STATE_LIES, twisted
+from interop.liar import open_liar
+from interop.lies import AGENT, HEAD_LIES, STATE_LIES
 from interop.run import reasons
 from interop.together import PythonWorld, open_world
 from p2p import names
 from p2p.errors import Code, NetworkError, RequestFailed
-from p2p.host import HostConfig, open_network
 from p2p.identity import Identity
-from p2p.network import PeerId, Route
 from runtime.keys import SigningKey
-from runtime.messages import HeadAnswer, StateProofAnswer
 from runtime.records import ActionEnvelope, Envelope, seal
-from runtime.services import HeadRecords
 from runtime.services.client import DistributedClient
 
 FOLDER: Final = Path(__file__).parent / "js/browser"
@@ -194,37 +189,6 @@ async def applied(client: DistributedClient, world_id: str, envelope: Envelope) 
     raise AssertionError(f"no block within {BLOCK_S:.0f} s")
 
 
-@dataclass(slots=True)
-class Liar:
-    """A node that asks the true one and twists what it says."""
-
-    addr: str = ""
-    lie: str = ""
-
-
-@asynccontextmanager
-async def open_liar(client: DistributedClient) -> AsyncIterator[Liar]:
-    """Listens as a node does, for browsers too."""
-    liar = Liar()
-
-    async def answer(method: str, caller: PeerId, body: bytes) -> bytes:
-        del caller
-        return twisted(liar.lie, method, await client.network.request(client.peer, method, body))
-
-    tcp, websocket = free_ports(2)
-    identity = Identity(secrets.token_bytes(32))
-    config = HostConfig(
-        identity=identity,
-        listen=(f"/ip4/127.0.0.1/tcp/{tcp}", f"/ip4/127.0.0.1/tcp/{websocket}/ws"),
-        rng=random.Random(secrets.randbits(128)),
-        now_ms=now_ms,
-    )
-    routes = {name: Route(partial(answer, name)) for name in (HeadAnswer.NAME, StateProofAnswer.NAME)}
-    async with open_network(config, routes, HeadRecords()):
-        liar.addr = f"{config.listen[1]}/p2p/{names.peer_text(identity.peer_id)}"
-        yield liar
-
-
 # --- the cases ---------------------------------------------------------------------------------------------
 
 
@@ -322,7 +286,7 @@ async def run(browser: str, directory: Path) -> tuple[str, list[Outcome]]:
             height = await act(client, running)
             silent = f"/ip4/127.0.0.1/tcp/{free_ports(1)[0]}/ws"
             outcomes = []
-            for case in cases(running, liar.addr, silent):
+            for case in cases(running, liar.browser_addr, silent):
                 liar.lie = case.lie
                 outcomes.append(await judge(page, case, height))
             return page.browser, outcomes

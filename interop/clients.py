@@ -26,7 +26,7 @@ import trio
 from bootstrap.cli import interrupt
 from bootstrap.node import open_client
 from interop.ctrl_c import exit_code
-from interop.languages import HERE, LANGUAGES, Missing, is_built, run_builds
+from interop.languages import HERE, LANGUAGES, BuildFailed, Missing, is_built, run_builds
 from interop.run import Cell, judge, table
 from interop.together import PythonWorld, open_world
 from runtime import codec
@@ -57,7 +57,10 @@ EXAMPLES: Final = {
     ),
     "rust": Example(
         # The peer's own build first: it makes the lock that cargo then goes by.
-        (LANGUAGES["rust"].build, ("cargo", "build", "--profile", "interop", "--example", "submit")),
+        (
+            LANGUAGES["rust"].build,
+            ("cargo", "build", "--locked", "--profile", "interop", "--example", "submit"),
+        ),
         (str(HERE / "rust/target/interop/examples/submit"),),
     ),
     "js": Example((LANGUAGES["js"].build,), ("node", str(HERE / "js/examples/submit.js"))),
@@ -159,8 +162,8 @@ def main() -> int:
                 partial(run_builds, one, "example", EXAMPLES[one].builds), asked=bool(options.languages)
             )
         ]
-    except Missing as missing:
-        print(f"error: {missing}", file=sys.stderr)
+    except (Missing, BuildFailed) as failed:
+        print(f"error: {failed}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="aw-clients-") as temporary:
         cells = interrupt.run(partial(run_all, languages, Path(temporary)))

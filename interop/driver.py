@@ -7,6 +7,7 @@ deadline is an error, as is a peer that ends; every process that was started her
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,6 +24,7 @@ START_S: Final = 30.0
 EVENT_S: Final = 30.0
 LINE_BYTES_MAX: Final = 64 << 20
 STOP_S: Final = 10.0
+FAULT: Final = re.compile(r"\bpanic(ked)?\b|\buncaught:|\bunhandled:")
 
 
 class PeerFailed(Exception):
@@ -53,6 +55,7 @@ class Peer:
     _writing: trio.Lock = field(default_factory=trio.Lock)
     _number: int = 0
     _ended: bool = False
+    _read: int = 0  # bytes of the log
 
     async def do(self, do: str, *, within_s: float = COMMAND_S, **fields: Any) -> Json:
         """One command. Raises CommandFailed, or PeerFailed where there is no answer."""
@@ -93,6 +96,23 @@ class Peer:
         one = found()
         assert one is not None
         return one
+
+    def lost(self, other: Peer, since: int) -> bool:
+        """Whether the connection to `other` has gone since there were so many events."""
+        gone = {"event": "disconnected", "peer": other.peer_id}
+        return any(gone.items() <= event.items() for event in self.events[since:])
+
+    def faults(self) -> list[str]:
+        """What its log says of faults of its own since this was asked last."""
+        with self.log.open("rb") as log:
+            log.seek(self._read)
+            said = log.read()
+        self._read += len(said)
+        return [
+            f"{self.name}: {line}"
+            for line in said.decode(errors="replace").splitlines()
+            if FAULT.search(line)
+        ]
 
     async def _until(self, holds: Callable[[], bool], within_s: float, what: str) -> None:
         with trio.move_on_after(within_s):
@@ -176,15 +196,25 @@ class Ground:
         argv += ["--listen", listen] if listen else []
         argv += ["--careless"] if careless or language == self.careless else []
         with log.open("ab") as stderr:
-            process = await trio.lowlevel.open_process(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
-            )
-        peer = Peer(name, process, log)
+            size = stderr.tell()
+            try:
+                process = await trio.lowlevel.open_process(
+                    argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+                )
+            except FileNotFoundError:
+                raise PeerFailed(
+                    f"{name}: {argv[0]} is not there\ntry: make interop, which builds it"
+                ) from None
+        peer = Peer(name, process, log, _read=size)
         self.peers.append(peer)
         self.nursery.start_soon(peer.listen)
         ready = await peer.event("ready", within_s=START_S)
         peer.peer_id, peer.addr = ready["peer_id"], ready["addrs"][0]
         return peer
+
+    def faults(self) -> list[str]:
+        """What the logs of all peers say of faults of their own since this was asked last."""
+        return [fault for peer in self.peers for fault in peer.faults()]
 
     async def stop_all(self) -> None:
         """End every peer that still runs."""

@@ -18,6 +18,10 @@ class Missing(Exception):
     """A toolchain that is not there: what to install."""
 
 
+class BuildFailed(Exception):
+    """A toolchain is there, and what it was to build does not build."""
+
+
 @dataclass(frozen=True, slots=True)
 class Language:
     """`tool` must be on PATH; `build` runs in the peer's folder; `start` is the command line."""
@@ -47,13 +51,13 @@ LANGUAGES: Final = {
 
 
 def build(language: str) -> None:
-    """Build one peer. Raises Missing."""
+    """Build one peer. Raises Missing, BuildFailed."""
     how = LANGUAGES[language]
     run_builds(language, "peer", [how.build] if how.build else [])
 
 
 def run_builds(language: str, what: str, builds: Sequence[Sequence[str]]) -> None:
-    """Run commands in a language's folder, with its toolchain. Raises Missing."""
+    """Run commands in a language's folder, with its toolchain. Raises Missing, BuildFailed."""
     how, folder = LANGUAGES[language], HERE / language
     if shutil.which(how.tool) is None:
         raise Missing(
@@ -61,13 +65,19 @@ def run_builds(language: str, what: str, builds: Sequence[Sequence[str]]) -> Non
         )
     for command in builds:
         print(f"building the {language} {what}", file=sys.stderr, flush=True)
-        ended = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
+        env = os.environ | {"CGO_ENABLED": "0", "PYTHON": sys.executable}
+        ended = subprocess.run(command, cwd=folder, stdout=sys.stderr, env=env, check=False)
         if ended.returncode:
-            raise Missing(f"{language}: {' '.join(command)} in {folder} failed with code {ended.returncode}")
+            raise BuildFailed(
+                f"{language}: {' '.join(command)} in {folder} failed with code {ended.returncode}"
+            )
 
 
 def is_built(build_it: Callable[[], None], *, asked: bool) -> bool:
-    """Build. What cannot be built is left out; where it was `asked` for by name, and in CI: Missing."""
+    """Build. Whose toolchain is missing is left out; where it was `asked` for by name, and in CI: raises Missing.
+
+    Raises BuildFailed too.
+    """
     try:
         build_it()
     except Missing as missing:

@@ -1,7 +1,7 @@
 """What a lying node could answer to a light client, each lie as good as it can be made without anybody's key.
 
 Pure: a true answer in, a false one out. A reader that leaves out one of the checks of docs/protocol.md, "Head" and
-"State and proofs", believes one of these.
+"State and proofs", believes one of these. The receipts are those of an envelope of two actions.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any, Final, TypeAlias
 from interop.worlds import HandMadeWorld
 from runtime import codec
 from runtime.keys import SigningKey
-from runtime.messages import HeadAnswer, StateProofAnswer
+from runtime.messages import HeadAnswer, ProvedReceipt, ReceiptAnswer, StateProofAnswer
 from runtime.records import SignedAuthorities, WorldHeadAnnounce, seal
 from runtime.state import State, StateProof
 
 AGENT: Final = "abroad"  # whose cell the lies are about
 Cell: TypeAlias = dict[str, Any]
 HeadLie: TypeAlias = Callable[[WorldHeadAnnounce], WorldHeadAnnounce]
+ReceiptLie: TypeAlias = Callable[[ReceiptAnswer], ReceiptAnswer]
 StateLie: TypeAlias = Callable[[StateProofAnswer], StateProofAnswer]
 
 
@@ -111,12 +112,70 @@ def on_another_head(answer: StateProofAnswer) -> StateProofAnswer:
     return replace(lie, head=replace(answer.head, block_hash=lie.block.hash(), attestations=(forged,)))
 
 
+# --- receipts ----------------------------------------------------------------------------------------------
+
+
+def last_left_out(answer: ReceiptAnswer) -> ReceiptAnswer:
+    """One receipt of the envelope is not told."""
+    return replace(answer, receipts=answer.receipts[:-1])
+
+
+def last_left_out_as_if_it_were_another(answer: ReceiptAnswer) -> ReceiptAnswer:
+    """The same, and the one that is not told is given as what comes behind."""
+    return replace(answer, receipts=answer.receipts[:-1], after=answer.receipts[-1])
+
+
+def end_hidden(answer: ReceiptAnswer) -> ReceiptAnswer:
+    """The last one is not told, and the list is said to end before it."""
+    kept = tuple(replace(proved, count=proved.count - 1) for proved in answer.receipts[:-1])
+    return replace(answer, receipts=kept, after=None)
+
+
+def applied(answer: ReceiptAnswer) -> ReceiptAnswer:
+    """Another outcome than the true one, with the true one's path."""
+    return replace(answer, receipts=_all_applied(answer))
+
+
+def _all_applied(answer: ReceiptAnswer) -> tuple[ProvedReceipt, ...]:
+    assert any(proved.receipt.code != "Applied" for proved in answer.receipts)
+    return tuple(
+        replace(proved, receipt=replace(proved.receipt, code="Applied")) for proved in answer.receipts
+    )
+
+
+def applied_in_a_block_of_its_own(answer: ReceiptAnswer) -> ReceiptAnswer:
+    """Another outcome, and every path holds, in a block that is not of the chain."""
+    forged = _all_applied(answer)
+    leaves = [proved.receipt.to_bytes() for proved in forged]
+    receipts = tuple(
+        replace(proved, index=index, count=len(leaves), path=tuple(codec.merkle_path(leaves, index)))
+        for index, proved in enumerate(forged)
+    )
+    block = replace(answer.block, receipts_root=codec.merkle_root(leaves))
+    return replace(answer, block=block, receipts=receipts, after=None)
+
+
+def applied_in_the_newest_block(answer: ReceiptAnswer) -> ReceiptAnswer:
+    """The same, and that block is given as the head's own."""
+    lie = applied_in_a_block_of_its_own(answer)
+    block = replace(lie.block, height=answer.head_block.height)
+    return replace(lie, block=block, head_block=block, history_path=())
+
+
 HEAD_LIES: Final[dict[str, HeadLie]] = {
     "a head of another world": of_another_world,
     "a head that the certifier did not seal": certifier_did_not_seal,
     "a head that the executor did not seal": executor_did_not_seal,
     "a head with a block that nobody attested": block_is_not_attested,
     "a head with a certifier of the liar's own": certifier_of_its_own,
+}
+RECEIPT_LIES: Final[dict[str, ReceiptLie]] = {
+    "a receipt left out": last_left_out,
+    "a receipt given as another envelope's": last_left_out_as_if_it_were_another,
+    "a list that ends too early": end_hidden,
+    "another outcome under a true path": applied,
+    "another outcome in a block beside the chain": applied_in_a_block_of_its_own,
+    "another outcome in the head's block": applied_in_the_newest_block,
 }
 STATE_LIES: Final[dict[str, StateLie]] = {
     "another position in the proof": elsewhere,
@@ -127,11 +186,13 @@ STATE_LIES: Final[dict[str, StateLie]] = {
 
 
 def twisted(lie: str, method: str, answer: bytes) -> bytes:
-    """The answer as the liar gives it; the true one where the lie is about the other method."""
+    """The answer as the liar gives it; the true one where the lie is about another method."""
     if method == HeadAnswer.NAME and lie in HEAD_LIES:
         head = HeadAnswer.from_bytes(answer).head
         assert head is not None
         return HeadAnswer(head=HEAD_LIES[lie](head)).to_bytes()
     if method == StateProofAnswer.NAME and lie in STATE_LIES:
         return STATE_LIES[lie](StateProofAnswer.from_bytes(answer)).to_bytes()
+    if method == ReceiptAnswer.NAME and lie in RECEIPT_LIES:
+        return RECEIPT_LIES[lie](ReceiptAnswer.from_bytes(answer)).to_bytes()
     return answer

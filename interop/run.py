@@ -1,7 +1,8 @@
 """The matrix: every scenario between every two languages, and what has more than two sides. `make interop` calls this.
 
 stdout: the table (with --json FILE also the same as JSON). stderr: progress, and each failure with its log. Exit 0 when
-every cell is green, 1 otherwise, 2 on wrong use or where a toolchain is missing, 130 after Ctrl-C.
+every cell is green, 1 otherwise, 2 on wrong use or where a toolchain is missing, 130 after Ctrl-C. With --self-check
+one language after the other checks nothing, and exit 0 means that the scenarios which look for that turned red.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -25,11 +27,17 @@ import trio
 from bootstrap.cli import interrupt
 from interop.ctrl_c import exit_code
 from interop.driver import Ground, Peer, open_ground
-from interop.languages import LANGUAGES, Missing, build, command, is_built
+from interop.languages import LANGUAGES, BuildFailed, Missing, build, command, is_built
 from interop.scenarios import PAIRS, connected
 from interop.together import NETWORKS, SOLO
 
 SCENARIO_S: Final = 240.0
+# What a careless peer turns red, and by which words: it publishes or keeps what it should refuse.
+NOTICED_BY: Final = {
+    "gossip": re.compile(r"publish was answered with|no event gossip .*'verdict': '(reject|ignore)'"),
+    "dht heads": re.compile(r"dht_put was answered with|holds what"),
+}
+NEVER: Final = re.compile(r"(?!)")
 OpenGround: TypeAlias = Callable[[str], AbstractAsyncContextManager[Ground]]
 Work: TypeAlias = Callable[[], Awaitable[list["Cell"]]]
 
@@ -51,12 +59,16 @@ def reasons(error: BaseException) -> list[str]:
     return ["".join(traceback.format_exception_only(error)).strip() or repr(error)]
 
 
-async def judge(scenario: str, peers: str, run: Callable[[], Awaitable[None]]) -> Cell:
-    """Run one; whatever goes wrong is the cell's."""
+async def judge(
+    scenario: str, peers: str, run: Callable[[], Awaitable[None]], ground: Ground | None = None
+) -> Cell:
+    """Run one; whatever goes wrong is the cell's, and so is what the peers' logs say of faults of their own."""
     began, failure = time.monotonic(), ""
     try:
         with trio.fail_after(SCENARIO_S):
             await run()
+        if ground is not None and (faults := ground.faults()):
+            failure = " | ".join(faults)
     except trio.TooSlowError:
         failure = f"not within {SCENARIO_S:.0f} s"
     except Exception as error:  # noqa: BLE001  # every fault is a red cell
@@ -81,10 +93,10 @@ async def run_pair(open_one: OpenGround, one: str, other: str, names: list[str])
             if "connect + identify" not in names:
                 await connected(*started)
 
-        begun = await judge("start", pair, start)
+        begun = await judge("start", pair, start, ground)
         if begun.failure:
             return [begun]
-        return [await judge(name, pair, partial(PAIRS[name], ground, *started)) for name in names]
+        return [await judge(name, pair, partial(PAIRS[name], ground, *started), ground) for name in names]
 
 
 async def run_alone(
@@ -92,7 +104,7 @@ async def run_alone(
 ) -> list[Cell]:
     """A scenario on a ground of its own."""
     async with open_one(f"{name}-{peers}".replace(" ", "-")) as ground:
-        return [await judge(name, peers, partial(run, ground))]
+        return [await judge(name, peers, partial(run, ground), ground)]
 
 
 def work_of(options: argparse.Namespace, open_one: OpenGround) -> list[Work]:
@@ -126,7 +138,7 @@ async def run_all(options: argparse.Namespace, logs: Path) -> list[Cell]:
     commands = {language: command(language) for language in options.languages}
 
     def open_one(name: str) -> AbstractAsyncContextManager[Ground]:
-        return open_ground(commands, logs / name, careless=options.careless)
+        return open_ground(commands, logs / options.careless / name, careless=options.careless)
 
     cells: list[Cell] = []
     places = trio.Semaphore(options.jobs)
@@ -141,6 +153,17 @@ async def run_all(options: argparse.Namespace, logs: Path) -> list[Cell]:
         for one in work_of(options, open_one):
             await places.acquire()
             nursery.start_soon(run, one)
+    return cells
+
+
+async def run_careless(options: argparse.Namespace, logs: Path) -> list[Cell]:
+    """Each language in turn checks nothing: the cells of those scenarios that would notice, with it on either side."""
+    cells: list[Cell] = []
+    for language in options.languages:
+        beside = next((one for one in options.languages if one != language), language)
+        pairs = list(dict.fromkeys((f"{language}>{beside}", f"{beside}>{language}")))
+        asked = {"careless": language, "pairs": pairs, "scenarios": list(NOTICED_BY)}
+        cells += await run_all(argparse.Namespace(**vars(options) | asked), logs)
     return cells
 
 
@@ -173,12 +196,17 @@ def main() -> int:
     parser.add_argument(
         "--careless", default="", help="this language's peers check nothing: cells must turn red"
     )
+    parser.add_argument(
+        "--self-check", action="store_true", help="each language careless in turn: all must be red"
+    )
     parser.add_argument("--json", type=Path, help="write the cells there")
     parser.add_argument("--logs", type=Path, help="keep the peers' logs there")
     parser.add_argument("--no-build", action="store_true", help="the peers are built")
     options = parser.parse_args()
     unknown = set(options.languages or ()) - set(LANGUAGES)
     unknown |= set(options.scenarios or ()) - {*PAIRS, *SOLO, *NETWORKS}
+    unknown |= {options.careless} - {"", *LANGUAGES}
+    unknown |= set(options.pairs or ()) - {">".join(pair) for pair in itertools.product(LANGUAGES, repeat=2)}
     if unknown or options.jobs < 1 or options.repeat < 1:
         parser.error(f"not known: {', '.join(sorted(unknown)) or 'jobs and repeat are at least 1'}")
     try:
@@ -187,20 +215,39 @@ def main() -> int:
             for one in options.languages or LANGUAGES
             if options.no_build or is_built(partial(build, one), asked=bool(options.languages))
         ]
-    except Missing as missing:
-        print(f"error: {missing}", file=sys.stderr)
+    except (Missing, BuildFailed) as failed:
+        print(f"error: {failed}", file=sys.stderr)
         return 2
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory(prefix="aw-interop-") as temporary:
+        logs = options.logs or Path(temporary)
+        if options.self_check:
+            return self_check(interrupt.run(partial(run_careless, options, logs)))
         for run in range(options.repeat):
-            cells = interrupt.run(partial(run_all, options, options.logs or Path(temporary)))
+            cells = interrupt.run(partial(run_all, options, logs))
             print(table(cells), flush=True)
-            if any(cell.failure for cell in cells):
+            if not cells or any(cell.failure for cell in cells):
                 print(f"run {run + 1} of {options.repeat}: red", file=sys.stderr)
                 break
     if options.json:
         options.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
+    if not cells:
+        print(
+            "error: nothing was asked for: --languages leaves out what --pairs or --scenarios name",
+            file=sys.stderr,
+        )
+        return 2
     return 1 if any(cell.failure for cell in cells) else 0
+
+
+def self_check(cells: list[Cell]) -> int:
+    """Whether every cell is red, and by what its scenario looks for and not by an accident; the exit code."""
+    print(table(cells), flush=True)
+    wrong = [cell for cell in cells if not NOTICED_BY.get(cell.scenario, NEVER).search(cell.failure)]
+    for cell in wrong:
+        said = cell.failure or "it is green"
+        print(f"error: {cell.peers} {cell.scenario}: carelessness was not noticed: {said}", file=sys.stderr)
+    return 1 if wrong or not cells else 0
 
 
 if __name__ == "__main__":

@@ -1,25 +1,29 @@
 """What one language shows by itself, and what a mixed network does.
 
 Hides: the Python world that foreign peers act in. Guarantees: that world is made of real nodes, each a process; what a
-foreign peer stores is verified by replaying it from genesis, with every other provider stopped.
+foreign peer stores is verified by replaying it from genesis, where nobody else has a block or a blob of it.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import trio
 
 from bootstrap.demo.processes import Network, end_process, free_ports
-from bootstrap.node import verify_world
+from bootstrap.node import open_client, verify_world
 from interop.driver import CommandFailed, Ground, Peer
+from interop.liar import Liar, open_liar
+from interop.lies import HEAD_LIES, RECEIPT_LIES, STATE_LIES
 from interop.scenarios import connected, knows_subscriber, until
+from interop.vectors_expected import expected_refusals, tampered
 from interop.worlds import HandMadeWorld
 from p2p import names
 from runtime import codec
@@ -29,24 +33,36 @@ from runtime.records import Bounds, Genesis
 
 VECTORS: Final = Path(__file__).parent / "vectors"
 SETTLE_S: Final = 60.0
+GENESIS_FILE: Final = "world.genesis"
 LAYOUT: Final = {
-    "index": ("index", "coordinator"),
-    "world": ("gateway", "sequencer", "executor", "storage"),
+    "index": ("index",),  # has no blobs: when the other one is stopped, nobody of this world has any
+    "world": ("gateway", "sequencer", "coordinator", "executor", "storage"),
 }
+LIES_ABOUT: Final[dict[str, Iterable[str]]] = {
+    "head": HEAD_LIES,
+    "state_proof": STATE_LIES,
+    "receipt_proof": RECEIPT_LIES,
+}
+LATE: Final = {"observer": ("observer",)}
 Solo: TypeAlias = Callable[..., Awaitable[None]]
 
 
 async def vectors(ground: Ground, *, language: str) -> None:
-    """Every file of interop/vectors is checked, the refusals included."""
+    """Every entry of every file of interop/vectors, the refusals included; a file with a wrong one is noticed."""
     peer = await ground.start(language, 1)
-    files = (await peer.do("vectors", dir=str(VECTORS)))["files"]
-    there = {path.stem for path in VECTORS.glob("*.json")}
-    assert {name.removesuffix(".json") for name in files} == there, files
+    told = (await peer.do("vectors", dir=str(VECTORS)))["files"]
+    files = {name.removesuffix(".json"): counts for name, counts in told.items()}
+    there = {path.stem: json.loads(path.read_text()) for path in VECTORS.glob("*.json")}
+    assert files.keys() == there.keys(), files
     for name, counts in files.items():
         assert counts["checked"] > 0, (name, counts)
-    for name in ("records", "frames", "gossip", "signatures", "state"):
-        counts = files.get(name) or files[f"{name}.json"]
-        assert counts["refused"] > 0, (name, counts)
+        assert counts["refused"] >= expected_refusals(name, there[name]), (name, counts)
+    for number, (name, changed) in enumerate(tampered(there)):
+        folder = ground.directory / f"tampered-{number}"
+        folder.mkdir()
+        for other, content in there.items():
+            (folder / f"{other}.json").write_text(json.dumps(changed if other == name else content))
+        await peer.refused("vectors", "refused", dir=str(folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,7 @@ class PythonWorld:
     network: Network
     genesis: Genesis
     actor_seed: bytes
+    told: list[str] = field(default_factory=list)  # hashes of the envelopes that were submitted
 
     @property
     def world_id(self) -> str:
@@ -86,7 +103,7 @@ async def open_world(directory: Path, name: str, *, for_browsers: bool = False) 
         root_threshold=1,
         proposers=[keys["world"]],
         executors=[keys["world"]],
-        certifier=keys["index"],
+        certifier=keys["world"],
         body=genesis_module.make_body(
             bounds=Bounds(0, 1_000_000, 0, 1_000_000, 0, 0),
             max_move_cm=1_000_000,
@@ -95,7 +112,7 @@ async def open_world(directory: Path, name: str, *, for_browsers: bool = False) 
         ),
         created_ms=time.time_ns() // 1_000_000,
     )
-    genesis_file = trio.Path(directory / "world.genesis")
+    genesis_file = trio.Path(directory / GENESIS_FILE)
     await genesis_file.write_bytes(genesis.to_bytes())
     network.configure(Path(genesis_file))
     async with network.running():
@@ -103,7 +120,7 @@ async def open_world(directory: Path, name: str, *, for_browsers: bool = False) 
 
 
 async def world(ground: Ground, *, language: str) -> None:
-    """Act in a Python world and prove what became of it; store the world and serve it to a verifier, alone."""
+    """Act in a Python world and prove what became of it; store the world and be the only one to serve it."""
     async with open_world(ground.directory, f"for-{language}") as running:
         peer = await ground.start(language, 1)
         for node in ("index", "world"):
@@ -113,7 +130,11 @@ async def world(ground: Ground, *, language: str) -> None:
         ] == running.world_id
         node = names.peer_text(running.network.nodes["world"].identity.peer_id)
         await act_and_prove(peer, node, running)
-        await store_and_serve(peer, node, running)
+        await see_through(peer, running)
+        height = await store(peer, node, running)
+        await serve_a_verifier(peer, height, running)
+        await serve_an_observer(peer, height, running)
+        await serve_peers(ground, peer, height, running)
 
 
 async def act_and_prove(peer: Peer, node: str, running: PythonWorld) -> None:
@@ -125,7 +146,6 @@ async def act_and_prove(peer: Peer, node: str, running: PythonWorld) -> None:
         {"agent_id": "abroad", "x_cm": 1, "y_cm": 2, "z_cm": 0, "endow": {"fuel": 10}},
     ]
     move = ["move_agent", {"agent_id": "abroad", "x_cm": 30, "y_cm": 40, "z_cm": 0}]
-    hashes = []
     for nonce, actions in enumerate(
         ([register], [move, ["say", {"text": "hello", "data": {"hex": "00ff"}}]])
     ):
@@ -134,9 +154,9 @@ async def act_and_prove(peer: Peer, node: str, running: PythonWorld) -> None:
             "submit", peer=node, nonce=nonce, timestamp_ms=now_ms, actions=actions, **sent
         )
         assert submitted["outcome"] == "accepted", submitted
-        hashes.append(submitted["envelope_hash"])
+        running.told.append(submitted["envelope_hash"])
     codes = [[("Applied", 0)], [("AtomicRolledBack", 0), ("UnknownAction", 1)]]
-    for envelope_hash, expected in zip(hashes, codes, strict=True):
+    for envelope_hash, expected in zip(running.told, codes, strict=True):
         proved = await proved_receipt(peer, node, world_id, envelope_hash)
         assert [(one["code"], one["index"]) for one in proved["receipts"]] == expected, proved
         assert proved["head_height"] >= proved["height"] >= 1
@@ -174,24 +194,82 @@ async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: st
                 await trio.sleep(0.1)
 
 
-async def store_and_serve(peer: Peer, node: str, running: PythonWorld) -> None:
-    """Mirror, publish and provide; stop the world's own provider; verify from genesis with what is left."""
+async def see_through(peer: Peer, running: PythonWorld) -> None:
+    """A liar between the peer and the node: what it says that is true is believed, and no lie is."""
     world_id = running.world_id
-    mirrored = await peer.do("mirror", world_id=world_id, peer=node)
+    asked: dict[str, dict[str, Any]] = {
+        "head": {},
+        "state_proof": {"namespace": "agents", "key": b"abroad".hex()},
+        "receipt_proof": {"envelope_hash": running.told[-1]},
+    }
+    async with open_client([running.addr("world")]) as client, open_liar(client) as liar:
+        await peer.do("dial", addr=liar.addr)
+        for do, fields in asked.items():
+            for lie in ("", *LIES_ABOUT[do], ""):
+                await believes(peer, liar, do, lie, {"world_id": world_id, **fields})
+
+
+async def believes(peer: Peer, liar: Liar, do: str, lie: str, fields: dict[str, Any]) -> None:
+    """With a lie the answer is refused; without one it is taken. Raises AssertionError."""
+    liar.lie = lie
+    if not lie:
+        await peer.do(do, peer=liar.peer_id, **fields)
+        return
+    try:
+        found = await peer.refused(do, "refused", peer=liar.peer_id, **fields)
+    except (AssertionError, CommandFailed) as error:
+        raise AssertionError(f"{lie}: {error}") from error
+    assert found["message"], found
+
+
+async def store(peer: Peer, node: str, running: PythonWorld) -> int:
+    """Mirror, publish and provide, and stop the world's own provider; the height that was mirrored."""
+    world_id = running.world_id
+    height = int((await peer.do("mirror", world_id=world_id, peer=node))["height"])
     head = await peer.do("head", world_id=world_id, peer=node)
-    assert mirrored["height"] >= 1
+    assert height >= 1
     await peer.do("dht_put", key=names.head_key(world_id), value=head["head"])
     await peer.do("provide", content_hash=genesis_module.world_content_id(world_id).hex())
     stopped = running.network.nodes["world"]
     stopped.may_start = trio.Event()
     assert stopped.process is not None
     await end_process(stopped.process)
-    verified = None
+    return height
+
+
+async def serve_a_verifier(peer: Peer, height: int, running: PythonWorld) -> None:
+    """Who knows the world id and the index replays all of it, with every blob from the peer."""
+    before, verified = (await peer.do("served"))["blobs"], None
     with trio.fail_after(SETTLE_S):
-        while verified is None or verified.height < mirrored["height"]:
-            verified = await verify_world(world_id, [running.addr("index")], lambda _done, _of: None)
+        while verified is None or verified.height < height:
+            verified = await verify_world(running.world_id, [running.addr("index")], lambda _done, _of: None)
     assert verified.trust == "replayed_from_genesis"
-    assert verified.blocks_replayed >= mirrored["height"], verified
+    assert verified.blocks_replayed >= height, verified
+    assert (await peer.do("served"))["blobs"] - before >= height, "somebody else has served them"
+
+
+async def serve_an_observer(peer: Peer, height: int, running: PythonWorld) -> None:
+    """A node that is new, in a process of its own, finds the peer by the DHT and verifies all of it."""
+    directory = running.network.directory / "late"
+    late = Network(directory, layout=LATE)
+    late.configure(running.network.directory / GENESIS_FILE, known=[running.addr("index")])
+    async with late.running(), open_client([late.nodes["observer"].addr]) as client:
+
+        async def has_verified() -> bool:
+            worlds = (await client.status()).worlds
+            return bool(worlds) and (worlds[0].verified or 0) >= height
+
+        await until(has_verified, f"a new observer verifies what {peer.name} serves", SETTLE_S)
+
+
+async def serve_peers(ground: Ground, peer: Peer, height: int, running: PythonWorld) -> None:
+    """A peer of each language mirrors the world from this one."""
+    for number, language in enumerate(ground.commands, start=10):
+        reader = await ground.start(language, number)
+        await reader.do("dial", addr=peer.addr)
+        mirrored = await reader.do("mirror", world_id=running.world_id, peer=peer.peer_id)
+        assert mirrored["height"] == height, (language, mirrored)
+        await reader.stop()
 
 
 async def mixed(ground: Ground, *, languages: list[str]) -> None:
@@ -204,6 +282,11 @@ async def mixed(ground: Ground, *, languages: list[str]) -> None:
     for height, (one, other) in enumerate(((line[0], line[-1]), (line[-1], line[0])), start=1):
         await record_reaches(one, other, made, height)
         await blob_is_found(one, other)
+
+
+async def mixed_otherwise(ground: Ground, *, languages: list[str]) -> None:
+    """The line in another order, so that others are neighbours and ends."""
+    await mixed(ground, languages=[*languages[1::2], *languages[0::2]])
 
 
 async def gossip_reaches_all(line: list[Peer], made: HandMadeWorld) -> None:
@@ -261,4 +344,7 @@ async def blob_is_found(holder: Peer, seeker: Peer) -> None:
 
 
 SOLO: Final[dict[str, Solo]] = {"vectors": vectors, "a Python world": world}
-NETWORKS: Final[dict[str, Solo]] = {"a mixed network": mixed}
+NETWORKS: Final[dict[str, Solo]] = {
+    "a mixed network": mixed,
+    "the same, the other way round": mixed_otherwise,
+}

@@ -16,6 +16,7 @@ from runtime.records import (
     BlockAttestation,
     Bounds,
     Commit,
+    Envelope,
     Genesis,
     SignedAuthorities,
     WorldHeadAnnounce,
@@ -91,8 +92,19 @@ class HandMadeWorld:
             block_hash=block_hash,
         ).to_bytes()
 
-    def envelope(self, nonce: int) -> bytes:
-        """One signed action, as gossip carries it alone."""
+    def envelope(self, nonce: int, *, by: SigningKey | None = None) -> bytes:
+        """One signed action, as gossip carries it alone; `by` another key than the actor's: a forgery."""
+        sealed = self._sealed(nonce)
+        if by is not None:
+            sealed = replace(sealed, signature=by.sign(sealed.record.hash()))
+        return codec.encode([sealed.to_value()])
+
+    def newer_envelope(self, nonce: int) -> bytes:
+        """The same in a version of the protocol that nobody here knows."""
+        sealed = self._sealed(nonce)
+        return codec.encode([[sealed.record.to_value() | {"v": 2}, sealed.signature]])
+
+    def _sealed(self, nonce: int) -> Envelope:
         record = ActionEnvelope(
             world_id=self.world_id,
             actor_id=self.actor.identity,
@@ -102,4 +114,4 @@ class HandMadeWorld:
             atomic=False,
             actions=(("say", {"text": f"message {nonce}"}),),
         )
-        return codec.encode([seal(record, self.actor).to_value()])
+        return seal(record, self.actor)

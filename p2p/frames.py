@@ -242,12 +242,12 @@ def _read_head(data: bytearray, end: int, whole: bool) -> _Head | None:
     if end == 0:
         return None
     kind = data[0]
-    if kind > _ERROR:
-        raise FrameError("type", f"{kind} is none of 0..{_ERROR}")
     found = _read_varint(data, 1, end, "id", _U32_VARINT_BYTES_MAX)
     if found is None:
         return _head_cut_off("id", whole, None)
     request_id, at = found
+    if kind > _ERROR:
+        raise FrameError("type", f"{kind} is none of 0..{_ERROR}", request_id=request_id)
     if request_id > names.REQUEST_ID_MAX:
         raise FrameError("id", f"{request_id} is over {names.REQUEST_ID_MAX}")
     if kind != _REQUEST:

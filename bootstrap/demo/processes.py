@@ -120,13 +120,13 @@ class Network:
         """The node that runs a role."""
         return next(node for node in self.nodes.values() if role in node.roles)
 
-    def configure(self, genesis_file: Path, tables: Sequence[str] = ()) -> None:
+    def configure(self, genesis_file: Path, tables: Sequence[str] = (), known: Sequence[str] = ()) -> None:
         """Write each node's node.toml: everybody knows everybody's address, as a small cluster would.
 
-        `tables`: lines of TOML that go into each of them.
+        `tables`: lines of TOML that go into each of them; `known`: addresses of nodes that are not of this layout.
         """
         for node in self.nodes.values():
-            others = [other.addr for other in self.nodes.values() if other is not node]
+            others = [*known, *(other.addr for other in self.nodes.values() if other is not node)]
             document = {
                 "data_dir": ".",
                 "roles": list(node.roles),

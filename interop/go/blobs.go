@@ -4,18 +4,22 @@
 package main
 
 import (
-	"context"
 	"encoding/binary"
 	"io"
 	"sync"
 
-	"github.com/libp2p/go-libp2p/core/peer"
 	"lukechampine.com/blake3"
+
+	"aw/interop/aw"
 )
 
+const blobsMax = 1 << 30 // bytes, of all together
+
 type blobs struct {
-	mu   sync.RWMutex
-	held map[string][]byte
+	mu     sync.RWMutex
+	held   map[string][]byte
+	size   int
+	served struct{ blobs, bytes int }
 }
 
 func (b *blobs) get(hash []byte) ([]byte, bool) {
@@ -26,19 +30,29 @@ func (b *blobs) get(hash []byte) ([]byte, bool) {
 }
 
 // put takes the hash on trust: whoever has not made it of the blob has checked it, or lies on purpose.
-func (b *blobs) put(hash, blob []byte) {
+func (b *blobs) put(hash, blob []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.held[string(hash)] = blob
+	grown := b.size + len(blob) - len(b.held[string(hash)])
+	if grown > blobsMax {
+		return aw.Refuse("no room for this blob: all together have at most %d bytes", blobsMax)
+	}
+	b.held[string(hash)], b.size = blob, grown
+	return nil
 }
 
-// fetchBlob asks the peer for a blob, of at most so many bytes, and keeps it.
-func (n *node) fetchBlob(ctx context.Context, p peer.ID, hash []byte, most int64) ([]byte, error) {
-	blob, err := n.FetchBlob(ctx, p, hash, most)
-	if err == nil {
-		n.blobs.put(hash, blob)
-	}
-	return blob, err
+// sent counts an answer of one blob, or of a piece of one, that went out whole.
+func (b *blobs) sent(size int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.served.blobs++
+	b.served.bytes += size
+}
+
+func (b *blobs) sentSoFar() (blobs, bytes int) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.served.blobs, b.served.bytes
 }
 
 // seededBlob is the extended output of BLAKE3 for the 8 bytes of the seed.

@@ -7,6 +7,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"encoding/hex"
@@ -16,9 +17,17 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+const (
+	lineMax     = 64 << 20        // bytes of a command
+	commandsMax = 4096            // at the same time: the lines after them wait
+	lastTime    = 5 * time.Second // for what still runs at the end of the input
 )
 
 type listenFlags []string
@@ -69,35 +78,35 @@ func start() error {
 
 // obey runs the commands, at the same time, until quit or the end of the input.
 func (n *node) obey(ctx context.Context, in io.Reader) error {
-	r := bufio.NewReader(in)
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, lineMax+1) // with its newline
 	quit := make(chan struct{})
-	lines := make(chan []byte)
-	failed := make(chan error, 1)
+	ended := make(chan error)
 	go func() {
-		for {
-			line, err := r.ReadBytes('\n')
-			if err != nil {
-				failed <- err
-				return
-			}
-			lines <- line
-		}
-	}()
-	for {
-		select {
-		case line := <-lines:
-			go func() {
+		var running sync.WaitGroup
+		places := make(chan struct{}, commandsMax)
+		for lines.Scan() {
+			line := bytes.Clone(lines.Bytes())
+			places <- struct{}{}
+			running.Go(func() {
+				defer func() { <-places }()
 				if n.execute(ctx, line) {
 					quit <- struct{}{}
 				}
-			}()
-		case <-quit:
-			return nil
-		case err := <-failed:
-			if err == io.EOF {
-				return nil
-			}
-			return err
+			})
 		}
+		if err := lines.Err(); err != nil {
+			ended <- fmt.Errorf("stdin, whose lines have at most %d bytes: %w", lineMax, err)
+			return
+		}
+		time.AfterFunc(lastTime, func() { ended <- nil })
+		running.Wait()
+		ended <- nil
+	}()
+	select {
+	case <-quit:
+		return nil
+	case err := <-ended:
+		return err
 	}
 }

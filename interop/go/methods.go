@@ -1,4 +1,4 @@
-// What this peer answers: its own methods, blobs, and the worlds that it knows or mirrors.
+// What this peer answers: its own methods, blobs, and the worlds that it mirrors.
 // docs/protocol.md: Methods; docs/interop.md: Request / response.
 
 package main
@@ -14,11 +14,16 @@ import (
 	"aw/interop/rr"
 )
 
+const (
+	worldsTold     = 64 // in an answer to hello
+	blocksTogether = 32 // in a part of an answer to get_blocks
+)
+
 func (n *node) methods() map[string]rr.Method {
 	return map[string]rr.Method{
 		"hello":          {Request: "any", Answer: n.hello},
 		"has_blobs":      {Request: "has_blobs", Answer: n.hasBlobs},
-		"fetch_blob":     {Request: "fetch_blob", Parts: n.sendBlob},
+		"fetch_blob":     {Request: "fetch_blob", Parts: n.sendBlob, Sent: n.blobs.sent},
 		"get_genesis":    {Request: "world", Answer: n.getGenesis},
 		"get_world_head": {Request: "world", Answer: n.getWorldHead},
 		"get_block":      {Request: "get_block", Answer: n.getBlock},
@@ -38,8 +43,8 @@ func notHeld(what string) error {
 
 func (n *node) hello(_ context.Context, _ aw.Map, _ []byte) ([]byte, error) {
 	worlds := []any{}
-	for _, id := range n.Worlds() {
-		if len(worlds) < 64 {
+	for _, id := range n.worlds() {
+		if len(worlds) < worldsTold {
 			worlds = append(worlds, id)
 		}
 	}
@@ -80,12 +85,12 @@ func (n *node) sendBlob(q aw.Map, send func([]byte) error) ([]byte, error) {
 	return aw.Encode(aw.Map{"size": int64(len(blob))}), nil
 }
 
-// worldOf gives what this peer knows of the world of a request.
+// worldOf gives the world of a request.
 func (n *node) worldOf(q aw.Map) (*mirror.World, error) {
 	if w := n.world(q.Text("world_id")); w != nil {
 		return w, nil
 	}
-	return nil, &rr.Error{Code: rr.CodeNotAvailable, Message: "the world is not known here"}
+	return nil, &rr.Error{Code: rr.CodeNotAvailable, Message: "the world is not mirrored here"}
 }
 
 func (n *node) getGenesis(_ context.Context, q aw.Map, _ []byte) ([]byte, error) {
@@ -100,9 +105,6 @@ func (n *node) getWorldHead(_ context.Context, q aw.Map, _ []byte) ([]byte, erro
 	w, err := n.worldOf(q)
 	if err != nil {
 		return nil, err
-	}
-	if w.Head == nil {
-		return aw.Encode(aw.Map{}), nil
 	}
 	return aw.Encode(aw.Map{"head": w.Head.Record}), nil
 }
@@ -129,11 +131,10 @@ func (n *node) sendBlocks(q aw.Map, send func([]byte) error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	const together = 32 // blocks of a part
 	from, to := q.Int("from_height")-1, int64(len(w.Heights))
 	for end := min(to, from+q.Int("count")); from < end; {
 		part := []any{}
-		for ; from < end && len(part) < together; from++ {
+		for ; from < end && len(part) < blocksTogether; from++ {
 			part = append(part, w.Heights[from].Block)
 		}
 		if err := send(aw.Encode(part)); err != nil {

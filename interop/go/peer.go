@@ -5,6 +5,8 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
+	"maps"
+	"slices"
 	"sync"
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
@@ -76,18 +78,21 @@ func (n *node) tellHead(h *aw.Head) {
 	n.out.event("head", fields{"world_id": h.World, "height": h.Height(), "block_hash": hexBytes(h.BlockHash())})
 }
 
-// world gives what is mirrored, else the genesis alone; nil of a world that is not known.
+// world gives a world that is mirrored, nil of any other.
 func (n *node) world(id string) *mirror.World {
 	n.mu.Lock()
-	w := n.mirrored[id]
-	n.mu.Unlock()
-	if genesis := n.Genesis(id); w == nil && genesis != nil {
-		w = &mirror.World{ID: id, Genesis: genesis}
-	}
-	return w
+	defer n.mu.Unlock()
+	return n.mirrored[id]
 }
 
-// mirror fetches a world, keeps it, and from now on serves it.
+// worlds are those that are mirrored, ascending.
+func (n *node) worlds() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.mirrored))
+}
+
+// mirror fetches a world, keeps it, and from now on serves it. It gives what is served: a peer that is behind takes nothing back.
 func (n *node) mirror(ctx context.Context, from peer.ID, id string) (*mirror.World, error) {
 	w, err := mirror.Fetch(ctx, n.Node, from, id, n.blobs.put)
 	if err != nil {
@@ -95,6 +100,9 @@ func (n *node) mirror(ctx context.Context, from peer.ID, id string) (*mirror.Wor
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if held := n.mirrored[id]; held != nil && held.Head.Compare(w.Head) > 0 {
+		return held, nil
+	}
 	n.mirrored[id] = w
 	return w, nil
 }

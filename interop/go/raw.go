@@ -14,25 +14,26 @@ import (
 	"aw/interop/rr"
 )
 
-const rawTime = 30 * time.Second // to write them
+const silence = time.Second // after which nothing more is expected
 
-// sendRaw writes any bytes on a stream and reads until it ends or nothing came for a second.
+// sendRaw writes any bytes on a stream and reads until it ends or is silent. The context has a deadline.
 func (n *node) sendRaw(ctx context.Context, p peer.ID, data []byte) (answer []byte, end string, err error) {
 	s, err := n.Host.NewStream(ctx, p, rr.Protocol)
 	if err != nil {
-		return nil, "", err
+		return nil, "", rr.IOError(err)
 	}
 	defer s.Reset()
-	if err := s.SetWriteDeadline(time.Now().Add(rawTime)); err != nil {
-		return nil, "", err
+	until, _ := ctx.Deadline()
+	if err := s.SetWriteDeadline(until); err != nil {
+		return nil, "", rr.IOError(err)
 	}
 	if _, err := s.Write(data); err != nil && !errors.Is(err, network.ErrReset) {
-		return nil, "", err
+		return nil, "", rr.IOError(err)
 	}
 	buf := make([]byte, 64<<10)
 	for ctx.Err() == nil {
-		if err := s.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-			return nil, "", err
+		if err := s.SetReadDeadline(time.Now().Add(silence)); err != nil {
+			return nil, "", rr.IOError(err)
 		}
 		n, err := s.Read(buf)
 		if answer = append(answer, buf[:n]...); len(answer) > rr.AnswerPartsMax {
@@ -46,8 +47,8 @@ func (n *node) sendRaw(ctx context.Context, p peer.ID, data []byte) (answer []by
 		case errors.Is(err, network.ErrReset):
 			return answer, "reset", nil
 		case err != nil:
-			return nil, "", err
+			return nil, "", rr.IOError(err)
 		}
 	}
-	return nil, "", ctx.Err()
+	return nil, "", rr.IOError(ctx.Err())
 }

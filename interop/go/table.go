@@ -14,6 +14,7 @@ import (
 	"aw/interop/aw"
 	"aw/interop/awnet"
 	"aw/interop/rr"
+	"aw/interop/vectors"
 )
 
 const (
@@ -21,6 +22,7 @@ const (
 	transferTime = 5 * time.Minute // of a blob, or of a world
 	timeoutMax   = 24 * time.Hour
 	requestsMax  = 10_000_000 // of one command
+	hashSize     = 32
 )
 
 var commands map[string]func(*args) job
@@ -29,11 +31,11 @@ func init() {
 	commands = map[string]func(*args) job{
 		"dial": dial, "identify": identifyPeer, "disconnect": disconnect, "peers": peers, "quit": quit,
 		"request": request, "request_parts": requestParts, "requests": requests, "send_raw": sendRaw,
-		"put_blob": putBlob, "fetch": fetch, "forge_blob": forgeBlob,
+		"put_blob": putBlob, "fetch": fetch, "forge_blob": forgeBlob, "served": served,
 		"world": knowWorld, "join": join, "mesh": mesh, "publish": publish,
-		"dht_put": dhtPut, "dht_get": dhtGet, "dht_peers": dhtPeers, "provide": provide, "find_providers": findProviders,
+		"dht_put": dhtPut, "dht_get": dhtGet, "dht_held": dhtHeld, "dht_peers": dhtPeers, "provide": provide, "find_providers": findProviders,
 		"check_head": checkOneHead, "head": findHead, "state_proof": stateProof, "receipt_proof": receiptProof,
-		"submit": submit, "mirror": mirrorWorld, "follow": follow, "vectors": vectors,
+		"submit": submit, "mirror": mirrorWorld, "follow": follow, "vectors": checkVectors,
 	}
 }
 
@@ -41,9 +43,9 @@ func init() {
 func orEmpty[T any](list []T) []T { return append([]T{}, list...) }
 
 func dial(a *args) job {
-	info, err := peer.AddrInfoFromString(a.text("addr"))
+	info, err := peer.AddrInfoFromString(a.Text("addr"))
 	if err != nil {
-		a.fail("addr: %v", err)
+		a.Fail("addr: %v", err)
 	}
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, commandTime)
@@ -56,7 +58,7 @@ func dial(a *args) job {
 }
 
 func identifyPeer(a *args) job {
-	p := a.peer("peer")
+	p := a.Peer("peer")
 	return func(_ context.Context, n *node) (fields, error) {
 		there := n.Identified(p)
 		protocols, err := n.Host.Peerstore().GetProtocols(p)
@@ -69,7 +71,7 @@ func identifyPeer(a *args) job {
 }
 
 func disconnect(a *args) job {
-	p := a.peer("peer")
+	p := a.Peer("peer")
 	return func(_ context.Context, n *node) (fields, error) { return nil, n.Host.Network().ClosePeer(p) }
 }
 
@@ -91,15 +93,15 @@ type call struct {
 }
 
 func readCall(a *args) call {
-	c := call{a.peer("peer"), a.text("method"), a.hex("body"), a.flag("one_shot"), timeoutOf(a)}
+	c := call{a.Peer("peer"), a.Text("method"), a.Hex("body"), a.Flag("one_shot"), timeoutOf(a)}
 	if !rr.IsMethod(c.method) || len(c.method)+len(c.body)+16 > rr.FrameMax {
-		a.fail("no name of a method, or a body that fits no frame")
+		a.Fail("no name of a method, or a body that fits no frame")
 	}
 	return c
 }
 
 func timeoutOf(a *args) time.Duration {
-	return time.Duration(a.upTo("timeout_ms", timeoutMax.Milliseconds(), commandTime.Milliseconds())) * time.Millisecond
+	return time.Duration(a.Within("timeout_ms", 0, timeoutMax.Milliseconds(), commandTime.Milliseconds())) * time.Millisecond
 }
 
 func (c call) send(ctx context.Context, n *node) ([]byte, error) {
@@ -135,7 +137,7 @@ func requestParts(a *args) job {
 }
 
 func requests(a *args) job {
-	c, count, inFlight := readCall(a), a.upTo("count", requestsMax), a.upTo("in_flight", rr.WaitingMax)
+	c, count, inFlight := readCall(a), a.Within("count", 1, requestsMax), a.Within("in_flight", 1, rr.WaitingMax)
 	return func(ctx context.Context, n *node) (fields, error) {
 		var mu sync.Mutex
 		var wg sync.WaitGroup
@@ -147,7 +149,7 @@ func requests(a *args) job {
 			return left >= 0
 		}
 		start := time.Now()
-		for range max(1, inFlight) {
+		for range inFlight {
 			wg.Go(func() {
 				for next() {
 					if _, err := c.send(ctx, n); err != nil {
@@ -167,7 +169,7 @@ func requests(a *args) job {
 }
 
 func sendRaw(a *args) job {
-	p, data, time := a.peer("peer"), a.hex("data"), timeoutOf(a)
+	p, data, time := a.Peer("peer"), a.Hex("data"), timeoutOf(a)
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, time)
 		defer cancel()
@@ -177,47 +179,53 @@ func sendRaw(a *args) job {
 }
 
 func putBlob(a *args) job {
-	data, seed, size := a.optHex("data"), a.count("seed", 0), a.upTo("size", rr.AnswerPartsMax, 0)
-	if a.has("data") == a.has("seed") || a.has("seed") != a.has("size") {
-		a.fail("data, or a seed and a size")
+	var data []byte
+	seed, size := a.Count("seed", 0), a.Within("size", 0, rr.AnswerPartsMax, 0)
+	if a.Has("data") == a.Has("seed") || a.Has("seed") != a.Has("size") {
+		a.Fail("data, or a seed and a size")
+	} else if a.Has("data") {
+		data = a.Hex("data")
 	}
 	return func(_ context.Context, n *node) (fields, error) {
-		if a.has("seed") {
+		if a.Has("seed") {
 			data = seededBlob(uint64(seed), int(size))
 		}
 		hash := aw.H(data)
-		n.blobs.put(hash, data)
-		return fields{"content_hash": hexBytes(hash)}, nil
+		return fields{"content_hash": hexBytes(hash)}, n.blobs.put(hash, data)
 	}
 }
 
 func fetch(a *args) job {
-	p, hash, length := a.peer("peer"), a.hex("content_hash"), a.upTo("length", rr.AnswerPartsMax, 0)
+	p, hash, length := a.Peer("peer"), a.Sized("content_hash", hashSize), a.Within("length", 0, rr.AnswerPartsMax, 0)
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, transferTime)
 		defer cancel()
 		start := time.Now()
 		var blob []byte
 		var err error
-		if a.has("length") {
+		if a.Has("length") {
 			blob, err = n.BlobStart(ctx, p, hash, length)
-		} else {
-			blob, err = n.fetchBlob(ctx, p, hash, rr.AnswerPartsMax)
+		} else if blob, err = n.FetchBlob(ctx, p, hash, rr.AnswerPartsMax); err == nil {
+			err = n.blobs.put(hash, blob)
 		}
 		return fields{"size": len(blob), "ms": time.Since(start).Milliseconds()}, err
 	}
 }
 
 func forgeBlob(a *args) job {
-	hash, data := a.hex("content_hash"), a.hex("data")
+	hash, data := a.Sized("content_hash", hashSize), a.Hex("data")
+	return func(_ context.Context, n *node) (fields, error) { return nil, n.blobs.put(hash, data) }
+}
+
+func served(*args) job {
 	return func(_ context.Context, n *node) (fields, error) {
-		n.blobs.put(hash, data)
-		return nil, nil
+		blobs, bytes := n.blobs.sentSoFar()
+		return fields{"blobs": blobs, "bytes": bytes}, nil
 	}
 }
 
 func knowWorld(a *args) job {
-	raw := a.hex("genesis")
+	raw := a.Hex("genesis")
 	return func(_ context.Context, n *node) (fields, error) {
 		genesis, err := aw.ReadRecord("genesis_file", raw)
 		if err != nil {
@@ -229,31 +237,39 @@ func knowWorld(a *args) job {
 }
 
 func join(a *args) job {
-	topic := a.text("topic")
+	topic := a.Text("topic")
 	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.Join(topic) }
 }
 
 func mesh(a *args) job {
-	topic := a.text("topic")
+	topic := a.Text("topic")
 	return func(_ context.Context, n *node) (fields, error) {
 		return fields{"peers": orEmpty(n.gossip.Peers(topic))}, nil
 	}
 }
 
 func publish(a *args) job {
-	topic, data := a.text("topic"), a.hex("data")
+	topic, data := a.Text("topic"), a.Hex("data")
 	return func(ctx context.Context, n *node) (fields, error) { return nil, n.gossip.Publish(ctx, topic, data) }
 }
 
 func dhtPut(a *args) job {
-	key, value := []byte(a.text("key")), a.hex("value")
+	key, value := []byte(a.Text("key")), a.Hex("value")
 	return func(ctx context.Context, n *node) (fields, error) { return nil, n.dht.Put(ctx, key, value) }
 }
 
 func dhtGet(a *args) job {
-	key := []byte(a.text("key"))
+	key := []byte(a.Text("key"))
 	return func(ctx context.Context, n *node) (fields, error) {
 		value, err := n.dht.Get(ctx, key)
+		return fields{"value": hexBytes(value)}, err
+	}
+}
+
+func dhtHeld(a *args) job {
+	key := []byte(a.Text("key"))
+	return func(_ context.Context, n *node) (fields, error) {
+		value, err := n.dht.Held(key)
 		return fields{"value": hexBytes(value)}, err
 	}
 }
@@ -265,12 +281,12 @@ func dhtPeers(*args) job {
 }
 
 func provide(a *args) job {
-	key := aw.ProviderKey(a.hex("content_hash"))
+	key := aw.ProviderKey(a.Sized("content_hash", hashSize))
 	return func(ctx context.Context, n *node) (fields, error) { return nil, n.dht.Provide(ctx, key) }
 }
 
 func findProviders(a *args) job {
-	key := aw.ProviderKey(a.hex("content_hash"))
+	key := aw.ProviderKey(a.Sized("content_hash", hashSize))
 	return func(ctx context.Context, n *node) (fields, error) {
 		found, err := n.dht.FindProviders(ctx, key)
 		providers := []fields{}
@@ -286,7 +302,7 @@ func headFields(h *aw.Head) fields {
 }
 
 func checkOneHead(a *args) job {
-	raw := a.hex("head")
+	raw := a.Hex("head")
 	return func(context.Context, *node) (fields, error) {
 		h, err := aw.CheckHead(raw, "")
 		if err != nil {
@@ -297,9 +313,9 @@ func checkOneHead(a *args) job {
 }
 
 func findHead(a *args) job {
-	world, p := a.text("world_id"), peer.ID("")
-	if a.has("peer") {
-		p = a.peer("peer")
+	world, p := a.Text("world_id"), peer.ID("")
+	if a.Has("peer") {
+		p = a.Peer("peer")
 	}
 	return func(ctx context.Context, n *node) (fields, error) {
 		var h *aw.Head
@@ -319,7 +335,7 @@ func findHead(a *args) job {
 }
 
 func stateProof(a *args) job {
-	p, world, namespace, key := a.peer("peer"), a.text("world_id"), a.text("namespace"), a.hex("key")
+	p, world, namespace, key := a.Peer("peer"), a.Text("world_id"), a.Text("namespace"), a.Hex("key")
 	return func(ctx context.Context, n *node) (fields, error) {
 		block, value, err := n.StateProof(ctx, p, world, namespace, key)
 		if err != nil {
@@ -334,7 +350,7 @@ func stateProof(a *args) job {
 }
 
 func receiptProof(a *args) job {
-	p, world, envelope := a.peer("peer"), a.text("world_id"), a.hex("envelope_hash")
+	p, world, envelope := a.Peer("peer"), a.Text("world_id"), a.Sized("envelope_hash", hashSize)
 	return func(ctx context.Context, n *node) (fields, error) {
 		at, head, proved, err := n.ReceiptProof(ctx, p, world, envelope)
 		if err != nil {
@@ -353,12 +369,11 @@ func receiptProof(a *args) job {
 }
 
 func submit(a *args) job {
-	p, seed := a.peer("peer"), a.hex("seed")
-	envelope := aw.Map{"v": int64(1), "world_id": a.text("world_id"), "nonce": a.count("nonce"), "expires_at_height": a.count("expires_at_height"),
-		"timestamp_ms": a.count("timestamp_ms"), "atomic": get[bool](a, "atomic"), "actions": (&args{get[[]any](a, "actions"), a.err}).value()}
-	if len(seed) != ed25519.SeedSize {
-		a.fail("seed must be 32 bytes")
-		return nil
+	p, seed := a.Peer("peer"), a.Sized("seed", ed25519.SeedSize)
+	envelope := aw.Map{"v": int64(1), "world_id": a.Text("world_id"), "nonce": a.Count("nonce"), "expires_at_height": a.Count("expires_at_height"),
+		"timestamp_ms": a.Count("timestamp_ms"), "atomic": a.Bool("atomic"), "actions": a.Field("actions").Value()}
+	if a.Err() != nil {
+		return nil // and no key
 	}
 	key := ed25519.NewKeyFromSeed(seed)
 	envelope["actor_id"] = aw.KeyIDOf(key)
@@ -378,7 +393,7 @@ func submit(a *args) job {
 }
 
 func mirrorWorld(a *args) job {
-	p, world := a.peer("peer"), a.text("world_id")
+	p, world := a.Peer("peer"), a.Text("world_id")
 	return func(ctx context.Context, n *node) (fields, error) {
 		ctx, cancel := context.WithTimeout(ctx, transferTime)
 		defer cancel()
@@ -391,14 +406,14 @@ func mirrorWorld(a *args) job {
 }
 
 func follow(a *args) job {
-	world := a.text("world_id")
+	world := a.Text("world_id")
 	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.Follow(world) }
 }
 
-func vectors(a *args) job {
-	dir := a.text("dir")
+func checkVectors(a *args) job {
+	dir := a.Text("dir")
 	return func(context.Context, *node) (fields, error) {
-		files, err := checkVectors(dir)
+		files, err := vectors.Check(dir)
 		return fields{"files": files}, err
 	}
 }

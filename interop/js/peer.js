@@ -1,7 +1,6 @@
 #!/usr/bin/env node
 /** A peer of Agent World Runtime, driven by JSON lines on stdin (docs/interop.md). Hides the command line and the life of the process. */
 import './lib/polyfill.js'
-import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
 import { fromHex } from './lib/bytes.js'
 import { perform } from './node/commands.js'
@@ -9,6 +8,13 @@ import { parseJson, toLine } from './node/json.js'
 import { Peer } from './node/peer.js'
 
 const STOP_MS = 2_000
+const LINE_BYTES_MAX = 64 * 2 ** 20
+
+function fail (...words) {
+  console.error(...words)
+  process.exit(1)
+}
+process.on('uncaughtException', (error, origin) => fail(origin === 'unhandledRejection' ? 'unhandled:' : 'uncaught:', error))
 
 const { values } = parseArgs({
   options: {
@@ -23,10 +29,6 @@ if (!/^[0-9a-f]{64}$/.test(values.seed ?? '')) {
 }
 const emit = (value) => process.stdout.write(toLine(value))
 const peer = await Peer.start({ seed: fromHex(values.seed), listen: values.listen, careless: values.careless }, emit)
-
-// A listener of a library that throws on what a peer sent must not end this one; it is told, never hidden.
-process.on('uncaughtException', (error) => console.error('uncaught:', error))
-process.on('unhandledRejection', (error) => console.error('unhandled:', error))
 
 async function quit () {
   await Promise.race([peer.stop(), new Promise((resolve) => setTimeout(resolve, STOP_MS))])
@@ -45,6 +47,31 @@ async function onLine (line) {
   process.stdout.write(toLine({ id: command.id, ok: {} }), () => void quit())
 }
 
-emit({ event: 'ready', peer_id: peer.id, addrs: peer.addresses() })
-createInterface({ input: process.stdin, crlfDelay: Infinity }).on('line', (line) => void onLine(line)).on('close', () => void quit())
+/** The lines of stdin, the last one also where no newline ends it. */
+async function * lines () {
+  const pieces = []
+  let size = 0
+  const add = (piece) => {
+    pieces.push(piece)
+    size += piece.length
+    if (size > LINE_BYTES_MAX) fail(`error: stdin: a line over ${LINE_BYTES_MAX} bytes`)
+  }
+  const take = () => {
+    size = 0
+    return Buffer.concat(pieces.splice(0)).toString()
+  }
+  for await (const chunk of process.stdin) {
+    let from = 0
+    for (let to; (to = chunk.indexOf('\n', from)) >= 0; from = to + 1) {
+      add(chunk.subarray(from, to))
+      yield take()
+    }
+    add(chunk.subarray(from))
+  }
+  if (size > 0) yield take()
+}
+
 process.on('SIGTERM', () => void quit())
+emit({ event: 'ready', peer_id: peer.id, addrs: peer.addresses() })
+for await (const line of lines()) void onLine(line)
+await quit()

@@ -31,6 +31,7 @@ from p2p.host import Libp2pNetwork
 from p2p.network import Message, Subscription, Verdict
 from runtime import chain, codec, genesis, rules
 from runtime.errors import Invalid, Missing, WorldError
+from runtime.heads import head_order
 from runtime.keys import SigningKey
 from runtime.messages import BlobEnd, BlobRequest
 from runtime.records import ActionEnvelope, Genesis, WorldHeadAnnounce, seal
@@ -45,6 +46,33 @@ Say: TypeAlias = Callable[[Json], None]
 
 class Usage(Exception):
     """A command that is not known or lacks something."""
+
+
+class Command(dict[str, Any]):
+    """The fields of a command. What it lacks, or has in another form, raises Usage."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Usage(f"{name} is needed")
+
+    def hex(self, name: str) -> bytes:
+        """Bytes."""
+        try:
+            return bytes.fromhex(self[name])
+        except (TypeError, ValueError):
+            raise Usage(f"{name} must be hex") from None
+
+    def peer(self) -> bytes:
+        """The peer id of whom this is about."""
+        try:
+            return names.peer_from_text(self["peer"])
+        except (AttributeError, TypeError, ValueError):
+            raise Usage("peer must be a peer id in base58") from None
+
+    def count(self, name: str) -> int:
+        """A number of at least one."""
+        if type(self[name]) is not int or self[name] < 1:
+            raise Usage(f"{name} must be 1 or more")
+        return int(self[name])
 
 
 def error_of(error: Exception) -> Json:
@@ -72,8 +100,10 @@ def error_of(error: Exception) -> Json:
             kind = "not_found"
         case WorldError():
             kind = "refused"
+        case Usage():
+            kind = "usage"
         case _:
-            kind, message = "usage", f"{type(error).__name__}: {error}"
+            kind, message = "fault", f"{type(error).__name__}: {error}"
     return {"kind": kind, "message": message}
 
 
@@ -92,20 +122,20 @@ class Commands:
         self._topics: dict[str, Subscription] = {}
         raw.serve_by_hand(network)
 
-    def table(self) -> dict[str, Callable[[Json], Awaitable[Json]]]:
+    def table(self) -> dict[str, Callable[[Command], Awaitable[Json]]]:
         """Every command by its name: the methods that do not begin with an underscore."""
         own = {name: getattr(self, name) for name in vars(type(self)) if not name.startswith("_")}
         return {name: method for name, method in own.items() if name != "table"}
 
     # --- connections ---------------------------------------------------------------------------------------
 
-    async def dial(self, command: Json) -> Json:
+    async def dial(self, command: Command) -> Json:
         peer = await self._network.connect([command["addr"]])
         await self._protocols(peer)
         return {"peer": names.peer_text(peer)}
 
-    async def identify(self, command: Json) -> Json:
-        peer = names.peer_from_text(command["peer"])
+    async def identify(self, command: Command) -> Json:
+        peer = command.peer()
         protocols = await self._protocols(peer)
         return {"protocols": sorted(map(str, protocols)), "agent": ""}  # py-libp2p does not keep it
 
@@ -118,28 +148,28 @@ class Commands:
             return list(store.get_protocols(ID(peer)))
         raise RequestTimeout(names.peer_text(peer), "identify", REQUEST_MS)
 
-    async def disconnect(self, command: Json) -> Json:
-        await self._network._host.disconnect(ID(names.peer_from_text(command["peer"])))
+    async def disconnect(self, command: Command) -> Json:
+        await self._network._host.disconnect(ID(command.peer()))
         return {}
 
-    async def peers(self, command: Json) -> Json:
+    async def peers(self, command: Command) -> Json:
         del command
         return {"peers": [names.peer_text(peer) for peer in self._network.peers()]}
 
     # --- request / response --------------------------------------------------------------------------------
 
-    async def request(self, command: Json) -> Json:
+    async def request(self, command: Command) -> Json:
         return {"body": (await self._ask(command)).hex()}
 
-    async def _ask(self, command: Json) -> bytes:
-        peer, body = names.peer_from_text(command["peer"]), bytes.fromhex(command["body"])
+    async def _ask(self, command: Command) -> bytes:
+        peer, body = command.peer(), command.hex("body")
         wait_ms = command.get("timeout_ms", REQUEST_MS)
         if command.get("one_shot"):
             return await raw.request_alone(self._network, peer, command["method"], body, wait_ms)
         return await self._network.request(peer, command["method"], body, deadline_ms=wait_ms)
 
-    async def request_parts(self, command: Json) -> Json:
-        peer, body = names.peer_from_text(command["peer"]), bytes.fromhex(command["body"])
+    async def request_parts(self, command: Command) -> Json:
+        peer, body = command.peer(), command.hex("body")
         parts = size = 0
         hasher = blake3()
         async with self._network.request_parts(
@@ -150,8 +180,8 @@ class Commands:
                 hasher.update(part)
             return {"parts": parts, "bytes": size, "hash": hasher.hexdigest(), "last": answer.last.hex()}
 
-    async def requests(self, command: Json) -> Json:
-        ok, errors, left = 0, list[str](), command["count"]
+    async def requests(self, command: Command) -> Json:
+        ok, errors, left = 0, list[Json](), command.count("count")
 
         async def ask_on() -> None:
             nonlocal ok, left
@@ -160,27 +190,27 @@ class Commands:
                 try:
                     await self._ask(command)
                 except NetworkError as error:
-                    errors.append(str(error))
+                    errors.append(error_of(error))
                 else:
                     ok += 1
 
         began = time.perf_counter()
         async with trio.open_nursery() as nursery:
-            for _ in range(command["in_flight"]):
+            for _ in range(command.count("in_flight")):
                 nursery.start_soon(ask_on)
         found: Json = {"ok": ok, "failed": len(errors), "ms": round((time.perf_counter() - began) * 1_000)}
         return found | ({"first_error": errors[0]} if errors else {})
 
-    async def send_raw(self, command: Json) -> Json:
-        peer, data = names.peer_from_text(command["peer"]), bytes.fromhex(command["data"])
+    async def send_raw(self, command: Command) -> Json:
+        peer, data = command.peer(), command.hex("data")
         answer, end = await raw.send_raw(self._network, peer, data, command.get("timeout_ms", REQUEST_MS))
         return {"answer": answer.hex(), "end": end}
 
     # --- blobs ---------------------------------------------------------------------------------------------
 
-    async def put_blob(self, command: Json) -> Json:
+    async def put_blob(self, command: Command) -> Json:
         if "data" in command:
-            data = bytes.fromhex(command["data"])
+            data = command.hex("data")
         else:
             data = blake3(command["seed"].to_bytes(8, "big")).digest(length=command["size"])
         return {"content_hash": self._keep(data).hex()}
@@ -192,8 +222,8 @@ class Commands:
         self._shelf.blobs[content] = data
         return content
 
-    async def fetch(self, command: Json) -> Json:
-        peer, content = names.peer_from_text(command["peer"]), bytes.fromhex(command["content_hash"])
+    async def fetch(self, command: Command) -> Json:
+        peer, content = command.peer(), command.hex("content_hash")
         began = time.perf_counter()
         request = BlobRequest(content_hash=content, length=command.get("length")).to_bytes()
         data = bytearray()
@@ -209,18 +239,22 @@ class Commands:
             self._keep(bytes(data))
         return {"size": len(data), "ms": round((time.perf_counter() - began) * 1_000)}
 
-    async def forge_blob(self, command: Json) -> Json:
-        self._shelf.blobs[bytes.fromhex(command["content_hash"])] = bytes.fromhex(command["data"])
+    async def forge_blob(self, command: Command) -> Json:
+        self._shelf.blobs[command.hex("content_hash")] = command.hex("data")
         return {}
+
+    async def served(self, command: Command) -> Json:
+        del command
+        return {"blobs": self._shelf.served_blobs, "bytes": self._shelf.served_bytes}
 
     # --- gossip --------------------------------------------------------------------------------------------
 
-    async def world(self, command: Json) -> Json:
-        known = genesis.decode_genesis(bytes.fromhex(command["genesis"]))
+    async def world(self, command: Command) -> Json:
+        known = genesis.decode_genesis(command.hex("genesis"))
         self._worlds[known.header.world_id] = known
         return {"world_id": known.header.world_id}
 
-    async def join(self, command: Json) -> Json:
+    async def join(self, command: Command) -> Json:
         await self._join(command["topic"], self._tell)
         return {}
 
@@ -241,53 +275,59 @@ class Commands:
 
         self._nursery.start_soon(drain)
 
-    async def mesh(self, command: Json) -> Json:
+    async def mesh(self, command: Command) -> Json:
         known = self._network._gossip._pubsub.peer_topics.get(command["topic"], ())
         return {"peers": sorted(names.peer_text(peer.to_bytes()) for peer in known)}
 
-    async def publish(self, command: Json) -> Json:
+    async def publish(self, command: Command) -> Json:
         if command["topic"] not in self._topics:
             raise Usage(f"topic {command['topic']} is not joined")
         try:
-            await self._topics[command["topic"]].publish(bytes.fromhex(command["data"]))
+            await self._topics[command["topic"]].publish(command.hex("data"))
         except ValueError as error:
             raise Invalid("message", str(error)) from error
         return {}
 
     # --- DHT -----------------------------------------------------------------------------------------------
 
-    async def dht_put(self, command: Json) -> Json:
-        await self._network.dht.put_record(command["key"], bytes.fromhex(command["value"]))
+    async def dht_put(self, command: Command) -> Json:
+        await self._network.dht.put_record(command["key"], command.hex("value"))
         return {}
 
-    async def dht_get(self, command: Json) -> Json:
+    async def dht_get(self, command: Command) -> Json:
         found = await self._network.dht.get_record(command["key"])
         if found is None:
             raise Missing("record", command["key"])
         return {"value": found.hex()}
 
-    async def dht_peers(self, command: Json) -> Json:
+    async def dht_held(self, command: Command) -> Json:
+        record = self._network.dht._kad.value_store.get(command["key"].encode())
+        if record is None:
+            raise Missing("record", command["key"])
+        return {"value": record.value.hex()}
+
+    async def dht_peers(self, command: Command) -> Json:
         del command
         table = self._network.dht._kad.routing_table.get_peer_ids()
         return {"peers": sorted(names.peer_text(peer.to_bytes()) for peer in table)}
 
-    async def provide(self, command: Json) -> Json:
-        await self._network.dht.provide(bytes.fromhex(command["content_hash"]))
+    async def provide(self, command: Command) -> Json:
+        await self._network.dht.provide(command.hex("content_hash"))
         return {}
 
-    async def find_providers(self, command: Json) -> Json:
-        found = await self._network.dht.find_providers(bytes.fromhex(command["content_hash"]))
+    async def find_providers(self, command: Command) -> Json:
+        found = await self._network.dht.find_providers(command.hex("content_hash"))
         listed = [{"peer": names.peer_text(info.peer_id), "addrs": list(info.addrs)} for info in found]
         return {"providers": listed}
 
     # --- worlds --------------------------------------------------------------------------------------------
 
-    async def check_head(self, command: Json) -> Json:
-        head = WorldHeadAnnounce.from_bytes(bytes.fromhex(command["head"]))
+    async def check_head(self, command: Command) -> Json:
+        head = WorldHeadAnnounce.from_bytes(command.hex("head"))
         chain.check_head(head, head.header.world_id)
         return _shown(head)
 
-    async def head(self, command: Json) -> Json:
+    async def head(self, command: Command) -> Json:
         world_id = command["world_id"]
         if "peer" in command:
             head = await self._client(command).head(world_id)
@@ -298,12 +338,12 @@ class Commands:
             raise Missing("head", f"of world {world_id}")
         return _shown(head) | {"head": head.to_bytes().hex()}
 
-    def _client(self, command: Json) -> DistributedClient:
-        return DistributedClient(self._network, names.peer_from_text(command["peer"]))
+    def _client(self, command: Command) -> DistributedClient:
+        return DistributedClient(self._network, command.peer())
 
-    async def state_proof(self, command: Json) -> Json:
+    async def state_proof(self, command: Command) -> Json:
         proved = await self._client(command).state_value(
-            command["world_id"], command["namespace"], bytes.fromhex(command["key"])
+            command["world_id"], command["namespace"], command.hex("key")
         )
         found = {
             "height": proved.block.height,
@@ -312,10 +352,8 @@ class Commands:
         }
         return found | ({} if proved.value is None else {"value": codec.encode(proved.value).hex()})
 
-    async def receipt_proof(self, command: Json) -> Json:
-        proved = await self._client(command).receipt(
-            command["world_id"], bytes.fromhex(command["envelope_hash"])
-        )
+    async def receipt_proof(self, command: Command) -> Json:
+        proved = await self._client(command).receipt(command["world_id"], command.hex("envelope_hash"))
         receipts = [
             {"code": one.code} | ({} if one.index is None else {"index": one.index})
             for one in proved.receipts
@@ -323,8 +361,8 @@ class Commands:
         heights = {"height": proved.block.height, "head_height": proved.head.commit.record.height}
         return heights | {"receipts": receipts, "trust": "attested"}
 
-    async def submit(self, command: Json) -> Json:
-        actor = SigningKey(bytes.fromhex(command["seed"]))
+    async def submit(self, command: Command) -> Json:
+        actor = SigningKey(command.hex("seed"))
         fields = {
             name: command[name]
             for name in ("world_id", "nonce", "expires_at_height", "timestamp_ms", "atomic")
@@ -336,12 +374,14 @@ class Commands:
         made = {"envelope_hash": envelope.hash().hex(), "envelope": envelope.to_bytes().hex()}
         return made | {name: value for name, value in told.items() if value is not None}
 
-    async def mirror(self, command: Json) -> Json:
+    async def mirror(self, command: Command) -> Json:
         world = await mirror(self._client(command), command["world_id"], self._keep)
-        self._shelf.worlds[command["world_id"]] = world
+        before = self._shelf.worlds.get(command["world_id"])
+        if before is None or head_order(before.head) < head_order(world.head):  # an older one replaces none
+            self._shelf.worlds[command["world_id"]] = world
         return {"height": world.head.commit.record.height}
 
-    async def follow(self, command: Json) -> Json:
+    async def follow(self, command: Command) -> Json:
         world_id, best = command["world_id"], 0
 
         def judged(message: Message, verdict: Verdict) -> None:
@@ -360,7 +400,7 @@ class Commands:
 
     # --- vectors -------------------------------------------------------------------------------------------
 
-    async def vectors(self, command: Json) -> Json:
+    async def vectors(self, command: Command) -> Json:
         return {"files": await trio.to_thread.run_sync(check_vectors, command["dir"])}
 
 

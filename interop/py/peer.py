@@ -15,11 +15,11 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import trio
 
-from interop.py.commands import Commands, Usage, error_of
+from interop.py.commands import Command, Commands, Usage, error_of
 from interop.py.rules import TEST_LIMITS, careless_records
 from interop.py.serving import Shelf, routes_of
 from p2p import names
@@ -28,6 +28,7 @@ from p2p.identity import Identity
 from p2p.network import RecordRule
 from runtime.services import HeadRecords
 
+Table: TypeAlias = dict[str, Callable[[Command], Awaitable[dict[str, Any]]]]
 LINE_BYTES_MAX: Final = 64 << 20
 WATCH_S: Final = 0.1  # how soon a connection that came or went is told
 
@@ -58,9 +59,7 @@ async def run(options: argparse.Namespace) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def take_commands(
-    table: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]], nursery: trio.Nursery
-) -> None:
+async def take_commands(table: Table, nursery: trio.Nursery) -> None:
     """Start each line's command; returns at `quit` and at the end of stdin."""
     left = bytearray()
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
@@ -73,18 +72,20 @@ async def take_commands(
             for line in filter(None, lines):
                 if not begin(bytes(line), table, nursery):
                     return
+    if left:
+        begin(bytes(left), table, nursery)
 
 
 def begin(
     line: bytes,
-    table: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]],
+    table: Table,
     nursery: trio.Nursery,
 ) -> bool:
     """Start one command; False for `quit`."""
     try:
-        command = json.loads(line)
+        command = Command(json.loads(line))
         number, name = command["id"], command["do"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError, Usage) as error:
         say({"id": None, "error": {"kind": "usage", "message": f"not a command: {error!r}"}})
         return True
     if name == "quit":

@@ -20,14 +20,19 @@ TEST_LIMITS: Final = RouterLimits(requests_per_s_max=1_000_000, request_bytes_pe
 
 
 class _AnyRecord:
-    """Takes every record and prefers the last."""
+    """Takes every record and prefers the one that was met last."""
+
+    def __init__(self) -> None:
+        self._met: dict[bytes, int] = {}
 
     def validate(self, key: str, value: bytes) -> None:
-        del key, value
+        del key
+        self._met.setdefault(value, len(self._met))
 
     def select(self, key: str, values: Sequence[bytes]) -> int:
-        del key
-        return len(values) - 1
+        for value in values:
+            self.validate(key, value)
+        return max(range(len(values)), key=lambda index: self._met[values[index]])
 
 
 def careless_records() -> RecordRule:

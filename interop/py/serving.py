@@ -39,6 +39,7 @@ from runtime.services import as_failure
 WAIT_MS_MAX: Final = 60_000
 RESET_PART_BYTES: Final = 1_024
 BLOCKS_PER_PART: Final = 128
+HELLO_WORLDS_MAX: Final = 64
 
 
 @dataclass(slots=True)
@@ -57,6 +58,8 @@ class Shelf:
 
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     worlds: dict[str, MirroredWorld] = field(default_factory=dict)
+    served_blobs: int = 0
+    served_bytes: int = 0
 
     def world(self, world_id: str) -> MirroredWorld:
         """A mirrored world. Raises RequestFailed."""
@@ -106,7 +109,7 @@ def routes_of(shelf: Shelf) -> Routes:
 
     async def hello(body: bytes) -> bytes:
         _open_map(body)
-        worlds = tuple(sorted(shelf.worlds))
+        worlds = tuple(sorted(shelf.worlds)[:HELLO_WORLDS_MAX])
         return HelloAnswer(
             versions=(1,), max_in_flight=names.IN_FLIGHT_PER_SESSION_MAX, worlds=worlds
         ).to_bytes()
@@ -128,6 +131,8 @@ def routes_of(shelf: Shelf) -> Routes:
             part = blob[at : min(end, at + names.PART_BYTES_MAX)]
             await send(part)
             at += len(part)
+            shelf.served_bytes += len(part)
+        shelf.served_blobs += 1
         return BlobEnd(size=len(blob)).to_bytes()
 
     return {

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from p2p import frames, names
 from p2p.errors import FrameError
@@ -16,7 +17,9 @@ from runtime import actions, chain, codec, evidence, genesis, keys, records, rul
 from runtime.batches import check_batch_form
 from runtime.errors import Ignored, Invalid, UnknownVersion
 from runtime.records import ActionBatch, Commit, WorldBlock, WorldHeadAnnounce, sealed_from_bytes
+from runtime.world import check_signatures
 
+SIGN_DOMAIN: Final = b"aw/sig/1\0"
 Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...]
 
 
@@ -111,8 +114,12 @@ def _frames(vectors: dict[str, Any], count: Count) -> None:
         return reader.next_frame()
 
     for vector in vectors["frames"]:
+        which, fields = f"frame {vector['kind']}", {**vector, "request_id": vector["id"]}
         frame = first(bytes.fromhex(vector["hex"]))
-        count.check(getattr(frame, "request_id", None) == vector["id"], f"frame {vector['kind']}")
+        count.check(type(frame).__name__.lower().removesuffix("frame") == vector["kind"], which)
+        for name, found in asdict(frame).items():  # type: ignore[call-overload]
+            shown = found.hex() if isinstance(found, bytes) else found
+            count.check(shown == fields[name], f"{name} of {which}")
     for bad in vectors["refuse"]:
         count.refuse(bad["reason"], FrameError, first, bytes.fromhex(bad["hex"]))
 
@@ -164,6 +171,7 @@ def _signatures(vectors: list[Any], count: Count) -> None:
         key, record_hash, signature = (
             bytes.fromhex(vector[name]) for name in ("key_id", "record_hash", "signature")
         )
+        count.check((SIGN_DOMAIN + record_hash).hex() == vector["message"], f"message of {vector['name']}")
         count.check(keys.verify(key, record_hash, signature) is vector["accept"], vector["name"])
         count.refused += not vector["accept"]
 
@@ -200,7 +208,12 @@ def _step(step: dict[str, Any], count: Count) -> None:
     head = WorldHeadAnnounce.from_bytes(bytes.fromhex(step["head"]))
     header = world.header
     count.check(header.world_id == step["world_id"], "world_id")
-    check_batch_form(world, 0, header.hash(), header.created_ms, batch.record, bytes.fromhex(step["actions"]))
+    acts = bytes.fromhex(step["actions"])
+    envelopes = check_batch_form(world, 0, header.hash(), header.created_ms, batch.record, acts)
+    tip = chain.genesis_tip(world)
+    count.check(tip.state.root().hex() == step["state_root_before"], "state_root_before")
+    built = chain.build_block(world, tip, batch.record, envelopes, check_signatures(envelopes))
+    count.check(built.block == block and block.state_root.hex() == step["state_root"], "block and state_root")
     chain.check_commit(world.authorities, commit, batch.record, world_id=header.world_id)
     chain.check_head(head, header.world_id)
     chain.check_head_block(head, block)
@@ -213,7 +226,8 @@ def _step(step: dict[str, Any], count: Count) -> None:
         chain.decode_events(blobs[block.journal_ref]),
     )
     chain.check_lists(block, receipts, events)
-    count.check(len(receipts) == len(step["receipts"]), "receipts")
+    count.check([one.to_value() for one in receipts] == unshown(step["receipts"]), "receipts")
+    count.check([one.to_value() for one in events] == unshown(step["events"]), "events")
 
 
 _CHECKS: dict[str, Callable[[Any, Count], None]] = {

@@ -141,9 +141,10 @@ def test_the_type_is_judged_before_the_body_has_come():
     reader = FrameReader()
     reader.feed(encode_answer(1, bytes(1_000))[:2])
     assert reader.next_frame() is NEED_DATA
-    reader.feed(b"\x09")
-    with pytest.raises(FrameError, match="type"):
+    reader.feed(b"\x09\x07")
+    with pytest.raises(FrameError, match="type") as caught:
         reader.next_frame()
+    assert caught.value.request_id == 7  # it can be read, so whoever sent it is told of which frame
 
 
 def test_an_oversize_request_is_told_from_its_head_and_its_body_is_skipped():

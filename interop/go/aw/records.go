@@ -27,6 +27,9 @@ func readAs[T any](b []byte, most int, judge rule) (none T, err error) {
 // IsRecord: there is a record, request or answer of this name.
 func IsRecord(name string) bool { return schema[name] != nil }
 
+// IsSealed: records of this name are signed, by one key that they name.
+func IsSealed(name string) bool { return schema[name] != nil && schema[name].signer != "" }
+
 // BytesMax is what the body of a record may have at most.
 func BytesMax(name string) int { return schema[name].max }
 

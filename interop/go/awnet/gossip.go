@@ -21,7 +21,7 @@ import (
 
 const (
 	headSkew  = time.Minute // a head dated further ahead is not for now
-	topicsMax = 256         // of one peer
+	topicsMax = 256         // that one peer is subscribed to, and that it names in one message
 )
 
 var ourTopics = regexp.MustCompile(`\Aaw\.[a-z2-7]{32}\.[a-z]{1,16}\z`)
@@ -66,7 +66,7 @@ func NewGossip(ctx context.Context, n *Node, hearing Hearing) (*Gossip, error) {
 	return &Gossip{node: n, hearing: hearing, ps: ps, topics: map[string]*pubsub.Topic{}, followed: map[string]*aw.Head{}}, nil
 }
 
-// subscriptions bounds the topics of a peer in all: the library has a limit for each message alone.
+// subscriptions bounds the topics of a peer, over all its messages: the library's own limit is for each message alone.
 type subscriptions struct {
 	pubsub.SubscriptionFilter
 	connected func(peer.ID) bool

@@ -7,8 +7,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -121,7 +119,7 @@ func (n *Node) Dial(ctx context.Context, to peer.AddrInfo) error {
 		s.Backoff().Clear(to.ID) // whoever is told to dial does not wait out an earlier failure
 	}
 	if err := n.Host.Connect(ctx, to); err != nil {
-		return err
+		return &rr.StreamError{Err: err}
 	}
 	n.Identified(to.ID)
 	return nil
@@ -155,13 +153,6 @@ func (n *Node) Genesis(world string) aw.Map {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.geneses[world]
-}
-
-// Worlds are those that are known, ascending.
-func (n *Node) Worlds() []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return slices.Sorted(maps.Keys(n.geneses))
 }
 
 // watch closes what gives no sign of life twice in a row: the muxer alone takes 40 s to notice a frozen peer.

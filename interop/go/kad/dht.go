@@ -34,8 +34,6 @@ const (
 var (
 	ErrNotFound = errors.New("kad: not found")
 	ErrAlone    = errors.New("kad: the routing table is empty")
-
-	errKeys = errors.New("kad: too many keys are provided here")
 )
 
 // Config is what the DHT does not know itself.
@@ -126,18 +124,23 @@ func (d *DHT) republish(ctx context.Context) {
 // Peers is the routing table.
 func (d *DHT) Peers() []peer.ID { return d.table.all() }
 
-// Put holds the value here and at the peers closest to its key. That some refuse it, holding a better
-// one, is no failure.
+// Put holds the value here and at the peers closest to its key. That there are none yet, or that some refuse it, holding
+// a better one, is no failure.
 func (d *DHT) Put(ctx context.Context, key, value []byte) error {
 	if err := d.store.put(key, value); err != nil {
 		return err
 	}
-	closest := d.lookup(ctx, key, d.findNode(key))
-	if len(closest) == 0 {
-		return ErrAlone
-	}
-	d.putTo(ctx, closest, key, value)
+	d.putTo(ctx, d.lookup(ctx, key, d.findNode(key)), key, value)
 	return nil
+}
+
+// Held gives the value that is held here, and asks nobody.
+func (d *DHT) Held(key []byte) ([]byte, error) {
+	r, ok := d.store.get(key)
+	if !ok {
+		return nil, ErrNotFound
+	}
+	return r.value, nil
 }
 
 func (d *DHT) putTo(ctx context.Context, peers []peer.ID, key, value []byte) {
@@ -181,7 +184,7 @@ func (d *DHT) Get(ctx context.Context, key []byte) ([]byte, error) {
 	return best, nil
 }
 
-// Provide tells the peers closest to the key that this node has the content, now and every five minutes.
+// Provide tells the peers closest to the key that this node has the content, now and every five minutes: after ErrAlone too.
 func (d *DHT) Provide(ctx context.Context, key []byte) error {
 	if err := d.checkProviderKey(key); err != nil {
 		return err

@@ -5,6 +5,7 @@ package kad
 import (
 	"container/list"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -23,12 +24,14 @@ const (
 	putsPeriod   = 10 * time.Second
 )
 
-// ErrOlder: a better value of the key is held.
-var ErrOlder = errors.New("kad: a better value is held")
+// ErrRefused: what was put is refused, for another reason than Config.Check's.
+var ErrRefused = errors.New("kad: refused")
 
 var (
-	errLarge = errors.New("kad: a record above the limit")
-	errRate  = errors.New("kad: too many records")
+	errOlder = fmt.Errorf("%w: a better value is held", ErrRefused)
+	errLarge = fmt.Errorf("%w: a record above the limit", ErrRefused)
+	errRate  = fmt.Errorf("%w: too many records", ErrRefused)
+	errKeys  = fmt.Errorf("%w: too many keys are provided here", ErrRefused)
 )
 
 type record struct {
@@ -82,7 +85,7 @@ func (s *store) put(key, value []byte) error {
 	defer s.mu.Unlock()
 	held, ok := s.records.get(string(key))
 	if ok && time.Since(held.at) < heldFor && s.compare(key, value, held.value) < 0 {
-		return ErrOlder
+		return errOlder
 	}
 	s.records.set(string(key), record{value, time.Now()})
 	return nil

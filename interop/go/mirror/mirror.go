@@ -43,11 +43,11 @@ type Height struct {
 type source struct {
 	*awnet.Node
 	from peer.ID
-	keep func(hash, blob []byte)
+	keep func(hash, blob []byte) error
 }
 
 // Fetch fetches a world up to the peer's head. Each blob is given to keep when it has been checked against its hash.
-func Fetch(ctx context.Context, n *awnet.Node, from peer.ID, id string, keep func(hash, blob []byte)) (*World, error) {
+func Fetch(ctx context.Context, n *awnet.Node, from peer.ID, id string, keep func(hash, blob []byte) error) (*World, error) {
 	genesis := n.Genesis(id)
 	if genesis == nil {
 		var err error
@@ -72,7 +72,9 @@ func Fetch(ctx context.Context, n *awnet.Node, from peer.ID, id string, keep fun
 		}
 		w.Heights = append(w.Heights, of)
 		w.ByHash[string(at.BlockHash)] = at.Height
-		keep(at.BlockHash, aw.Preimage("block", aw.Encode(block)))
+		if err := keep(at.BlockHash, aw.Preimage("block", aw.Encode(block))); err != nil {
+			return nil, err
+		}
 	}
 	return w, nil
 }
@@ -138,7 +140,7 @@ func checkKept(w *World, blocks []aw.Map) error {
 func (s *source) fetchBlob(ctx context.Context, hash []byte, most int64) ([]byte, error) {
 	blob, err := s.FetchBlob(ctx, s.from, hash, most)
 	if err == nil {
-		s.keep(hash, blob)
+		err = s.keep(hash, blob)
 	}
 	return blob, err
 }

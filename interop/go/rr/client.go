@@ -18,15 +18,13 @@ import (
 	"aw/interop/share"
 )
 
-// WaitingMax bounds the calls to one peer: those above fail at once.
-const (
-	WaitingMax = 4096             // requests of one session without an answer
-	clientIdle = 30 * time.Second // well before the server gives an idle session up, so that no request meets that
-)
+// WaitingMax bounds the calls in one session, with those that wait for one of its InFlight places: a further one fails at once.
+const WaitingMax = 4096
 
 // Client sends requests: in one session with each peer, or on streams of their own.
 type Client struct {
 	host    host.Host
+	opening *share.Share // of a session: one at a time with each peer
 	streams *share.Share // beside the session, together no more than a peer serves
 
 	mu       sync.Mutex
@@ -35,58 +33,55 @@ type Client struct {
 
 // NewClient makes the client of a host; there is one.
 func NewClient(h host.Host) *Client {
-	return &Client{host: h, streams: share.New(streamsPeer-1, math.MaxInt), sessions: map[peer.ID]*session{}}
+	return &Client{host: h, opening: share.New(1, math.MaxInt), streams: share.New(streamsPeer-1, math.MaxInt),
+		sessions: map[peer.ID]*session{}}
 }
 
 type session struct {
 	w      *frameWriter
-	cancel func()
-	places chan struct{} // in flight; the others wait
+	cancel context.CancelCauseFunc
+	places chan struct{} // each is a request that the server has not answered
 
-	mu      sync.Mutex
-	next    uint32
-	waiting map[uint32]chan *Frame
-	ended   bool
+	mu        sync.Mutex
+	next      uint32
+	calls     int                    // with those that wait for a place
+	asked     map[uint32]chan *Frame // has a place, by its id; nil where the caller has given up, and the server has not
+	abandoned int                    // how many are nil
+	ended     bool
 }
 
 func openStream(ctx context.Context, h host.Host, p peer.ID) (network.Stream, error) {
 	s, err := h.NewStream(ctx, p, Protocol)
 	if err != nil {
-		return nil, ioError(err)
+		return nil, IOError(err)
 	}
 	return s, nil
 }
 
-// Call sends a request in the session with the peer, opening one where there is none.
+// await takes a place within the context's time.
+func await(ctx context.Context, places *share.Share, p peer.ID) error {
+	if until, _ := ctx.Deadline(); !places.Await(p, time.Until(until)) {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// Call sends a request in the session with the peer, opening one where there is none. The context has a deadline.
 func (c *Client) Call(ctx context.Context, p peer.ID, method string, body []byte) ([]byte, error) {
-	s, id, answer, err := c.enter(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	defer s.forget(id)
-	select {
-	case s.places <- struct{}{}:
-		defer func() { <-s.places }()
-	case <-s.w.ctx.Done():
-		return nil, ErrEnded
-	case <-ctx.Done():
-		return nil, ioError(ctx.Err())
-	}
-	if err := s.w.push(ctx, (&Frame{Kind: KindRequest, ID: id, Method: method, Body: body}).Encode()); err != nil {
-		return nil, err
-	}
-	select {
-	case f := <-answer:
-		return finish(f)
-	case <-s.w.ctx.Done():
-		select { // the answer may have come just before the end
-		case f := <-answer:
-			return finish(f)
-		default:
-			return nil, ErrEnded
+	for {
+		s, err := c.enter(ctx, p)
+		if err != nil {
+			return nil, err
 		}
-	case <-ctx.Done():
-		return nil, ioError(ctx.Err())
+		answer, err := s.ask(ctx, &Frame{Kind: KindRequest, Method: method, Body: body})
+		s.leave()
+		if errors.Is(err, errStuck) {
+			continue // it was never sent: on to the next session
+		}
+		if err != nil {
+			return nil, err
+		}
+		return finish(answer)
 	}
 }
 
@@ -97,105 +92,186 @@ func finish(f *Frame) ([]byte, error) {
 	return f.Body, nil
 }
 
-func (c *Client) enter(ctx context.Context, p peer.ID) (*session, uint32, chan *Frame, error) {
-	c.mu.Lock()
-	s := c.sessions[p]
-	c.mu.Unlock()
-	if s != nil {
-		if id, answer, err := s.enter(); !errors.Is(err, ErrEnded) {
-			return s, id, answer, err
-		}
+// enter counts the caller into the session with the peer, and opens one where there is none.
+func (c *Client) enter(ctx context.Context, p peer.ID) (*session, error) {
+	if s, err := c.enterOpen(p); s != nil {
+		return s, err
+	}
+	if err := await(ctx, c.opening, p); err != nil {
+		return nil, err
+	}
+	defer c.opening.Give(p)
+	if s, err := c.enterOpen(p); s != nil { // another call was faster
+		return s, err
 	}
 	stream, err := openStream(ctx, c.host, p)
 	if err != nil {
-		return nil, 0, nil, err
+		return nil, err
 	}
-	fresh := newSession(stream)
+	s := newSession(stream)
 	c.mu.Lock()
-	if now := c.sessions[p]; now != s && now != nil { // another call was faster
-		c.mu.Unlock()
-		fresh.end()
-		return c.enter(ctx, p)
-	}
-	c.sessions[p] = fresh
+	c.sessions[p] = s
 	c.mu.Unlock()
 	go func() {
-		fresh.read()
+		s.read()
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.sessions[p] == fresh {
+		if c.sessions[p] == s {
 			delete(c.sessions, p)
 		}
 	}()
-	id, answer, err := fresh.enter()
-	return fresh, id, answer, err
+	return s, s.enter()
+}
+
+// enterOpen gives nil where no session is open.
+func (c *Client) enterOpen(p peer.ID) (*session, error) {
+	c.mu.Lock()
+	s := c.sessions[p]
+	c.mu.Unlock()
+	if s == nil {
+		return nil, nil
+	}
+	err := s.enter()
+	if errors.Is(err, ErrEnded) {
+		return nil, nil
+	}
+	return s, err
 }
 
 func newSession(stream network.Stream) *session {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &session{w: newFrameWriter(ctx, cancel, stream), cancel: cancel, places: make(chan struct{}, InFlight),
-		next: 1, waiting: map[uint32]chan *Frame{}}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	return &session{w: newFrameWriter(ctx, func() { cancel(ErrEnded) }, stream), cancel: cancel,
+		places: make(chan struct{}, InFlight), asked: map[uint32]chan *Frame{}}
 }
 
-func (s *session) enter() (uint32, chan *Frame, error) {
+func (s *session) enter() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.w.ctx.Err() != nil {
-		return 0, nil, ErrEnded
+		return ErrEnded
 	}
-	if len(s.waiting) >= WaitingMax {
-		return 0, nil, errors.New("too many requests without an answer")
+	if s.calls >= WaitingMax {
+		return errors.New("too many requests without an answer")
 	}
-	for s.waiting[s.next] != nil {
-		s.next++
-	}
-	id, answer := s.next, make(chan *Frame, 1)
-	s.waiting[id] = answer
-	s.next++
-	return id, answer, nil
+	s.calls++
+	return nil
 }
 
-func (s *session) forget(id uint32) {
+func (s *session) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.waiting, id)
+	s.calls--
 }
 
-// end gives the session up; an idle one is closed by both sides at leisure.
-func (s *session) end() {
+// ask sends a request when there is a place for it, and waits for the answer.
+func (s *session) ask(ctx context.Context, f *Frame) (*Frame, error) {
+	select {
+	case s.places <- struct{}{}:
+	case <-s.w.ctx.Done():
+		return nil, context.Cause(s.w.ctx)
+	case <-ctx.Done():
+		return nil, IOError(ctx.Err())
+	}
+	answer := s.begin(f)
+	if err := s.w.push(ctx, f.Encode()); err != nil {
+		s.free(f.ID) // it was never sent
+		return nil, err
+	}
+	select {
+	case got := <-answer:
+		return got, nil
+	case <-s.w.ctx.Done():
+		select { // the answer may have come just before the end
+		case got := <-answer:
+			return got, nil
+		default:
+			return nil, ErrEnded
+		}
+	case <-ctx.Done():
+		s.abandon(f.ID)
+		return nil, IOError(ctx.Err())
+	}
+}
+
+// begin gives the request an id that none in flight has.
+func (s *session) begin(f *Frame) chan *Frame {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for taken := true; taken; _, taken = s.asked[s.next] {
+		s.next++
+	}
+	f.ID = s.next
+	answer := make(chan *Frame, 1)
+	s.asked[f.ID] = answer
+	return answer
+}
+
+// abandon leaves a request its place, since the server may be at work on it, so that the server never holds more than
+// InFlight. Where all places are held like that the session is given up, lest a silent server lock the client out.
+func (s *session) abandon(id uint32) {
+	s.mu.Lock()
+	if s.asked[id] != nil { // else its answer came just now
+		s.asked[id] = nil
+		s.abandoned++
+	}
+	stuck := s.abandoned == InFlight
+	s.mu.Unlock()
+	if stuck {
+		s.end(errStuck)
+	}
+}
+
+// free gives back the place of a request, and tells who waits for the answer, if anybody does. False: none has this id.
+func (s *session) free(id uint32) (chan *Frame, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	answer, held := s.asked[id]
+	if !held {
+		return nil, false
+	}
+	if answer == nil {
+		s.abandoned--
+	}
+	delete(s.asked, id)
+	<-s.places
+	return answer, true
+}
+
+// end gives the session up. Those who wait for a place in it learn why.
+func (s *session) end(why error) {
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
-	s.cancel()
+	s.cancel(why)
 	_ = s.w.stream.Reset() // given up whatever comes of it
 }
 
 func (s *session) read() {
-	defer s.end()
+	defer s.end(ErrEnded)
 	r := bufio.NewReaderSize(s.w.stream, joinedMax)
 	for {
-		f, err := nextFrame(s.w.stream, r, clientIdle, FrameMax)
+		f, err := nextFrame(s.w.stream, r, sessionIdle, FrameMax)
 		if errors.Is(err, errIdle) && !s.retire() {
 			continue
 		}
 		if err != nil || f.Kind == KindRequest || f.Kind == KindPart {
 			return
 		}
-		s.mu.Lock()
-		answer := s.waiting[f.ID]
-		delete(s.waiting, f.ID)
-		s.mu.Unlock()
-		if answer != nil { // else nobody waits for it any more
+		answer, asked := s.free(f.ID)
+		if !asked {
+			return
+		}
+		if answer != nil {
 			answer <- f
 		}
 	}
 }
 
-// retire ends an idle session before anybody can enter it again.
+// retire ends a session that rested, before anybody can enter it again.
 func (s *session) retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ended = len(s.waiting) == 0
+	s.ended = s.ended || s.calls == 0
 	return s.ended
 }
 
@@ -203,15 +279,15 @@ func (s *session) retire() bool {
 // not every muxer answers on a stream that is half closed.
 func (c *Client) OneShot(ctx context.Context, p peer.ID, method string, body []byte) ([]byte, error) {
 	answer, _, err := c.Parts(ctx, p, method, body, func([]byte) error {
-		return errors.New("a part of no parts method")
+		return &StreamError{errors.New("a part of no parts method")}
 	})
 	return answer, err
 }
 
 // Parts does the same with a parts method: take gets each part, total counts their bytes. The context has a deadline.
 func (c *Client) Parts(ctx context.Context, p peer.ID, method string, body []byte, take func([]byte) error) (last []byte, total int, err error) {
-	if until, _ := ctx.Deadline(); !c.streams.Await(p, time.Until(until)) {
-		return nil, 0, ioError(context.DeadlineExceeded)
+	if err := await(ctx, c.streams, p); err != nil {
+		return nil, 0, err
 	}
 	defer c.streams.Give(p)
 	s, err := openStream(ctx, c.host, p)
@@ -222,17 +298,17 @@ func (c *Client) Parts(ctx context.Context, p peer.ID, method string, body []byt
 	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if _, err := s.Write((&Frame{Kind: KindRequest, Method: method, Body: body}).Encode()); err != nil {
-		return nil, 0, ioError(err)
+		return nil, 0, IOError(err)
 	}
 	r := bufio.NewReaderSize(s, joinedMax)
 	for {
 		f, err := ReadFrame(r, FrameMax)
 		if err != nil {
-			return nil, total, ioError(err)
+			return nil, total, IOError(err)
 		}
 		switch {
 		case f.ID != 0 || f.Kind == KindRequest:
-			return nil, total, errors.New("a frame that answers nothing")
+			return nil, total, &StreamError{errors.New("a frame that answers nothing")}
 		case f.Kind == KindPart:
 			if total += len(f.Body); total > AnswerPartsMax {
 				return nil, total, ErrTooLarge

@@ -11,12 +11,20 @@ import (
 )
 
 var (
-	ErrEnded    = errors.New("the stream has ended")
-	errIdle     = errors.New("no frame has begun in time")
-	ErrTooLarge = errors.New("the answer is above the limit")
+	// ErrEnded: the stream ended, whoever did it.
+	ErrEnded    error = &StreamError{errors.New("the stream has ended")}
+	errIdle           = errors.New("no frame has begun in time")
+	errStuck          = errors.New("the server owes answers only to those who have given up")
+	ErrTooLarge       = errors.New("the answer is above the limit")
 	// ErrReset is what a method returns that wants its stream reset.
 	ErrReset = errors.New("reset")
 )
+
+// StreamError: the peer could not be reached, or the stream ended or was reset, or held no frames, before the answer.
+type StreamError struct{ Err error }
+
+func (s *StreamError) Error() string { return s.Err.Error() }
+func (s *StreamError) Unwrap() error { return s.Err }
 
 // TimedOut: there was no (whole) answer in time. The muxer's error of a deadline is its own, and only net.Error tells it.
 func TimedOut(err error) bool {
@@ -24,12 +32,12 @@ func TimedOut(err error) bool {
 	return errors.As(err, &e) && e.Timeout() || errors.Is(err, context.DeadlineExceeded)
 }
 
-// ioError makes one error of all timeouts.
-func ioError(err error) error {
+// IOError makes one error of all timeouts of a stream, and a StreamError of whatever else it met.
+func IOError(err error) error {
 	if TimedOut(err) {
 		return context.DeadlineExceeded
 	}
-	return err
+	return &StreamError{err}
 }
 
 // Codes of Error that are made or asked for by name.

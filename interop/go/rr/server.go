@@ -27,7 +27,8 @@ const (
 	inFlightPeer  = 64
 	inFlightTotal = 1024
 	streamsPeer   = 64
-	streamWait    = time.Second
+	streamsOpen   = 256         // with those that wait to be served, or hear that they are too many: what is above is reset
+	placeWait     = time.Second // for one among these: those of before may have ended, and their end be under way
 	retryAfterMS  = 100
 	smallPart     = 64 // what a part counts at least, so that empty ones have an end
 )
@@ -38,6 +39,7 @@ type Method struct {
 	Request string // the record "<Request>.request" is what its body must be
 	Answer  func(ctx context.Context, q aw.Map, raw []byte) ([]byte, error)
 	Parts   func(q aw.Map, send func([]byte) error) ([]byte, error)
+	Sent    func(size int) // is told when all parts of an answer went out, if anybody wants to know
 }
 
 // largeMethods may have requests of up to a whole frame.
@@ -50,10 +52,8 @@ type Server struct {
 }
 
 // NewServer serves these methods, by name, to a host that has Serve as the handler of Protocol's streams.
-//
-// It takes more streams of a peer than it serves: they wait a moment, then hear that they are too many.
 func NewServer(methods map[string]Method) *Server {
-	return &Server{methods, share.New(2*streamsPeer, math.MaxInt), share.New(streamsPeer, math.MaxInt), share.New(inFlightPeer, inFlightTotal)}
+	return &Server{methods, share.New(streamsOpen, math.MaxInt), share.New(streamsPeer, math.MaxInt), share.New(inFlightPeer, inFlightTotal)}
 }
 
 // serving is one stream that another peer opened.
@@ -65,7 +65,7 @@ type serving struct {
 	ctx    context.Context
 	cancel func()
 	wg     sync.WaitGroup
-	excess bool // the peer has too many streams: this one's request is refused
+	served bool // it has its place among the peer's streams
 
 	mu       sync.Mutex
 	inFlight map[uint32]bool
@@ -80,16 +80,15 @@ func (s *Server) Serve(stream network.Stream) {
 		return
 	}
 	defer s.open.Give(from)
-	// The peer may have ended others whose end is still under way.
-	served := s.streams.Await(from, streamWait)
-	if served {
-		defer s.streams.Give(from)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	t := &serving{server: s, stream: stream, from: from, w: newFrameWriter(ctx, cancel, stream), ctx: ctx, cancel: cancel,
-		excess: !served, inFlight: map[uint32]bool{}}
-	if err := t.read(); err != nil {
+		served: s.streams.Take(from), inFlight: map[uint32]bool{}}
+	err := t.read()
+	if t.served {
+		defer s.streams.Give(from)
+	}
+	if err != nil {
 		var told *Error
 		if errors.As(err, &told) {
 			time.Sleep(linger)
@@ -110,10 +109,10 @@ func (s *Server) Serve(stream network.Stream) {
 // read takes requests until the other side ends the stream (nil), or something makes it worthless.
 func (t *serving) read() error {
 	r := bufio.NewReader(t.stream)
-	wait := firstByte
+	wait, patience := firstByte, placeWait
 	for {
 		f, err := nextFrame(t.stream, r, wait, requestMax)
-		wait = sessionIdle
+		wait = 2 * sessionIdle
 		if errors.Is(err, errIdle) && t.busy() {
 			continue // silent, but it waits for answers
 		}
@@ -127,10 +126,13 @@ func (t *serving) read() error {
 		if err != nil {
 			return err
 		}
-		if t.excess {
-			return t.tell(f.ID, busy("too many streams"))
+		if t.served = t.served || t.server.streams.Await(t.from, patience); t.served {
+			err = t.request(f)
+		} else {
+			patience = 0
+			err = t.tell(f.ID, busy("too many streams"))
 		}
-		if err := t.request(f); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -173,7 +175,7 @@ func (t *serving) request(f *Frame) error {
 		return t.tell(f.ID, &Error{Code: codeUnsupported, Message: "no such method here"})
 	case m.Parts != nil && others > 0:
 		return t.tell(f.ID, badRequest(errors.New("a parts method needs a stream of its own")))
-	case others >= InFlight || !t.server.inFlight.Take(t.from):
+	case others >= InFlight:
 		return t.tell(f.ID, busy("too many requests in flight"))
 	}
 	t.mu.Lock()
@@ -184,16 +186,22 @@ func (t *serving) request(f *Frame) error {
 }
 
 func (t *serving) handle(m Method, f *Frame) {
+	placed := t.server.inFlight.Await(t.from, placeWait)
 	// The place is held until the answer is queued, so that who reads none gets no more; and given up before it is
 	// out: then the id may come again.
 	leave := sync.OnceFunc(func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		delete(t.inFlight, f.ID)
-		t.server.inFlight.Give(t.from)
+		if placed {
+			t.server.inFlight.Give(t.from)
+		}
 	})
 	defer leave()
-	answer, err := t.run(m, f)
+	answer, err := []byte(nil), error(busy("too many requests in flight"))
+	if placed {
+		answer, err = t.run(m, f)
+	}
 	var told *Error
 	var bad *aw.Refusal
 	switch {
@@ -221,11 +229,19 @@ func (t *serving) run(m Method, f *Frame) ([]byte, error) {
 	if m.Parts == nil {
 		return m.Answer(t.ctx, q, f.Body)
 	}
-	total := 0
-	return m.Parts(q, func(part []byte) error {
+	size, total := 0, 0
+	last, err := m.Parts(q, func(part []byte) error {
+		size += len(part)
 		if total += max(len(part), smallPart); total > AnswerPartsMax {
 			return badRequest(ErrTooLarge)
 		}
 		return t.w.push(t.ctx, (&Frame{Kind: KindPart, ID: f.ID, Body: part}).Encode())
 	})
+	// Before the last frame, so that whoever has the whole answer finds it counted.
+	if err == nil && m.Sent != nil {
+		if err = t.w.flush(); err == nil {
+			m.Sent(size)
+		}
+	}
+	return last, err
 }

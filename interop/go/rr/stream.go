@@ -19,11 +19,11 @@ import (
 const (
 	Protocol protocol.ID = "/aw/rr/1"
 
-	queueMax     = 512 << 10         // bytes that wait for the reader of one stream
-	joinedMax    = 64 << 10          // bytes of frames joined into one write
-	firstByte    = 10 * time.Second  // to the first request of a stream
-	frameTime    = 30 * time.Second  // from a frame's first byte to its last, and for one write
-	sessionIdle  = 120 * time.Second // of a stream that is served: clients give it up earlier
+	queueMax     = 512 << 10        // bytes that wait for the reader of one stream
+	joinedMax    = 64 << 10         // bytes of frames joined into one write
+	firstByte    = 10 * time.Second // to the first request of a stream
+	frameTime    = 30 * time.Second // from a frame's first byte to its last, and for one write
+	sessionIdle  = 60 * time.Second // a client retires what rested so long, a server ends it after twice that: so no request meets an end
 	yieldsBefore = 16
 	// A reset throws away what the other side has not read yet: an answer before it is given this long.
 	linger = 100 * time.Millisecond
@@ -83,7 +83,7 @@ func (w *frameWriter) push(ctx context.Context, b []byte, queued ...func()) erro
 		return ErrEnded
 	}
 	if ctx.Err() != nil {
-		return ioError(ctx.Err())
+		return IOError(ctx.Err())
 	}
 	for _, do := range queued {
 		do()
@@ -91,6 +91,19 @@ func (w *frameWriter) push(ctx context.Context, b []byte, queued ...func()) erro
 	w.queue = append(w.queue, b)
 	w.load += loadOf(b)
 	w.turn.Broadcast()
+	return nil
+}
+
+// flush waits until all that was pushed is written.
+func (w *frameWriter) flush() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.load > 0 && w.ctx.Err() == nil {
+		w.turn.Wait()
+	}
+	if w.ctx.Err() != nil {
+		return ErrEnded
+	}
 	return nil
 }
 

@@ -35,6 +35,9 @@ func (s *Share) Take(p peer.ID) bool {
 
 // Await waits so long for a place.
 func (s *Share) Await(p peer.ID, most time.Duration) bool {
+	if s.Take(p) {
+		return true
+	}
 	over := false
 	defer time.AfterFunc(most, func() {
 		s.mu.Lock()

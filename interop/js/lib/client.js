@@ -2,18 +2,19 @@
  * The asking side of /aw/rr/1: the section "Request / response" of docs/protocol.md. Hides ids, sessions and how a failed stream is told
  * from an answer that is an error.
  */
-import { Failure } from './errors.js'
+import { Failure, Refused } from './errors.js'
 import { ANSWER, ERROR, ERRORS, PART, REQUEST, encodeFrame } from './frames.js'
 import { LIMITS } from './limits.js'
 import { FrameReader, FrameWriter, closeStream, inTime } from './stream.js'
 
 export const RR_PROTOCOL = '/aw/rr/1'
 const ID_MAX = 0xffffffff
+const PART_BYTES_MIN = 64 // what a part counts at least, so that empty ones have an end
 
 const rrFailure = ({ code, retryAfterMs, message, body }) =>
   new Failure('rr', message, { code, name: ERRORS[code], retry_after_ms: retryAfterMs, detail: body })
 const timedOut = () => new Failure('timeout', 'no answer in time')
-const unexpected = () => new Failure('stream', 'a frame that was not asked for')
+const unexpected = () => new Refused('a frame that was not asked for')
 
 /**
  * A request on a stream of its own, of a method that is answered in parts.
@@ -28,6 +29,7 @@ export async function askParts (stream, method, body, timeoutMs, onPart) {
     const reader = new FrameReader(stream)
     await new FrameWriter(stream).write(encodeFrame({ type: REQUEST, id: 0, method, body }))
     for (;;) {
+      if (Date.now() >= deadline) throw timedOut() // also where parts never cease to come
       const frame = await reader.next(deadline - Date.now())
       if (frame === undefined) throw new Failure('stream', 'the stream ended before the answer')
       if (frame.id !== 0 || frame.type === REQUEST) throw unexpected()
@@ -36,7 +38,7 @@ export async function askParts (stream, method, body, timeoutMs, onPart) {
         if (frame.type === ERROR) throw rrFailure(frame)
         return frame.body
       }
-      bytes += frame.body.length
+      bytes += Math.max(frame.body.length, PART_BYTES_MIN)
       if (frame.body.length > LIMITS.partBytes || bytes > LIMITS.answerPartsBytes) throw new Failure('too_large', 'more bytes than an answer may have')
       onPart(frame.body)
     }
@@ -51,33 +53,49 @@ export const askOnce = (stream, method, body, timeoutMs) => askParts(stream, met
 
 /** Many requests on one stream, answered as they finish. */
 export class Session {
+  #stream
   #writer
-  #pending = new Map() // id -> {resolve, reject} of a request, also where nobody waits for it any more
+  #pending = new Map() // id -> {resolve, reject, isLate} of a request; one that is late keeps its place, as at the other side
   #nextId = 1
   #waiting = []
+  #lastMs = Date.now() // when something happened
   #ended
 
   constructor (stream) {
+    this.#stream = stream
     this.#writer = new FrameWriter(stream)
-    void this.#read(stream)
+    void this.#read()
   }
 
   get isOpen () { return this.#ended === undefined }
 
   /**
    * At most 32 are in flight, as the other side would refuse more; the others wait here.
-   * @param {string} method @param {Uint8Array} body @param {number} timeoutMs @returns {Promise<Uint8Array>} the body of the answer
+   * @param {string} method @param {Uint8Array} body @param {number} timeoutMs
+   * @returns {Promise<Uint8Array | undefined>} the body of the answer; undefined where the session ended before it was asked: another may ask
    */
   async ask (method, body, timeoutMs) {
     const deadline = Date.now() + timeoutMs
+    // A server ends a session that rests, twice as late: no request shall meet that end.
+    if (this.#pending.size === 0 && Date.now() - this.#lastMs >= LIMITS.sessionIdleMs) this.#end(new Failure('stream', 'the session rested'))
     while (this.isOpen && this.#pending.size >= LIMITS.inFlightPerSession) await this.#slot(deadline - Date.now())
-    if (!this.isOpen) throw this.#ended
+    if (!this.isOpen) return undefined
     const id = this.#nextId
     this.#nextId = id === ID_MAX ? 1 : id + 1
     const frame = encodeFrame({ type: REQUEST, id, method, body })
-    const answer = new Promise((resolve, reject) => this.#pending.set(id, { resolve, reject }))
+    const request = { isLate: false }
+    const answer = new Promise((resolve, reject) => this.#pending.set(id, Object.assign(request, { resolve, reject })))
+    this.#lastMs = Date.now()
     this.#writer.write(frame).catch((error) => this.#end(error))
-    return await inTime(answer, deadline - Date.now(), timedOut)
+    try {
+      return await inTime(answer, deadline - Date.now(), timedOut)
+    } catch (error) {
+      request.isLate = true
+      const held = [...this.#pending.values()]
+      const isStuck = held.length === LIMITS.inFlightPerSession && held.every(({ isLate }) => isLate)
+      if (isStuck) this.#breakOff(new Failure('stream', 'nothing was answered any more')) // it must not lock this side out
+      throw error
+    }
   }
 
   async #slot (timeoutMs) {
@@ -91,13 +109,14 @@ export class Session {
     }
   }
 
-  async #read (stream) {
-    const reader = new FrameReader(stream)
+  async #read () {
+    const reader = new FrameReader(this.#stream)
     try {
       for (;;) {
         const frame = await reader.next(2 ** 31 - 1)
         if (frame === undefined) break
         if ((frame.type !== ANSWER && frame.type !== ERROR) || !this.#pending.has(frame.id)) throw unexpected()
+        this.#lastMs = Date.now()
         const request = this.#pending.get(frame.id)
         this.#pending.delete(frame.id)
         if (frame.type === ANSWER) request.resolve(frame.body)
@@ -105,17 +124,21 @@ export class Session {
         this.#waiting.shift()?.()
       }
       this.#end(new Failure('stream', 'the session ended'))
-      await closeStream(stream)
     } catch (error) {
-      this.#end(error)
-      stream.abort(error)
+      this.#breakOff(error)
     }
   }
 
+  #breakOff (error) {
+    this.#stream.abort(error)
+    this.#end(error)
+  }
+
   #end (error) {
-    this.#ended ??= error.kind === 'stream' ? error : new Failure('stream', error.message)
+    this.#ended ??= error
     for (const request of this.#pending.values()) request.reject(this.#ended)
     this.#pending.clear()
     for (const enter of this.#waiting.splice(0)) enter()
+    void closeStream(this.#stream)
   }
 }

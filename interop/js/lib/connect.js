@@ -73,12 +73,8 @@ class Node {
    * @param {string} method @param {Uint8Array} body @returns {Promise<Uint8Array>} the body of the answer
    */
   async ask (method, body) {
-    let stream
-    try {
-      stream = await this.#host.dialProtocol(this.#peer, RR_PROTOCOL, { signal: AbortSignal.timeout(ASK_MS) })
-    } catch (error) {
-      throw unreachable(error)
-    }
+    const signal = AbortSignal.timeout(ASK_MS)
+    const stream = await this.#host.dialProtocol(this.#peer, RR_PROTOCOL, { signal }).catch((error) => { throw unreachable(error) })
     return await askOnce(stream, method, body, ASK_MS)
   }
 }

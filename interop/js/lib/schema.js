@@ -8,35 +8,23 @@ import { isKeyId } from './identity.js'
 
 const COUNT_MAX = 2 ** 53 - 1
 
-export const int = (min, max) => (value, path) => {
-  must((typeof value === 'number' || typeof value === 'bigint') && value >= min && value <= max, `${path}: must be an integer of ${min}..${max}`)
+/** The type of the values that pass a test. */
+const where = (passes, what) => (value, path) => {
+  must(passes(value), `${path}: must be ${what}`)
   return value
 }
-export const bytes = (min, max = min) => (value, path) => {
-  must(value instanceof Uint8Array && value.length >= min && value.length <= max, `${path}: must be ${min}..${max} bytes`)
-  return value
-}
-export const text = (pattern) => (value, path) => {
-  must(typeof value === 'string' && pattern.test(value), `${path}: must be text like ${pattern}`)
-  return value
-}
+const isWithin = (number, min, max) => number >= min && number <= max
+
+export const int = (min, max) =>
+  where((value) => (typeof value === 'number' || typeof value === 'bigint') && isWithin(value, min, max), `an integer of ${min}..${max}`)
+export const bytes = (min, max = min) => where((value) => value instanceof Uint8Array && isWithin(value.length, min, max), `${min}..${max} bytes`)
+export const text = (pattern) => where((value) => typeof value === 'string' && pattern.test(value), `text like ${pattern}`)
 /** Text of min..max bytes. */
-export const textOf = (min, max) => (value, path) => {
-  must(typeof value === 'string', `${path}: must be text`)
-  const length = utf8(value).length
-  must(length >= min && length <= max, `${path}: must be ${min}..${max} bytes of text`)
-  return value
-}
-export const oneOf = (...values) => (value, path) => {
-  must(values.includes(value), `${path}: must be one of ${values.join(', ')}`)
-  return value
-}
+export const textOf = (min, max) => where((value) => typeof value === 'string' && isWithin(utf8(value).length, min, max), `${min}..${max} bytes of text`)
+export const oneOf = (...values) => where((value) => values.includes(value), `one of ${values.join(', ')}`)
 export const bool = oneOf(true, false)
 export const any = (value) => value
-export const anyMap = (value, path) => {
-  must(value instanceof Map, `${path}: must be a map`)
-  return value
-}
+export const anyMap = where((value) => value instanceof Map, 'a map')
 
 /** @param {(a, b) => number} [order] where the items must ascend, how they are compared */
 export const list = (type, min, max, order) => (value, path) => {
@@ -58,16 +46,11 @@ const mapOf = (closed) => (fields, rule) => {
     const v = value.get('v')
     if (fields.v !== undefined && v !== 1 && (Number.isInteger(v) || typeof v === 'bigint')) throw new Ignored(`${path}.v: ${v} is not known here`)
     const result = {}
-    let found = 0
     for (const { key, optional, type } of known) {
-      if (!value.has(key)) {
-        must(optional, `${path}.${key}: is missing`)
-        continue
-      }
-      found++
-      result[key] = type(value.get(key), `${path}.${key}`)
+      must(optional || value.has(key), `${path}.${key}: is missing`)
+      if (value.has(key)) result[key] = type(value.get(key), `${path}.${key}`)
     }
-    must(!closed || found === value.size, `${path}: has a key that is not known`)
+    must(!closed || Object.keys(result).length === value.size, `${path}: has a key that is not known`)
     rule?.(result, path)
     return result
   }
@@ -86,8 +69,5 @@ export const COORDINATE = int(-COUNT_MAX, COUNT_MAX)
 export const NAME = text(/^[a-z0-9][a-z0-9_.-]{0,63}$/)
 export const WORLD_ID = text(/^[a-z2-7]{32}$/)
 export const CODE = text(/^[A-Za-z]{1,64}$/)
-export const KEY_ID = (value, path) => {
-  must(value instanceof Uint8Array && isKeyId(value), `${path}: must be a key id`)
-  return value
-}
+export const KEY_ID = where((value) => value instanceof Uint8Array && isKeyId(value), 'a key id')
 export const byText = (a, b) => compareBytes(utf8(a), utf8(b))

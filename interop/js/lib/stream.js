@@ -11,6 +11,7 @@ import { LIMITS } from './limits.js'
 const UNSENT_MAX = 262_144
 const QUEUE_BYTES_MAX = 1_048_576
 const STALL_MS = 10_000
+const LINGER_MS = 100
 const CLOSE_MS = 5_000
 
 const turn = typeof setImmediate === 'function' ? () => new Promise((resolve) => setImmediate(resolve)) : () => new Promise((resolve) => setTimeout(resolve))
@@ -26,14 +27,13 @@ export function inTime (promise, timeoutMs, late) {
 /** Waits for the first of some events of a stream. @returns {Promise<boolean>} false where none came in time */
 function eventOf (stream, names, timeoutMs) {
   return new Promise((resolve) => {
-    const settle = (value) => {
+    const settle = (event) => {
       clearTimeout(timer)
-      for (const name of names) stream.removeEventListener(name, settleTrue)
-      resolve(value)
+      for (const name of names) stream.removeEventListener(name, settle)
+      resolve(event !== undefined)
     }
-    const settleTrue = () => settle(true)
-    const timer = setTimeout(() => settle(false), timeoutMs)
-    for (const name of names) stream.addEventListener(name, settleTrue)
+    const timer = setTimeout(settle, timeoutMs)
+    for (const name of names) stream.addEventListener(name, settle)
   })
 }
 
@@ -75,10 +75,11 @@ export class FrameReader {
   }
 
   /**
-   * @param {number} idleMs how long until the first byte of the frame; a frame that has begun must end within 30 s
+   * @param {number} idleMs how long until the first byte of the frame
+   * @param {number} [totalMs] how long until its last; within 30 s of the first in any case
    * @returns the next frame, undefined at the end of the stream
    */
-  async next (idleMs) {
+  async next (idleMs, totalMs = idleMs) {
     const began = Date.now()
     for (;;) {
       const frame = this.#splitter.next()
@@ -91,7 +92,7 @@ export class FrameReader {
         throw this.#end ?? gone('the stream ended inside a frame')
       }
       if (this.#stream.readStatus === 'paused') this.#stream.resume()
-      const deadline = this.isBetweenFrames ? began + idleMs : Math.min(began + idleMs, this.#frameSince + LIMITS.requestTotalMs)
+      const deadline = this.isBetweenFrames ? began + idleMs : Math.min(began + totalMs, this.#frameSince + LIMITS.requestTotalMs)
       const more = new Promise((resolve) => { this.#wake = resolve })
       await inTime(more, deadline - Date.now(), () => new Failure('timeout', 'no frame in time'))
     }
@@ -131,9 +132,10 @@ export class FrameWriter {
     this.#waiting.bytes += bytes
   }
 
-  /** Resolves when all is with the muxer, or cannot be any more. */
+  /** Resolves when all is with the muxer, rejects when the stream is gone. */
   async flush () {
     while (this.#pumping !== undefined) await this.#pumping
+    if (this.#error !== undefined) throw this.#error
   }
 
   /** One turn of the event loop before each flush lets frames that come together leave together. */
@@ -193,12 +195,14 @@ export class FrameWriter {
   async reset (message) {
     await this.flush()
     if (this.#stream.writeBufferLength > 0) await eventOf(this.#stream, ['idle', 'close'], CLOSE_MS)
+    await new Promise((resolve) => setTimeout(resolve, LINGER_MS)) // a reset throws away what go has not read yet
     this.#stream.abort(gone(message))
   }
 }
 
 /** Ends a stream that has done its work, and forgets it even where the other side never ends it. */
 export async function closeStream (stream) {
+  if (stream.status !== 'open') return
   const late = setTimeout(() => stream.abort(gone('the other side did not end the stream')), CLOSE_MS)
   stream.addEventListener('close', () => clearTimeout(late), { once: true }) // else a program that has ended would wait for it
   try {

@@ -1,8 +1,8 @@
 /** Blobs by content id, in memory: "Hashes" and fetch_blob of docs/protocol.md. Hides how bytes are kept, made and fetched in parts. */
 import { blake3 } from '@noble/hashes/blake3.js'
-import { concat, equalBytes, toHex } from '../lib/bytes.js'
+import { equalBytes, toHex } from '../lib/bytes.js'
 import { decode, encode } from '../lib/codec.js'
-import { Failure, must } from '../lib/errors.js'
+import { must } from '../lib/errors.js'
 import { H } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
 import { COUNT, open } from '../lib/schema.js'
@@ -15,6 +15,7 @@ const LAST = open({ size: COUNT })
 export class Blobs {
   #blobs = new Map()
   #bytes = 0
+  served = { blobs: 0, bytes: 0 } // what went out whole
 
   get (contentHash) { return this.#blobs.get(toHex(contentHash)) }
 
@@ -22,7 +23,7 @@ export class Blobs {
   set (contentHash, bytes) {
     const key = toHex(contentHash)
     const grown = this.#bytes + bytes.length - (this.#blobs.get(key)?.length ?? 0)
-    if (grown > TOTAL_BYTES_MAX) throw new Failure('too_large', 'no room for more blobs')
+    must(grown <= TOTAL_BYTES_MAX, 'no room for more blobs')
     this.#blobs.set(key, bytes)
     this.#bytes = grown
   }
@@ -32,6 +33,8 @@ export class Blobs {
     this.set(contentHash, bytes)
     return contentHash
   }
+
+  countServed (size) { this.served = { blobs: this.served.blobs + 1, bytes: this.served.bytes + size } }
 }
 
 /** Eight bytes, big-endian. */
@@ -54,6 +57,7 @@ export async function seededBytes (seed, size) {
 
 /**
  * @param {(method: string, body: Uint8Array, onPart: (part: Uint8Array) => void) => Promise<Uint8Array>} askParts
+ * @param {{length?: number, bytesMax?: number}} [limits] with a length only so many, which no hash can tell
  * @returns {Promise<Uint8Array>} bytes of this hash; hashed as they come, so that no long pause blocks the peer
  */
 export async function fetchBlob (askParts, contentHash, { length, bytesMax = LIMITS.answerPartsBytes } = {}) {
@@ -64,11 +68,11 @@ export async function fetchBlob (askParts, contentHash, { length, bytesMax = LIM
     hash.update(part)
     parts.push(part)
     size += part.length
-    must(size <= bytesMax, 'fetch_blob: larger than it may be')
+    must(size <= (length ?? bytesMax), 'fetch_blob: more than it may be')
   })
-  must(LAST(decode(last), 'fetch_blob').size === size, 'fetch_blob: not as many bytes as were said')
-  must(equalBytes(hash.digest(), contentHash), 'fetch_blob: bytes of another hash')
-  return concat(...parts)
+  const { size: whole } = LAST(decode(last), 'fetch_blob')
+  must(length !== undefined || (whole === size && equalBytes(hash.digest(), contentHash)), 'fetch_blob: bytes of another hash')
+  return new Uint8Array(Buffer.concat(parts))
 }
 
 /** The bytes asked for, as parts. */

@@ -13,10 +13,8 @@ import { bytesMaxOf, checkRecord, checkSealed, decodeRecord, hashOf, mustBeSigne
 
 /** A Merkle tree that grows by one item at a time; its peaks are the roots of the full subtrees, the largest first. */
 export class MerkleTree {
-  constructor () {
-    this.count = 0
-    this.peaks = []
-  }
+  count = 0
+  peaks = []
 
   push (item) {
     let hash = leafHash(item)

@@ -1,4 +1,5 @@
 /** The commands of docs/interop.md, on a Peer. Hides the difference between JSON and bytes: fields are read by the table of FIELDS. */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { peerIdFromString } from '@libp2p/peer-id'
 import { fromHex } from '../lib/bytes.js'
 import { encode } from '../lib/codec.js'
@@ -7,7 +8,7 @@ import { checkHead, compareHeads } from '../lib/head.js'
 import { LIMITS } from '../lib/limits.js'
 import { World, signEnvelope } from '../lib/world.js'
 import { fetchBlob, hasher, seededBytes } from './blobs.js'
-import { headKey, worldContentId } from './dht.js'
+import { headKey } from './dht.js'
 import { topicOf } from './gossip.js'
 import { fromJson } from './json.js'
 import { sendRaw } from './raw.js'
@@ -17,6 +18,7 @@ import { mirror } from './worlds.js'
 const DEFAULT_MS = 10_000
 const HEAD_SKEW_MS = 60_000
 const TIMER_MS_MAX = 2 ** 31 - 1
+const LANES_MAX = 4_096 // of `requests`
 
 const is = (type) => (value) => {
   if (typeof value !== type) throw new Error(`must be a ${type}`)
@@ -28,10 +30,11 @@ const hexOf = (size) => (value) => {
   if (decoded.length !== size) throw new Error(`must be ${size} bytes`)
   return decoded
 }
-const count = (value) => {
-  if (!Number.isSafeInteger(value) || value < 0) throw new Error('must be a count')
+const integer = (min, max = Number.MAX_SAFE_INTEGER) => (value) => {
+  if (!Number.isSafeInteger(value) || value < min || value > max) throw new Error(`must be an integer of ${min}..${max}`)
   return value
 }
+const count = integer(0)
 const [text, flag] = [is('string'), is('boolean')]
 const peerText = (value) => peerIdFromString(text(value)).toString()
 const actionList = (value) => value.map(([kind, payload]) => [text(kind), fromJson(payload)])
@@ -40,8 +43,8 @@ const actionList = (value) => value.map(([kind, payload]) => [text(kind), fromJs
 const FIELDS = {
   addr: text, peer: peerText, method: text, topic: text, key: text, dir: text, world_id: text, namespace: text,
   body: hex, data: hex, genesis: hex, value: hex, head: hex, content_hash: hexOf(32), envelope_hash: hexOf(32),
-  one_shot: flag, atomic: flag, timeout_ms: count, count, in_flight: count, size: count, length: count,
-  nonce: count, expires_at_height: count, timestamp_ms: count, actions: actionList, seed: count
+  one_shot: flag, atomic: flag, timeout_ms: integer(0, TIMER_MS_MAX), count: integer(1), in_flight: integer(1),
+  size: integer(0, LIMITS.answerPartsBytes), length: count, nonce: count, expires_at_height: count, timestamp_ms: count, actions: actionList, seed: count
 }
 /** Where a command means something else by the name. */
 const OWN_FIELDS = { submit: { seed: hexOf(32) }, state_proof: { key: hex } }
@@ -52,11 +55,7 @@ const aboutHead = ({ worldId, epoch, height, asOfMs, blockHash }) =>
 /** name -> [fields, with `?` where optional, what it does] */
 const COMMANDS = {
   dial: [['addr'], async (peer, { addr }) => ({ peer: await peer.dial(addr) })],
-  identify: [['peer'], async (peer, { peer: other }) => {
-    const identified = await peer.identified(other)
-    if (identified === undefined) throw new Failure('not_found', 'that peer has not identified itself')
-    return identified
-  }],
+  identify: [['peer'], async (peer, { peer: other }) => await peer.identified(other)],
   disconnect: [['peer'], async (peer, { peer: other }) => { await peer.hangUp(other); return {} }],
   peers: [[], async (peer) => ({ peers: peer.host.getPeers().map(String) })],
 
@@ -78,16 +77,16 @@ const COMMANDS = {
 
   put_blob: [['data?', 'seed?', 'size?'], async (peer, { data, seed, size }) => {
     if (data === undefined && (seed === undefined || size === undefined)) throw new Failure('usage', 'either data, or seed and size')
-    if (size > LIMITS.answerPartsBytes) throw new Failure('too_large', 'larger than a blob may be')
     return { content_hash: peer.blobs.put(data ?? await seededBytes(seed, size)) }
   }],
   fetch: [['peer', 'content_hash', 'length?', 'timeout_ms?'], async (peer, { peer: other, content_hash: contentHash, length, timeout_ms: timeoutMs }) => {
     const began = performance.now()
     const blob = await fetchBlob(peer.asking(other, timeoutMs).askParts, contentHash, { length })
-    peer.blobs.set(contentHash, blob)
+    if (length === undefined) peer.blobs.set(contentHash, blob)
     return { size: blob.length, ms: Math.round(performance.now() - began) }
   }],
   forge_blob: [['content_hash', 'data'], async (peer, { content_hash: contentHash, data }) => { peer.blobs.set(contentHash, data); return {} }],
+  served: [[], async (peer) => peer.blobs.served],
 
   world: [['genesis'], async (peer, { genesis }) => ({ world_id: peer.worlds.know(genesis).genesis.worldId })],
   join: [['topic'], async (peer, { topic }) => { peer.join(topic); return {} }],
@@ -96,6 +95,7 @@ const COMMANDS = {
 
   dht_put: [['key', 'value'], async (peer, { key, value }) => { await peer.dht.put(key, value); return {} }],
   dht_get: [['key'], async (peer, { key }) => ({ value: await peer.dht.get(key) })],
+  dht_held: [['key'], async (peer, { key }) => ({ value: peer.dht.held(key) })],
   dht_peers: [[], async (peer) => ({ peers: peer.dht.peers() })],
   provide: [['content_hash'], async (peer, { content_hash: contentHash }) => { await peer.dht.provide(contentHash); return {} }],
   find_providers: [['content_hash'], async (peer, { content_hash: contentHash }) =>
@@ -117,11 +117,8 @@ const COMMANDS = {
     return { height: block.height, head_height: head.height, receipts: receipts.map(({ code, index }) => ({ code, index })), trust: 'attested' }
   }],
   submit: [['peer', 'world_id', 'seed', 'nonce', 'expires_at_height', 'timestamp_ms', 'atomic', 'actions'], submit],
-  mirror: [['world_id', 'peer', 'timeout_ms?'], async (peer, { world_id: worldId, peer: other, timeout_ms: timeoutMs }) => {
-    const { head } = await mirror(peer.worlds, peer.blobs, peer.asking(other, timeoutMs), worldId)
-    peer.dht.announce(worldContentId(worldId))
-    return { height: head.height }
-  }],
+  mirror: [['world_id', 'peer', 'timeout_ms?'], async (peer, { world_id: worldId, peer: other, timeout_ms: timeoutMs }) =>
+    ({ height: (await mirror(peer.worlds, peer.blobs, peer.asking(other, timeoutMs), worldId)).head.height })],
   follow: [['world_id'], follow],
   vectors: [['dir'], async (_, { dir }) => ({ files: await checkVectors(dir) })]
 }
@@ -142,7 +139,7 @@ async function many (peer, { peer: other, method, body, count: total, in_flight:
       }
     }
   }
-  await Promise.all(Array.from({ length: Math.min(atOnce, total) }, lane))
+  await Promise.all(Array.from({ length: Math.min(atOnce, total, LANES_MAX) }, lane))
   return { ...result, ms: Math.round(performance.now() - began) }
 }
 
@@ -155,23 +152,19 @@ async function submit (peer, { peer: other, world_id: worldId, seed, ...fields }
 async function follow (peer, { world_id: worldId }) {
   let last = peer.worlds.get(worldId)?.head
   let early // the first that is due of the heads that are dated too far ahead
-  let timer
-  const offer = (head) => {
-    if (last !== undefined && compareHeads(head, last) <= 0) return
+  const offer = async (head) => {
     const waitMs = head.asOfMs - HEAD_SKEW_MS - Date.now()
-    if (waitMs <= 0) {
-      last = head
-      peer.emit({ event: 'head', world_id: worldId, height: head.height, block_hash: head.blockHash })
-    } else if (early === undefined || head.asOfMs < early.asOfMs) {
+    if (waitMs > 0) {
+      if (early !== undefined && early.asOfMs <= head.asOfMs) return
       early = head
-      clearTimeout(timer)
-      timer = setTimeout(() => {
-        early = undefined
-        offer(head)
-      }, Math.min(waitMs, TIMER_MS_MAX)).unref()
+      await sleep(Math.min(waitMs, TIMER_MS_MAX), undefined, { ref: false })
+      if (early === head) early = undefined
     }
+    if (last !== undefined && compareHeads(head, last) <= 0) return
+    last = head
+    peer.emit({ event: 'head', world_id: worldId, height: head.height, block_hash: head.blockHash })
   }
-  peer.join(topicOf(worldId, 'head'), (data) => offer(checkHead(data, worldId)))
+  peer.join(topicOf(worldId, 'head'), (data) => void offer(checkHead(data, worldId)))
   return {}
 }
 
@@ -181,8 +174,7 @@ function readFields (names, command) {
     const key = name.replace(/\?$/, '')
     if (command[key] === undefined && key !== name) continue
     try {
-      const read = OWN_FIELDS[command.do]?.[key] ?? FIELDS[key]
-      fields[key] = read(command[key])
+      fields[key] = (OWN_FIELDS[command.do]?.[key] ?? FIELDS[key])(command[key])
     } catch (error) {
       throw new Failure('usage', `${key}: ${error.message}`)
     }

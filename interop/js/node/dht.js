@@ -6,6 +6,7 @@ import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { peerIdFromCID } from '@libp2p/peer-id'
 import { Libp2pRecord } from '@libp2p/record'
 import { MemoryDatastore } from 'datastore-core'
+import { base32 } from 'multiformats/bases/base32'
 import { CID } from 'multiformats/cid'
 import * as Digest from 'multiformats/hashes/digest'
 import { concat, equalBytes, fromUtf8, utf8 } from '../lib/bytes.js'
@@ -17,7 +18,7 @@ import { LIMITS } from '../lib/limits.js'
 /** The numbers of the section "Limits" that are the DHT's. */
 const DHT = Object.freeze({
   recordBytes: 8_192, recordsHeld: 4_096, providerKeysHeld: 65_536, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
-  providerRepublishMs: 300_000, dhtLookupMs: 15_000
+  dhtLookupMs: 15_000
 })
 const RAW = 0x55
 const BLAKE3 = 0x1e
@@ -217,6 +218,13 @@ export class Dht {
     }
   }
 
+  /** What the own store holds, valid or not. */
+  held (key) {
+    const record = this.#kad.components.datastore.data.get(RECORD + base32.baseEncode(utf8(key)))
+    if (record === undefined) throw new Failure('not_found', `nothing is held under ${key}`)
+    return Libp2pRecord.deserialize(record).value
+  }
+
   /** Asks the network, and sends the best to those who gave an older one. @returns {Promise<Uint8Array>} */
   async get (key) {
     const found = []
@@ -240,13 +248,6 @@ export class Dht {
 
   async provide (contentHash) {
     for await (const event of this.#kad.provide(cidOf(contentHash), options())) void event
-  }
-
-  /** Says in the DHT that this peer has it, now and again: the records of others fade. */
-  announce (contentHash) {
-    const again = () => this.provide(contentHash).catch((error) => console.error('could not be announced:', error.message))
-    void again()
-    setInterval(again, DHT.providerRepublishMs).unref()
   }
 
   /** @returns {Promise<Map<string, Set<string>>>} addresses by peer */

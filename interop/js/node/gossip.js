@@ -16,6 +16,19 @@ const PAIR = tuple(any, any)
 const EVIDENCE_KINDS = new Set(['commit_fork', 'lease_fork', 'attestation_fork', 'authorities_fork', 'malformed_batch', 'wrong_root_proof'])
 const EVIDENCE_ITEM = open({ kind: NAME, height: COUNT, content_hash: HASH })
 
+/** What is told, and a sealed word that names it. */
+const pair = (kind, checkTold, word) => (data, worldId) => {
+  const values = PAIR(decode(data), kind)
+  const told = checkTold(kind, values[0])
+  const sealed = checkSealed(word, values[1])
+  const record = told[0] ?? told // a block is not sealed
+  const [said] = sealed
+  must(record.world_id === worldId && said.world_id === worldId, `${kind}.world_id: is another`)
+  must(equalBytes(said[`${kind}_hash`], hashOf(kind, record)) && said.height === record.height, `${word}: is of another ${kind}`)
+  if (told !== record) mustBeSigned(kind, told)
+  mustBeSigned(word, sealed)
+}
+
 const CHECKS = {
   action (data, worldId, body) {
     must(data.length <= ACTION_BYTES_MAX, 'action_message: larger than it may be')
@@ -27,36 +40,15 @@ const CHECKS = {
       mustBeSigned('envelope', sealed)
     }
   },
-  batch (data, worldId) {
-    const values = PAIR(decode(data), 'batch_message')
-    const batch = checkSealed('batch', values[0])
-    const commit = checkSealed('commit', values[1])
-    must(batch[0].world_id === worldId && commit[0].world_id === worldId, 'batch_message.world_id: is another')
-    must(equalBytes(commit[0].batch_hash, hashOf('batch', batch[0])) && commit[0].height === batch[0].height,
-      'batch_message.commit: is of another batch')
-    mustBeSigned('batch', batch)
-    mustBeSigned('commit', commit)
-  },
-  block (data, worldId) {
-    const values = PAIR(decode(data), 'block_message')
-    const block = checkRecord('block', values[0])
-    const attestation = checkSealed('attestation', values[1])
-    must(block.world_id === worldId && attestation[0].world_id === worldId, 'block_message.world_id: is another')
-    must(equalBytes(attestation[0].block_hash, hashOf('block', block)) && attestation[0].height === block.height,
-      'block_message.attestation: is of another block')
-    mustBeSigned('attestation', attestation)
-  },
-  head (data, worldId) {
-    checkHead(data, worldId)
-  },
+  batch: pair('batch', checkSealed, 'commit'),
+  block: pair('block', checkRecord, 'attestation'),
+  head: checkHead,
   evidence (data) {
     must(data.length <= 512, 'evidence_item: larger than it may be')
     const { kind } = EVIDENCE_ITEM(decode(data), 'evidence_item')
     if (!EVIDENCE_KINDS.has(kind)) throw new Ignored(`evidence of kind ${kind} is not known here`)
   },
-  event () {
-    throw new Ignored('event: not in this version')
-  }
+  event () { throw new Ignored('event: not in this version') }
 }
 
 export const topicOf = (worldId, kind) => `aw.${worldId}.${kind}`

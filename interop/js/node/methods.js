@@ -2,16 +2,22 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { toHex } from '../lib/bytes.js'
 import { encode } from '../lib/codec.js'
-import { Failure } from '../lib/errors.js'
+import { Failure, must } from '../lib/errors.js'
 import { CODE } from '../lib/frames.js'
 import { LIMITS } from '../lib/limits.js'
-import { COUNT, HASH, HEIGHT, WORLD_ID, bytes, int, list, open, textOf } from '../lib/schema.js'
+import { COUNT, HASH, HEIGHT, WORLD_ID, anyMap, bytes, int, list, open, textOf } from '../lib/schema.js'
 import { partsOf } from './blobs.js'
 import { RpcError } from './server.js'
 
 const EMPTY = encode({})
+const WORLDS_TOLD = 64
+const BLOCKS_PER_PART = 128 // of 1,024 bytes at most
+const PARTS_MAX = 65_536
+const WAIT_MS_MAX = 60_000
+
 const WORLD = open({ world_id: WORLD_ID })
-const BLOCK = open({ world_id: WORLD_ID, 'height?': HEIGHT, 'block_hash?': HASH })
+const BLOCK = open({ world_id: WORLD_ID, 'height?': HEIGHT, 'block_hash?': HASH }, ({ height, block_hash: hash }, path) =>
+  must((height === undefined) !== (hash === undefined), `${path}: either height or block_hash`))
 const BLOCKS = open({ world_id: WORLD_ID, from_height: HEIGHT, count: int(1, LIMITS.blocksPerAnswer) })
 const BATCH = open({ world_id: WORLD_ID, height: HEIGHT })
 const FETCH = open({ content_hash: HASH, 'offset?': COUNT, 'length?': COUNT })
@@ -19,113 +25,65 @@ const HAS = open({ hashes: list(HASH, 1, 1024) })
 const X_ERROR = open({
   code: int(1, 10), retry_after_ms: int(0, 0xffffffff), message: textOf(0, LIMITS.errorMessageBytes), detail: bytes(0, LIMITS.requestBytes)
 })
-const X_WAIT = open({ ms: int(0, 60_000) })
-const X_PARTS = open({ count: COUNT, size: int(0, LIMITS.partBytes) })
-const X_RESET = open({ after: COUNT })
+const X_WAIT = open({ ms: int(0, WAIT_MS_MAX) })
+const X_PARTS = open({ count: int(0, PARTS_MAX), size: int(0, LIMITS.partBytes) })
+const X_RESET = open({ after: int(0, PARTS_MAX) })
 
-const held = (value) => {
-  if (value === undefined) throw new RpcError(CODE.NOT_FOUND, 'not held here')
+const answer = (type, handle, timeoutMs) => ({ handle: (body, context) => handle(type(body, 'request'), context), timeoutMs })
+const parts = (type, handle) => ({ ...answer(type, handle), parts: true })
+
+const there = (value, code, message) => {
+  if (value === undefined) throw new RpcError(code, message)
   return value
 }
+const held = (value) => there(value, CODE.NOT_FOUND, 'not held here')
 
 /** @param {import('./blobs.js').Blobs} blobs @param {import('./worlds.js').Worlds} worlds */
 export function methodsOf (blobs, worlds) {
-  const world = (worldId) => {
-    const known = worlds.get(worldId)
-    if (known === undefined) throw new RpcError(CODE.NOT_AVAILABLE, 'an unknown world')
-    return known
-  }
+  const world = (worldId) => there(worlds.mirrored(worldId), CODE.NOT_AVAILABLE, 'a world that is not mirrored here')
   return {
-    hello: { handle: async () => ({ versions: [1], max_in_flight: LIMITS.inFlightPerSession, worlds: worlds.ids().slice(0, 64) }) },
-
-    has_blobs: { handle: async (body) => ({ has: HAS(body, 'has_blobs').hashes.map((hash) => blobs.get(hash) !== undefined) }) },
-
-    fetch_blob: {
-      parts: true,
-      async handle (body, { part, signal }) {
-        const { content_hash: hash, offset, length } = FETCH(body, 'fetch_blob')
-        const blob = held(blobs.get(hash))
-        for (const piece of partsOf(blob, offset, length)) {
-          signal.throwIfAborted()
-          await part(piece)
-        }
-        return { size: blob.length }
+    hello: answer(anyMap, async () =>
+      ({ versions: [1], max_in_flight: LIMITS.inFlightPerSession, worlds: worlds.mirroredIds().slice(0, WORLDS_TOLD) })),
+    has_blobs: answer(HAS, async ({ hashes }) => ({ has: hashes.map((hash) => blobs.get(hash) !== undefined) })),
+    fetch_blob: parts(FETCH, async ({ content_hash: hash, offset, length }, context) => {
+      const blob = held(blobs.get(hash))
+      let size = 0
+      for (const piece of partsOf(blob, offset, length)) {
+        await context.part(piece)
+        size += piece.length
       }
-    },
+      context.whole = () => blobs.countServed(size)
+      return { size: blob.length }
+    }),
+    get_genesis: answer(WORLD, async ({ world_id: worldId }) => ({ genesis: world(worldId).file })),
+    get_world_head: answer(WORLD, async ({ world_id: worldId }) => ({ head: world(worldId).head.value })),
+    get_block: answer(BLOCK, async ({ world_id: worldId, height, block_hash: hash }) => {
+      const { byHash, heights } = world(worldId)
+      return { block: held(hash === undefined ? heights[height - 1] : byHash.get(toHex(hash))).block }
+    }),
+    get_blocks: parts(BLOCKS, async ({ world_id: worldId, from_height: from, count }, { part }) => {
+      const blocks = world(worldId).heights.slice(from - 1, from - 1 + count).map(({ block }) => block)
+      for (let at = 0; at < blocks.length; at += BLOCKS_PER_PART) await part(encode(blocks.slice(at, at + BLOCKS_PER_PART)))
+      return EMPTY
+    }),
+    get_batch: answer(BATCH, async ({ world_id: worldId, height }) => held(world(worldId).heights[height - 1]?.seals)),
 
-    get_genesis: { handle: async (body) => ({ genesis: world(WORLD(body, 'get_genesis').world_id).file }) },
-
-    get_world_head: {
-      async handle (body) {
-        const { head } = world(WORLD(body, 'get_world_head').world_id)
-        return head === undefined ? EMPTY : { head: head.value }
-      }
-    },
-
-    get_block: {
-      async handle (body) {
-        const { world_id: worldId, height, block_hash: hash } = BLOCK(body, 'get_block')
-        if ((height === undefined) === (hash === undefined)) throw new RpcError(CODE.BAD_REQUEST, 'get_block: either height or block_hash')
-        const known = world(worldId)
-        return { block: held(height === undefined ? known.byHash.get(toHex(hash)) : known.heights[height - 1]).block }
-      }
-    },
-
-    get_blocks: {
-      parts: true,
-      async handle (body, { part }) {
-        const { world_id: worldId, from_height: from, count } = BLOCKS(body, 'get_blocks')
-        const { heights } = world(worldId)
-        held(heights[from - 1])
-        await part(encode(heights.slice(from - 1, from - 1 + count).map(({ block }) => block)))
-        return EMPTY
-      }
-    },
-
-    get_batch: {
-      async handle (body) {
-        const { world_id: worldId, height } = BATCH(body, 'get_batch')
-        return held(held(world(worldId).heights[height - 1]).seals)
-      }
-    },
-
-    x_echo: { handle: async (_, { raw }) => raw },
-
-    x_error: {
-      async handle (body) {
-        const { code, retry_after_ms: retryAfterMs, message, detail } = X_ERROR(body, 'x_error')
-        throw new RpcError(code, message, { retryAfterMs, detail })
-      }
-    },
-
-    x_wait: {
-      timeoutMs: 61_000, // it may wait longer than a method has
-      async handle (body, { signal }) {
-        await sleep(X_WAIT(body, 'x_wait').ms, undefined, { signal }).catch((error) => { throw new Failure('stream', error.message) })
-        return EMPTY
-      }
-    },
-
-    x_parts: {
-      parts: true,
-      async handle (body, { part, signal }) {
-        const { count, size } = X_PARTS(body, 'x_parts')
-        for (let i = 0; i < count; i++) {
-          signal.throwIfAborted()
-          await part(new Uint8Array(size).fill(i % 256))
-        }
-        return { count }
-      }
-    },
-
-    x_reset: {
-      parts: true,
-      async handle (body, { part, reset }) {
-        const { after } = X_RESET(body, 'x_reset')
-        for (let i = 0; i < after; i++) await part(new Uint8Array(1024))
-        await reset('as asked')
-        throw new Failure('stream', 'reset, as asked')
-      }
-    }
+    x_echo: answer(anyMap, async (_, { raw }) => raw),
+    x_error: answer(X_ERROR, async ({ code, retry_after_ms: retryAfterMs, message, detail }) => {
+      throw new RpcError(code, message, { retryAfterMs, detail })
+    }),
+    x_wait: answer(X_WAIT, async ({ ms }, { signal }) => {
+      await sleep(ms, undefined, { signal }).catch((error) => { throw new Failure('stream', error.message) })
+      return EMPTY
+    }, WAIT_MS_MAX + 1_000), // longer than a method has
+    x_parts: parts(X_PARTS, async ({ count, size }, { part }) => {
+      for (let i = 0; i < count; i++) await part(new Uint8Array(size).fill(i % 256))
+      return { count }
+    }),
+    x_reset: parts(X_RESET, async ({ after }, { part, reset }) => {
+      for (let i = 0; i < after; i++) await part(new Uint8Array(1024))
+      await reset('as asked')
+      throw new Failure('stream', 'reset, as asked')
+    })
   }
 }

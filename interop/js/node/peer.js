@@ -2,7 +2,7 @@
 import { peerIdFromString } from '@libp2p/peer-id'
 import { multiaddr } from '@multiformats/multiaddr'
 import { RR_PROTOCOL, Session, askOnce, askParts } from '../lib/client.js'
-import { unreachable } from '../lib/connect.js'
+import { argument, unreachable } from '../lib/connect.js'
 import { Failure, must } from '../lib/errors.js'
 import { LIMITS } from '../lib/limits.js'
 import { Blobs } from './blobs.js'
@@ -14,33 +14,16 @@ import { RrServer } from './server.js'
 import { Worlds } from './worlds.js'
 
 const DEFAULT_MS = 10_000
-/** The session, requests for parts, and streams that the other side has not seen end yet are streams of a peer too. */
-const ONE_SHOTS_AT_ONCE = LIMITS.streamsPerPeer - 16
+/** More than are served: the others wait for a place, or hear that there is none. */
+const RR_STREAMS = { ...STREAMS, maxInboundStreams: 2 * LIMITS.streamsPerPeer }
 const IDENTIFY_POLL_MS = 20
 
-/** Lets so many go on at a time. */
-class Semaphore {
-  #waiting = []
-  constructor (places) { this.places = places }
-
-  async run (work) {
-    if (this.places > 0) this.places--
-    else await new Promise((resolve) => this.#waiting.push(resolve))
-    try {
-      return await work()
-    } finally {
-      const next = this.#waiting.shift()
-      if (next) next()
-      else this.places++
-    }
-  }
-}
+const reach = (promise) => promise.catch((error) => { throw unreachable(error) })
 
 export class Peer {
   blobs = new Blobs()
   worlds = new Worlds()
   #sessions = new Map() // peer -> {opening: promise of a Session, session: it}
-  #lanes = new Map() // peer -> Semaphore for streams of one request
   #identified = new Map()
   #followers = new Map() // topic -> what follows its accepted messages
 
@@ -57,12 +40,12 @@ export class Peer {
       peer.#identified.set(peerId.toString(), { protocols, agent }))
     const speaksKad = (peerId) => peer.#identified.get(peerId.toString())?.protocols.includes(KAD_PROTOCOL)
     setInterval(() => peer.dht.tryAgain(peer.host.getPeers().filter(speaksKad)), LIMITS.livenessPeriodMs).unref()
-    await peer.host.handle(RR_PROTOCOL, new RrServer(methodsOf(peer.blobs, peer.worlds)).serve, STREAMS)
+    await peer.host.handle(RR_PROTOCOL, new RrServer(methodsOf(peer.blobs, peer.worlds)).serve, RR_STREAMS)
     return peer
   }
 
   #forget (peer) {
-    for (const held of [this.#sessions, this.#lanes, this.#identified]) held.delete(peer)
+    for (const held of [this.#sessions, this.#identified]) held.delete(peer)
     this.emit({ event: 'disconnected', peer })
   }
 
@@ -71,15 +54,10 @@ export class Peer {
   stop () { return this.host.stop() }
 
   async dial (address) {
-    const target = multiaddr(address)
-    try {
-      const connection = await this.host.dial(target, { signal: AbortSignal.timeout(DEFAULT_MS) })
-      const peer = connection.remotePeer.toString()
-      await this.#identification(connection)
-      return peer
-    } catch (error) {
-      throw unreachable(error)
-    }
+    const target = argument(() => multiaddr(address))
+    const connection = await reach(this.host.dial(target, { signal: AbortSignal.timeout(DEFAULT_MS) }))
+    await this.#identification(connection)
+    return connection.remotePeer.toString()
   }
 
   /** Both sides identify of themselves on each connection; asking at the same time would meet the limit of streams, so it is asked only later. */
@@ -89,37 +67,38 @@ export class Peer {
       if (this.#identified.has(peer)) return
       await new Promise((resolve) => setTimeout(resolve, IDENTIFY_POLL_MS))
     }
-    await this.host.services.identify.identify(connection, { signal: AbortSignal.timeout(IDENTIFY_MS) })
+    await reach(this.host.services.identify.identify(connection, { signal: AbortSignal.timeout(IDENTIFY_MS) }))
   }
 
   /** What a peer said of itself, as soon as it has. */
   async identified (peer) {
     const [connection] = this.host.getConnections(peerIdFromString(peer))
     if (connection !== undefined) await this.#identification(connection)
-    return this.#identified.get(peer)
+    const identified = this.#identified.get(peer)
+    if (identified === undefined) throw new Failure('not_found', 'that peer has not identified itself')
+    return identified
   }
 
   hangUp (peer) { return this.host.hangUp(peerIdFromString(peer)) }
 
-  async openStream (peer, timeoutMs) {
-    try {
-      return await this.host.dialProtocol(peerIdFromString(peer), RR_PROTOCOL, { signal: AbortSignal.timeout(timeoutMs), ...STREAMS })
-    } catch (error) {
-      throw unreachable(error)
-    }
+  openStream (peer, timeoutMs) {
+    return reach(this.host.dialProtocol(peerIdFromString(peer), RR_PROTOCOL, { signal: AbortSignal.timeout(timeoutMs), ...STREAMS }))
   }
 
   /** @returns {Promise<Uint8Array>} the body of the answer */
   async ask (peer, method, body, { oneShot = false, timeoutMs = DEFAULT_MS } = {}) {
-    if (oneShot) {
-      if (!this.#lanes.has(peer)) this.#lanes.set(peer, new Semaphore(ONE_SHOTS_AT_ONCE))
-      return await this.#lanes.get(peer).run(async () => askOnce(await this.openStream(peer, timeoutMs), method, body, timeoutMs))
+    const deadline = Date.now() + timeoutMs
+    if (oneShot) return await askOnce(await this.openStream(peer, timeoutMs), method, body, deadline - Date.now())
+    for (;;) {
+      const session = await this.#session(peer, Math.max(0, deadline - Date.now()))
+      const answer = await session.ask(method, body, deadline - Date.now())
+      if (answer !== undefined) return answer
     }
-    return await (await this.#session(peer, timeoutMs)).ask(method, body, timeoutMs)
   }
 
   async askParts (peer, method, body, onPart, timeoutMs = DEFAULT_MS) {
-    return await askParts(await this.openStream(peer, timeoutMs), method, body, timeoutMs, onPart)
+    const deadline = Date.now() + timeoutMs
+    return await askParts(await this.openStream(peer, timeoutMs), method, body, deadline - Date.now(), onPart)
   }
 
   /** One peer, as a World asks it, with its time. */
@@ -147,9 +126,10 @@ export class Peer {
     const { pubsub } = this.host.services
     if (onAccept !== undefined) this.#followers.set(topic, onAccept)
     pubsub.topicValidators.set(topic, (_, { from, data }) => {
-      const { verdict } = this.careless ? { verdict: 'accept' } : this.#check(topic, data)
+      const judged = this.#check(topic, data).verdict
+      const verdict = this.careless ? 'accept' : judged
       this.emit({ event: 'gossip', topic, verdict, data, from: from.toString() })
-      if (verdict === 'accept') this.#followers.get(topic)?.(data)
+      if (judged === 'accept') this.#followers.get(topic)?.(data)
       return verdict
     })
     pubsub.subscribe(topic)

@@ -3,6 +3,7 @@
  * each of which is {parts?, timeoutMs?, handle(body: Map, context)} and returns a value to encode, or bytes.
  */
 import { setMaxListeners } from 'node:events'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { utf8 } from '../lib/bytes.js'
 import { decode, encode } from '../lib/codec.js'
 import { Failure, Ignored, Refused } from '../lib/errors.js'
@@ -12,6 +13,8 @@ import { anyMap } from '../lib/schema.js'
 import { FrameReader, FrameWriter, inTime } from '../lib/stream.js'
 
 const BUSY_RETRY_MS = 100
+/** What has just ended at the other side may still be under way here. */
+const PLACE_WAIT_MS = 1_000
 const STREAMS_MAX = 16_384
 
 /** What a method throws to answer with an error frame. */
@@ -38,26 +41,35 @@ function errorFrame (id, error) {
 class Meter {
   #total = 0
   #perPeer = new Map()
+  #left = Promise.withResolvers()
 
   constructor (perPeerMax, totalMax) {
     Object.assign(this, { perPeerMax, totalMax })
   }
 
-  enter (peer) {
-    const count = this.#perPeer.get(peer) ?? 0
-    if (count >= this.perPeerMax || this.#total >= this.totalMax) return false
-    this.#perPeer.set(peer, count + 1)
+  #count (peer) { return this.#perPeer.get(peer) ?? 0 }
+
+  /** @returns {Promise<boolean>} whether there is a place, or was one in a moment */
+  async enter (peer) {
+    for (const deadline = Date.now() + PLACE_WAIT_MS; this.#total >= this.totalMax || this.#count(peer) >= this.perPeerMax;) {
+      if (Date.now() >= deadline) return false
+      await Promise.race([this.#left.promise, sleep(deadline - Date.now())])
+    }
+    this.#perPeer.set(peer, this.#count(peer) + 1)
     this.#total++
     return true
   }
 
   leave (peer) {
-    const count = this.#perPeer.get(peer)
-    if (count === 1) this.#perPeer.delete(peer)
-    else this.#perPeer.set(peer, count - 1)
+    this.#perPeer.set(peer, this.#count(peer) - 1)
+    if (this.#count(peer) === 0) this.#perPeer.delete(peer)
     this.#total--
+    this.#left.resolve()
+    this.#left = Promise.withResolvers()
   }
 }
+
+const tooMuch = (what) => new RpcError(CODE.BUSY, `too many ${what}`, { retryAfterMs: BUSY_RETRY_MS })
 
 export class RrServer {
   #methods
@@ -72,16 +84,19 @@ export class RrServer {
   /** Never rejects: whatever a peer sends ends its stream at worst. */
   serve = async (stream, { remotePeer }) => {
     const peer = remotePeer.toString()
-    if (!this.#streams.enter(peer)) return stream.abort(new Failure('stream', 'too many streams'))
-    const session = { stream, peer, writer: new FrameWriter(stream, this.#waiting), inFlight: new Set(), cancel: new AbortController(), parts: false }
+    const hasPlace = await this.#streams.enter(peer)
+    const session = {
+      stream, peer, hasPlace, writer: new FrameWriter(stream, this.#waiting), inFlight: new Set(), parts: false, cancel: new AbortController(),
+      idleMs: LIMITS.requestFirstByteMs, idleSince: Date.now()
+    }
     setMaxListeners(LIMITS.inFlightPerSession, session.cancel.signal)
     try {
       await this.#converse(session)
     } catch (error) {
-      stream.abort(error)
+      await breakOff(session, error)
     } finally {
       session.cancel.abort()
-      this.#streams.leave(peer)
+      if (hasPlace) this.#streams.leave(peer)
     }
   }
 
@@ -90,21 +105,16 @@ export class RrServer {
     // Nothing that is served here takes a larger request.
     const reader = new FrameReader(stream, LIMITS.requestBytes)
     const running = new Set()
-    for (let idleMs = LIMITS.requestFirstByteMs; ; idleMs = LIMITS.sessionIdleMs) {
-      let frame
-      try {
-        frame = await reader.next(idleMs)
-      } catch (error) {
-        if (error.kind === 'timeout' && reader.isBetweenFrames && inFlight.size > 0) continue
-        if (error instanceof FrameError) return await this.#breakOff(writer, error.id, error.message)
-        throw error
-      }
+    for (;;) {
+      const frame = await this.#nextFrame(session, reader)
       if (frame === undefined) break
       const { type, id, method, tooLarge } = frame
-      if (type !== REQUEST || inFlight.has(id) || session.parts) return await this.#breakOff(writer, id, 'a frame that may not come here')
-      const refusal = this.#refusal(session, method, tooLarge)
+      if (type !== REQUEST || inFlight.has(id) || session.parts) throw new FrameError('may not come here', id)
+      Object.assign(session, { idleMs: 2 * LIMITS.sessionIdleMs, idleSince: Date.now() })
+      const refusal = await this.#refusal(session, method, tooLarge)
       if (refusal !== undefined) {
         await writer.write(errorFrame(id, refusal))
+        if (!session.hasPlace) break
         continue
       }
       session.parts = this.#methods[method].parts === true
@@ -116,35 +126,54 @@ export class RrServer {
     await writer.close()
   }
 
-  async #breakOff (writer, id, message) {
-    if (id !== undefined) await writer.write(errorFrame(id, new RpcError(CODE.BAD_REQUEST, message)))
-    await writer.reset(message)
+  /** The next frame; undefined where the stream has ended, or is to be ended because nothing happens on it. */
+  async #nextFrame (session, reader) {
+    for (;;) {
+      try {
+        return await reader.next(session.idleSince + session.idleMs - Date.now(), Infinity)
+      } catch (error) {
+        if (error.kind !== 'timeout' || !reader.isBetweenFrames) throw error
+        if (session.inFlight.size > 0) session.idleSince = Date.now()
+        else if (Date.now() >= session.idleSince + session.idleMs) return undefined
+      }
+    }
   }
 
   /** Why a request is not taken up; takes a place for it where it is. */
-  #refusal ({ peer, inFlight }, method, tooLarge) {
+  async #refusal ({ peer, inFlight, hasPlace }, method, tooLarge) {
+    if (!hasPlace) return tooMuch('streams')
     if (!Object.hasOwn(this.#methods, method)) return new RpcError(CODE.UNSUPPORTED, `no method ${method}`)
     if (tooLarge) return new RpcError(CODE.BAD_REQUEST, 'a request larger than it may be')
     if (this.#methods[method].parts && inFlight.size > 0) return new RpcError(CODE.BAD_REQUEST, `${method} needs a stream of its own`)
-    const isFull = inFlight.size >= LIMITS.inFlightPerSession || this.#waiting.bytes > LIMITS.answersWaitingBytes
-    if (isFull || !this.#requests.enter(peer)) return new RpcError(CODE.BUSY, 'too much at once', { retryAfterMs: BUSY_RETRY_MS })
+    if (this.#waiting.bytes > LIMITS.answersWaitingBytes) return tooMuch('answers that nobody reads')
+    if (inFlight.size >= LIMITS.inFlightPerSession || !await this.#requests.enter(peer)) return tooMuch('requests in flight')
   }
 
   /** A request holds its place until there was room for its answer; one for parts until all of them are read. */
-  async #answer ({ stream, peer, writer, inFlight, cancel, parts }, { id, method, body }) {
+  async #answer (session, { id, method, body }) {
+    const { peer, writer, inFlight, cancel, parts } = session
     const context = {
       raw: body,
       signal: cancel.signal,
-      part: (bytes) => writer.write(encodeFrame({ type: PART, id, body: bytes })),
-      reset: (reason) => writer.reset(reason)
+      async part (bytes) {
+        if (cancel.signal.aborted) throw new Failure('stream', 'nobody waits for more')
+        await writer.write(encodeFrame({ type: PART, id, body: bytes }))
+      },
+      reset: (reason) => writer.reset(reason),
+      whole () {} // called when all parts have gone out
     }
     try {
       const frame = await this.#frameFor(id, method, body, context)
       if (parts) cancel.abort() // a handler that took too long would go on
       await writer.write(frame)
-      if (parts) await writer.close()
+      if (parts) {
+        await writer.flush()
+        context.whole()
+        await writer.close()
+      }
+      session.idleSince = Date.now()
     } catch (error) {
-      stream.abort(error)
+      await breakOff(session, error)
     } finally {
       inFlight.delete(id)
       this.#requests.leave(peer)
@@ -161,4 +190,16 @@ export class RrServer {
       return errorFrame(id, error)
     }
   }
+}
+
+/** Resets a stream, where a frame is to blame after an error that says so. What is no Failure is a fault of this side. */
+async function breakOff ({ stream, writer }, error) {
+  if (!(error instanceof Failure)) console.error('a stream failed:', error)
+  try {
+    if (error.id !== undefined) await writer.write(errorFrame(error.id, error))
+    if (error instanceof FrameError) await writer.reset(error.message)
+  } catch (gone) {
+    error = gone
+  }
+  stream.abort(error)
 }

@@ -32,16 +32,11 @@ export function stateRoot (cells) {
   return trieRoot([...namespaces].map(([namespace, entries]) => [utf8(namespace), 0, trieRoot(entries)]))
 }
 
-/** The cells at height 0. */
-export function genesisCells (body) {
-  const { limits } = body
-  const parameters = {
-    bounds: body.bounds, max_move_cm: body.max_move_cm, resource_kinds: body.resource_kinds, block_fuel_max: limits.block_fuel_max,
-    agents_per_actor_max: limits.agents_per_actor_max, expiry_blocks_max: limits.expiry_blocks_max, action_skew_ms: limits.action_skew_ms,
-    checkpoint_interval: body.checkpoint_interval, max_block_gap_ms: body.max_block_gap_ms, admission: body.admission
-  }
+/** The cells at height 0. What limits a batch is no parameter of the kernel. */
+export function genesisCells ({ balances, limits, ...others }) {
+  const parameters = Object.entries({ ...others, ...limits }).filter(([name]) => !/^(batch|envelope)_/.test(name))
   return [
-    ...Object.entries(parameters).map(([name, value]) => ['kernel', utf8(name), encode(value)]),
-    ...body.balances.filter(([, , amount]) => amount > 0).map(([actor, kind, amount]) => ['ledger', encode(['actor', actor, kind]), encode(amount)])
+    ...parameters.map(([name, value]) => ['kernel', utf8(name), encode(value)]),
+    ...balances.filter(([, , amount]) => amount > 0).map(([actor, kind, amount]) => ['ledger', encode(['actor', actor, kind]), encode(amount)])
   ]
 }

@@ -1,12 +1,13 @@
 /**
- * Worlds that this peer knows or mirrors: "Joining a world" of docs/protocol.md without the replay. Hides how a chain is fetched from its
+ * Worlds that this peer knows, and those of them that it mirrors: "Joining a world" of docs/protocol.md without the replay. Hides how a chain is fetched from its
  * head down, checked from its genesis up, and held.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { equalBytes, toHex } from '../lib/bytes.js'
 import { decode, encode } from '../lib/codec.js'
-import { must } from '../lib/errors.js'
+import { Failure, must } from '../lib/errors.js'
 import { CODE } from '../lib/frames.js'
-import { checkGenesis } from '../lib/head.js'
+import { checkGenesis, compareHeads } from '../lib/head.js'
 import { LIMITS } from '../lib/limits.js'
 import { checkHeadBlock } from '../lib/proofs.js'
 import { bytesMaxOf, checkRecord, checkSealed, hashOf, preimageOf } from '../lib/records.js'
@@ -17,36 +18,41 @@ import { checkCommitted, checkHeight, checkKept, decodePreimage, listBytesMax, r
 
 const BATCH_ANSWER = open({ batch: any, commit: any })
 const PREIMAGE_BYTES_MAX = bytesMaxOf('batch') + 'aw/batch/1'.length + 1
+const HEIGHTS_MAX = 2 ** 20
+const AGAIN_MAX = 10
+const AGAIN_MS_MAX = 5_000
 
 export class Worlds {
   #worlds = new Map()
 
   get (worldId) { return this.#worlds.get(worldId) }
-  ids () { return [...this.#worlds.keys()] }
+  mirroredIds () { return [...this.#worlds.keys()].filter((worldId) => this.mirrored(worldId)).sort() }
+
+  /** @returns {object | undefined} the world, where it is more than known */
+  mirrored (worldId) { return this.get(worldId)?.head && this.get(worldId) }
 
   /** @returns {object} the world of a genesis file, known from now on */
   know (genesisBytes) {
     const genesis = checkGenesis(genesisBytes)
-    if (!this.#worlds.has(genesis.worldId)) {
-      this.#worlds.set(genesis.worldId, { genesis, file: decode(genesisBytes), heights: [], byHash: new Map(), head: undefined })
-    }
+    if (!this.#worlds.has(genesis.worldId)) this.#worlds.set(genesis.worldId, { genesis, file: decode(genesisBytes) })
     return this.#worlds.get(genesis.worldId)
   }
 }
 
-/** Fetches a world whole, checks it and keeps it. @returns {Promise<object>} the world */
-export async function mirror (worlds, blobs, node, worldId) {
-  const { ask, askParts } = node
+/** Fetches a world whole, checks it, and keeps it where what is held is no newer. @returns {Promise<object>} the world as it is held */
+export async function mirror (worlds, blobs, { id, ...asking }, worldId) {
+  const node = { id, ask: patient(asking.ask), askParts: patient(asking.askParts) }
   const asked = new World(worldId, node)
   const genesis = await asked.genesis()
   const head = await asked.head()
-  const blocks = await blocksDown(askParts, worldId, head)
+  if (head.height > HEIGHTS_MAX) throw new Failure('too_large', 'more heights than are mirrored')
+  const blocks = await blocksDown(node, worldId, head)
   let below = rootOf(genesis)
   checkKept(below, undefined, head.set)
   const heights = []
   const byHash = new Map()
   for (const block of blocks) {
-    const height = await fetchHeight({ ask, askParts }, block, genesis)
+    const height = await fetchHeight(node, block, genesis)
     below = checkHeight(height, below)
     checkKept(below, height.batch, head.set)
     const isCommitted = height.seals !== undefined && checkCommitted(height.seals.batch, height.seals.commit, genesis, head.set)
@@ -54,11 +60,25 @@ export async function mirror (worlds, blobs, node, worldId) {
     heights.push({ block, seals: isCommitted ? height.seals : undefined })
     byHash.set(toHex(below.blockHash), heights.at(-1))
   }
-  return Object.assign(worlds.know(genesis.bytes), { heights, byHash, head })
+  const world = worlds.know(genesis.bytes)
+  const isNewer = world.head === undefined || compareHeads(head, world.head) > 0
+  return isNewer ? Object.assign(world, { heights, byHash, head }) : world
+}
+
+/** A long chain is many questions: who is busy, or counts them, is asked again. */
+const patient = (ask, again = AGAIN_MAX) => async (...question) => {
+  try {
+    return await ask(...question)
+  } catch (error) {
+    const isForLater = error.kind === 'rr' && [CODE.BUSY, CODE.RATE_LIMITED].includes(error.fields.code)
+    if (!isForLater || again === 0) throw error
+    await sleep(Math.min(error.fields.retry_after_ms, AGAIN_MS_MAX))
+    return await patient(ask, again - 1)(...question)
+  }
 }
 
 /** Block records from the head's hash down, each linking to the next. @returns {Promise<object[]>} ascending */
-async function blocksDown (askParts, worldId, head) {
+async function blocksDown ({ askParts }, worldId, head) {
   const blocks = []
   let expected = head.blockHash
   for (let top = head.height; top > 0;) {

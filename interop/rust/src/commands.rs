@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use aw::cbor::{self, Value};
@@ -13,8 +12,9 @@ use aw::records::{self, Head};
 use aw::schema;
 use aw::world::World;
 use awnet::dht::head_key;
-use awnet::wire::lock;
-use awnet::{ANSWER_PARTS_MAX, Client, TIMEOUT};
+use awnet::frames::method_ok;
+use awnet::{ANSWER_PARTS_MAX, Client, Failure, TIMEOUT};
+use futures::{StreamExt, stream};
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use serde_json::{Value as Json, json};
@@ -24,41 +24,30 @@ use crate::json::from_json;
 use crate::mirror::mirror;
 use crate::{Peer, raw, vectors};
 
-/// Why a command did not do what it was asked.
-enum Failure {
-    Usage(String),
-    Other(awnet::Failure),
-}
-
-impl<T: Into<awnet::Failure>> From<T> for Failure {
-    fn from(why: T) -> Self {
-        Failure::Other(why.into())
-    }
-}
-
-impl Failure {
-    fn json(&self) -> Json {
-        use awnet::Failure::{NotFound, Refused, Rr, Stream, Timeout, TooLarge};
-        let (kind, message) = match self {
-            Failure::Usage(message) => ("usage", message.clone()),
-            Failure::Other(Rr(e)) => {
-                return json!({"kind": "rr", "message": e.message, "code": e.code, "name": e.name(),
-                    "retry_after_ms": e.retry_after_ms, "detail": hex(&e.detail)});
-            }
-            Failure::Other(why @ Refused(_)) => ("refused", why.to_string()),
-            Failure::Other(why @ Stream(_)) => ("stream", why.to_string()),
-            Failure::Other(why @ Timeout) => ("timeout", why.to_string()),
-            Failure::Other(why @ TooLarge(_)) => ("too_large", why.to_string()),
-            Failure::Other(why @ NotFound(_)) => ("not_found", why.to_string()),
-        };
-        json!({"kind": kind, "message": message})
-    }
-}
+const AT_ONCE_MAX: i64 = 1_024;
+const RAW_ANSWER_MAX: usize = 16 << 20;
 
 type Outcome = Result<Json, Failure>;
 
 fn usage(why: impl Into<String>) -> Failure {
     Failure::Usage(why.into())
+}
+
+fn failure_json(why: &Failure) -> Json {
+    let kind = match why {
+        Failure::Rr(e) => {
+            return json!({"kind": "rr", "message": e.message, "code": e.code, "name": e.name(),
+                "retry_after_ms": e.retry_after_ms, "detail": hex(&e.detail)});
+        }
+        Failure::Usage(_) => "usage",
+        Failure::Refused(_) => "refused",
+        Failure::Fault(_) => "fault",
+        Failure::Stream(_) => "stream",
+        Failure::Timeout => "timeout",
+        Failure::TooLarge(_) => "too_large",
+        Failure::NotFound(_) => "not_found",
+    };
+    json!({"kind": kind, "message": why.to_string()})
 }
 
 /// The fields of a command. What is missing or of another kind is an error of usage.
@@ -69,8 +58,8 @@ impl<'a> Args<'a> {
         self.0[key].as_str().ok_or_else(|| usage(format!("needs {key}, a text")))
     }
 
-    fn owned(&self, key: &str) -> Result<String, Failure> {
-        self.text(key).map(str::to_owned)
+    fn method(&self) -> Result<&'a str, Failure> {
+        Some(self.text("method")?).filter(|name| method_ok(name)).ok_or_else(|| usage("method is no name of a method"))
     }
 
     fn count(&self, key: &str) -> Result<i64, Failure> {
@@ -83,11 +72,8 @@ impl<'a> Args<'a> {
     }
 
     fn flag(&self, key: &str) -> Result<bool, Failure> {
-        if self.has(key) {
-            self.0[key].as_bool().ok_or_else(|| usage(format!("{key} is true or false")))
-        } else {
-            Ok(false)
-        }
+        let flag = if self.has(key) { self.0[key].as_bool() } else { Some(false) };
+        flag.ok_or_else(|| usage(format!("{key} is true or false")))
     }
 
     fn bytes(&self, key: &str) -> Result<Vec<u8>, Failure> {
@@ -111,25 +97,26 @@ impl<'a> Args<'a> {
     }
 }
 
-/// Carries out one line.
+/// Carries out one line. A panic is the end of its command alone.
 pub async fn run(own: Arc<Peer>, command: Json) -> Json {
-    let outcome = dispatch(&own, &Args(&command)).await;
-    match outcome {
-        Ok(ok) => json!({"id": command["id"], "ok": ok}),
-        Err(failure) => json!({"id": command["id"], "error": failure.json()}),
+    let id = command["id"].clone();
+    let outcome = tokio::spawn(async move { dispatch(&own, &Args(&command)).await }).await;
+    match outcome.unwrap_or_else(|panic| Err(Failure::Fault(panic.to_string()))) {
+        Ok(ok) => json!({"id": id, "ok": ok}),
+        Err(failure) => json!({"id": id, "error": failure_json(&failure)}),
     }
 }
 
 /// A peer's answer, where it comes in time.
-async fn within<T, E: Into<Failure>>(limit: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
-    timeout(limit, work).await.map_err(|_| Failure::Other(awnet::Failure::Timeout))?.map_err(Into::into)
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    timeout(limit, work).await.unwrap_or(Err(Failure::Timeout))
 }
 
 fn texts<T: ToString>(items: &[T]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
 }
 
-async fn dispatch(own: &Arc<Peer>, args: &Args<'_>) -> Outcome {
+async fn dispatch(own: &Peer, args: &Args<'_>) -> Outcome {
     let (client, net) = (&own.client, &own.client.net);
     match args.text("do")? {
         "dial" => dial(client, args).await,
@@ -138,18 +125,18 @@ async fn dispatch(own: &Arc<Peer>, args: &Args<'_>) -> Outcome {
             let info = within(TIMEOUT, net.identify(args.peer()?)).await?;
             Ok(json!({"protocols": texts(&info.protocols), "agent": info.agent_version}))
         }
-        "disconnect" => Ok(net.disconnect(args.peer()?).await.map(|()| json!({}))?),
+        "disconnect" => net.disconnect(args.peer()?).await.map(|()| json!({})),
         "peers" => Ok(json!({"peers": texts(&net.peers().await?)})),
         "request" => {
-            let (peer, method, body) = (args.peer()?, args.text("method")?, args.bytes("body")?);
+            let (peer, method, body) = (args.peer()?, args.method()?, args.bytes("body")?);
             let one_shot = args.flag("one_shot")?;
             Ok(json!({"body": hex(within(args.timeout()?, client.request(peer, method, body, one_shot)).await?)}))
         }
         "request_parts" => request_parts(client, args).await,
-        "requests" => requests(own, args).await,
+        "requests" => requests(client, args).await,
         "send_raw" => {
             let (peer, data) = (args.peer()?, args.bytes("data")?);
-            let exchange = async { raw::exchange_raw(client.open(peer).await?, &data, 16 << 20).await };
+            let exchange = async { raw::exchange_raw(client.open(peer).await?, &data, RAW_ANSWER_MAX).await };
             let (answer, end) = within(args.timeout()?, exchange).await?;
             Ok(json!({"answer": hex(answer), "end": end}))
         }
@@ -172,20 +159,25 @@ async fn dispatch(own: &Arc<Peer>, args: &Args<'_>) -> Outcome {
             own.library.forge_blob(args.hash("content_hash")?, args.bytes("data")?)?;
             Ok(json!({}))
         }
+        "served" => {
+            let (blobs, bytes) = own.library.served();
+            Ok(json!({"blobs": blobs, "bytes": bytes}))
+        }
         "world" => {
-            let world = own.library.add_world(World::new(&args.bytes("genesis")?)?);
+            let world = own.library.add_world(World::new(&args.bytes("genesis")?)?)?;
             Ok(json!({"world_id": world.id}))
         }
         "join" => join(own, args.text("topic")?).await,
-        "mesh" => Ok(json!({"peers": texts(&net.subscribers(args.owned("topic")?).await?)})),
-        "publish" => Ok(net.publish(args.owned("topic")?, args.bytes("data")?).await.map(|()| json!({}))?),
-        "dht_put" => Ok(net.dht_put(args.owned("key")?, args.bytes("value")?).await.map(|()| json!({}))?),
+        "mesh" => Ok(json!({"peers": texts(&net.subscribers(args.text("topic")?.into()).await?)})),
+        "publish" => net.publish(args.text("topic")?.into(), args.bytes("data")?).await.map(|()| json!({})),
+        "dht_put" => net.dht_put(args.text("key")?.into(), args.bytes("value")?).await.map(|()| json!({})),
         "dht_get" => {
-            let head = net.dht_get(args.owned("key")?).await?;
+            let head = net.dht_get(args.text("key")?.into()).await?;
             Ok(json!({"value": hex(head.value.encode())}))
         }
+        "dht_held" => Ok(json!({"value": hex(net.dht_held(args.text("key")?.into()).await?)})),
         "dht_peers" => Ok(json!({"peers": texts(&net.dht_peers().await?)})),
-        "provide" => Ok(net.provide(args.hash("content_hash")?).await.map(|()| json!({}))?),
+        "provide" => net.provide(args.hash("content_hash")?).await.map(|()| json!({})),
         "find_providers" => {
             let found = net.find_providers(&args.hash("content_hash")?).await?;
             let told =
@@ -208,11 +200,10 @@ async fn dispatch(own: &Arc<Peer>, args: &Args<'_>) -> Outcome {
         "receipt_proof" => receipt_proof(client, args).await,
         "submit" => submit(client, args).await,
         "mirror" => Ok(json!({"height": mirror(own, args.peer()?, args.world_id()?).await?})),
-        "follow" => Ok(net.follow(args.world_id()?.to_owned()).await.map(|()| json!({}))?),
+        "follow" => net.follow(args.world_id()?.to_owned()).await.map(|()| json!({})),
         "vectors" => {
-            let folder = args.owned("dir")?;
-            let checked = tokio::task::spawn_blocking(move || vectors::check_all(Path::new(&folder))).await;
-            Ok(checked.map_err(|e| awnet::Failure::Refused(e.to_string()))??)
+            let folder = Path::new(args.text("dir")?);
+            Ok(tokio::task::block_in_place(|| vectors::check_all(folder))?)
         }
         other => Err(usage(format!("no command {other}"))),
     }
@@ -232,38 +223,32 @@ async fn request_parts(client: &Client, args: &Args<'_>) -> Outcome {
         hasher.update(part);
         Ok(())
     };
-    let asked = client.request_parts(args.peer()?, args.text("method")?, args.bytes("body")?, take);
+    let asked = client.request_parts(args.peer()?, args.method()?, args.bytes("body")?, take);
     let last = within(args.timeout()?, asked).await?;
     let hash = hex(hasher.finalize().as_bytes());
     Ok(json!({"parts": parts, "bytes": bytes, "hash": hash, "last": hex(last)}))
 }
 
-async fn requests(own: &Arc<Peer>, args: &Args<'_>) -> Outcome {
-    let (peer, method, body) = (args.peer()?, args.owned("method")?, args.bytes("body")?);
-    let (count, one_shot, patience) = (args.count("count")? as usize, args.flag("one_shot")?, args.timeout()?);
-    let next = Arc::new(AtomicUsize::new(0));
-    let failures = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let started = Instant::now();
-    let mut workers = tokio::task::JoinSet::new();
-    for _ in 0..args.count("in_flight")?.clamp(1, 1_024) {
-        let (own, next, failures) = (own.clone(), next.clone(), failures.clone());
-        let (method, body) = (method.clone(), body.clone());
-        workers.spawn(async move {
-            while next.fetch_add(1, Ordering::Relaxed) < count {
-                let asked = own.client.request(peer, &method, body.clone(), one_shot);
-                if let Err(failure) = within(patience, asked).await {
-                    lock(&failures).push(failure.json());
-                }
+async fn requests(client: &Client, args: &Args<'_>) -> Outcome {
+    let (peer, method, body) = (args.peer()?, args.method()?, args.bytes("body")?);
+    let (count, at_once) = (args.count("count")?, args.count("in_flight")?.min(AT_ONCE_MAX));
+    let (one_shot, patience, started) = (args.flag("one_shot")?, args.timeout()?, Instant::now());
+    if count < 1 || at_once < 1 {
+        return Err(usage("count and in_flight are 1 or more"));
+    }
+    let asked = (0..count).map(|_| within(patience, client.request(peer, method, body.clone(), one_shot)));
+    let mut answers = stream::iter(asked).buffer_unordered(at_once as usize);
+    let (mut failed, mut told) = (0, json!({}));
+    while let Some(answer) = answers.next().await {
+        if let Err(failure) = answer {
+            failed += 1;
+            if failed == 1 {
+                told["first_error"] = failure_json(&failure);
             }
-        });
+        }
     }
-    while workers.join_next().await.is_some() {}
-    let failures = lock(&failures);
     let ms = started.elapsed().as_millis() as u64;
-    let mut told = json!({"ok": count - failures.len(), "failed": failures.len(), "ms": ms});
-    if let Some(first) = failures.first() {
-        told["first_error"] = first.clone();
-    }
+    (told["ok"], told["failed"], told["ms"]) = (json!(count - failed), json!(failed), json!(ms));
     Ok(told)
 }
 
@@ -279,10 +264,10 @@ fn seeded(seed: i64, size: i64) -> Result<Vec<u8>, Failure> {
 
 async fn join(own: &Peer, topic: &str) -> Outcome {
     let Some((world_id, _)) = gossip::parse_topic(topic) else { return Err(usage("topic is none of a world")) };
-    if own.library.world(world_id).is_none() && !own.careless {
-        return Err(awnet::Failure::NotFound("the world is not known here".into()).into());
+    if own.library.world(world_id).is_none() && !own.client.net.careless {
+        return Err(Failure::NotFound("the world is not known here".into()));
     }
-    Ok(own.client.net.subscribe(topic.to_owned()).await.map(|()| json!({}))?)
+    own.client.net.subscribe(topic.to_owned()).await.map(|()| json!({}))
 }
 
 fn head_json(head: &Head) -> Outcome {

@@ -1,7 +1,7 @@
 //! What this peer holds and serves: blobs, worlds, mirrored chains, and the test methods. Implements "Methods" of
 //! docs/protocol.md and the x_ methods of docs/interop.md.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,8 +17,11 @@ use crate::chain::Step;
 use crate::server::{Reply, Service};
 
 const PART_MAX: usize = 262_144;
-const BLOBS_MAX: usize = 1 << 30;
-const BLOCKS_MAX: i64 = 256;
+const BLOBS_BYTES_MAX: usize = 1 << 30;
+const BLOCKS_PER_PART: usize = 128;
+const WORLDS_KNOWN_MAX: usize = 1_024;
+/// As many as an answer to hello names.
+const MIRRORS_MAX: usize = 64;
 
 /// Requests of the methods that are there for tests.
 fn test_method(name: &str) -> Option<Shape> {
@@ -38,17 +41,23 @@ fn test_method(name: &str) -> Option<Shape> {
     }))
 }
 
+type Blob = Arc<Vec<u8>>;
+
 /// A world whose chain this peer fetched and checked.
 pub struct Mirror {
+    pub world: Arc<World>,
     pub head: Head,
     pub steps: Vec<Step>,
 }
 
 #[derive(Default)]
 pub struct Library {
-    blobs: Mutex<HashMap<Hash, Arc<Vec<u8>>>>,
+    /// By hash, and their bytes in all.
+    blobs: Mutex<(HashMap<Hash, Blob>, usize)>,
     worlds: Mutex<HashMap<String, Arc<World>>>,
-    mirrors: Mutex<HashMap<String, Arc<Mirror>>>,
+    mirrors: Mutex<BTreeMap<String, Arc<Mirror>>>,
+    /// Blobs that went out whole, and their bytes.
+    served: Mutex<(u64, u64)>,
 }
 
 impl Library {
@@ -60,29 +69,48 @@ impl Library {
 
     /// Keeps any bytes under any hash.
     pub fn forge_blob(&self, hash: Hash, data: Vec<u8>) -> cbor::Result<()> {
-        let mut blobs = lock(&self.blobs);
-        let held: usize = blobs.values().map(|blob| blob.len()).sum();
-        ensure(held + data.len() <= BLOBS_MAX, "more than 1 GiB of blobs")?;
+        let (blobs, held) = &mut *lock(&self.blobs);
+        let bytes = *held + data.len() - blobs.get(&hash).map_or(0, |replaced| replaced.len());
+        ensure(bytes <= BLOBS_BYTES_MAX, "more than 1 GiB of blobs")?;
         blobs.insert(hash, Arc::new(data));
+        *held = bytes;
         Ok(())
     }
 
-    pub fn blob(&self, hash: &[u8]) -> Option<Arc<Vec<u8>>> {
-        lock(&self.blobs).get(hash).cloned()
+    pub fn blob(&self, hash: &[u8]) -> Option<Blob> {
+        lock(&self.blobs).0.get(hash).cloned()
     }
 
-    pub fn add_world(&self, world: World) -> Arc<World> {
+    pub fn served(&self) -> (u64, u64) {
+        *lock(&self.served)
+    }
+
+    pub fn add_world(&self, world: World) -> cbor::Result<Arc<World>> {
+        let mut worlds = lock(&self.worlds);
+        ensure(worlds.len() < WORLDS_KNOWN_MAX || worlds.contains_key(&world.id), "too many worlds")?;
         let world = Arc::new(world);
-        lock(&self.worlds).insert(world.id.clone(), world.clone());
-        world
+        worlds.insert(world.id.clone(), world.clone());
+        Ok(world)
     }
 
     pub fn world(&self, id: &str) -> Option<Arc<World>> {
         lock(&self.worlds).get(id).cloned()
     }
 
-    pub fn add_mirror(&self, mirror: Mirror) {
-        lock(&self.mirrors).insert(mirror.head.world_id.clone(), Arc::new(mirror));
+    pub fn mirror(&self, world_id: &str) -> Option<Arc<Mirror>> {
+        lock(&self.mirrors).get(world_id).cloned()
+    }
+
+    /// Serves a chain from now on, where none of a newer head is served. The height that is.
+    pub fn add_mirror(&self, mirror: Mirror) -> cbor::Result<i64> {
+        let mut mirrors = lock(&self.mirrors);
+        match mirrors.get(&mirror.world.id) {
+            Some(held) if held.head.order >= mirror.head.order => return Ok(held.head.height()),
+            held => ensure(held.is_some() || mirrors.len() < MIRRORS_MAX, "too many mirrored worlds")?,
+        }
+        let height = mirror.head.height();
+        mirrors.insert(mirror.world.id.clone(), Arc::new(mirror));
+        Ok(height)
     }
 
     fn read(&self, method: &str, body: &[u8]) -> Result<Value, RrError> {
@@ -132,7 +160,10 @@ impl Library {
                 map([("has", Value::List(has.collect()))])
             }
             "fetch_blob" => return self.blob_parts(request),
-            _ => return self.of_world(method, request),
+            "get_genesis" | "get_world_head" | "get_block" | "get_blocks" | "get_batch" => {
+                return self.of_world(method, request);
+            }
+            _ => return Err(RrError::new(UNSUPPORTED, format!("{method} is not served here"))),
         };
         Ok(Reply::Now(Ok(answer.encode())))
     }
@@ -154,14 +185,12 @@ impl Library {
 
     fn of_world(&self, method: &str, request: &Value) -> Result<Reply, RrError> {
         let missing = || RrError::new(NOT_FOUND, "not held here");
-        let world_id = request.text("world_id")?;
-        let mirror = lock(&self.mirrors).get(world_id).cloned();
-        let (Some(world), Some(mirror)) = (self.world(world_id), mirror) else {
+        let Some(mirror) = self.mirror(request.text("world_id")?) else {
             return Err(RrError::new(NOT_AVAILABLE, "the world is not served here"));
         };
         let at = |height: i64| usize::try_from(height - 1).ok().and_then(|at| mirror.steps.get(at));
         let answer = match method {
-            "get_genesis" => map([("genesis", world.genesis.clone())]),
+            "get_genesis" => map([("genesis", mirror.world.genesis.clone())]),
             "get_world_head" => map([("head", mirror.head.value.clone())]),
             "get_block" => {
                 let step = match (request.get("height"), request.get("block_hash")) {
@@ -176,14 +205,15 @@ impl Library {
                 let (batch, commit) = step.and_then(|step| step.order.clone()).ok_or_else(missing)?;
                 map([("batch", batch), ("commit", commit)])
             }
-            "get_blocks" => {
+            // get_blocks
+            _ => {
                 let from = request.int("from_height")?;
-                let count = request.int("count")?.min(BLOCKS_MAX);
-                let blocks: Vec<Value> = (from..from + count).map_while(at).map(|step| step.block.clone()).collect();
-                let parts = (!blocks.is_empty()).then(|| Value::List(blocks).encode());
+                let heights = from..from + request.int("count")?;
+                let blocks: Vec<Value> = heights.map_while(at).map(|step| step.block.clone()).collect();
+                let part = |blocks: &[Value]| Value::List(blocks.to_vec()).encode();
+                let parts: Vec<Vec<u8>> = blocks.chunks(BLOCKS_PER_PART).map(part).collect();
                 return Ok(Reply::Parts(Box::new(parts.into_iter()), Some(Ok(map([]).encode()))));
             }
-            _ => return Err(RrError::new(UNSUPPORTED, format!("{method} is not served here"))),
         };
         Ok(Reply::Now(Ok(answer.encode())))
     }
@@ -197,5 +227,12 @@ impl Service for Library {
     fn answer(&self, method: &str, body: &[u8]) -> Reply {
         let reply = self.read(method, body).and_then(|request| self.reply(method, &request, body));
         reply.unwrap_or_else(|error| Reply::Now(Err(error)))
+    }
+
+    fn sent(&self, method: &str, bytes: usize) {
+        if method == "fetch_blob" {
+            let mut served = lock(&self.served);
+            *served = (served.0 + 1, served.1 + bytes as u64);
+        }
     }
 }

@@ -13,26 +13,31 @@ mod vectors;
 use std::error::Error;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aw::crypto::{self, hex};
 use awnet::streams::Conduit;
 use awnet::{Client, Event, Host, Net, Settings};
 use libp2p::identity::Keypair;
-use libp2p::{Multiaddr, multiaddr::Protocol};
+use libp2p::multiaddr::Protocol;
 use serde_json::{Value as Json, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, stdin};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use library::Library;
 
 const IN_FLIGHT_TOTAL: usize = 1_024;
+const COMMANDS_MAX: u32 = 1_024;
+const LINE_MAX: u64 = 64 << 20;
+/// For what is still under way when stdin has ended.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What the commands work on.
 struct Peer {
     client: Client,
     library: Arc<Library>,
-    careless: bool,
 }
 
 /// What the node is given: requests go to the library, events to stdout.
@@ -71,61 +76,79 @@ fn say(line: &Json) {
     }
 }
 
-struct Options {
-    seed: Vec<u8>,
-    listen: Vec<Multiaddr>,
-    careless: bool,
-}
+const USAGE: &str = "usage: peer --seed HEX [--listen MULTIADDR]... [--careless]";
 
-fn options() -> Result<Options, Box<dyn Error>> {
-    let mut options = Options { seed: Vec::new(), listen: Vec::new(), careless: false };
+fn settings() -> Result<Settings, Box<dyn Error>> {
+    let (mut key, mut listen, mut careless) = (None, Vec::new(), false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
         match arg.as_str() {
-            "--seed" => options.seed = crypto::unhex(&value()?).map_err(|why| why.to_string())?,
-            "--listen" => options.listen.push(value()?.parse()?),
-            "--careless" => options.careless = true,
-            _ => return Err("usage: peer --seed HEX [--listen MULTIADDR]... [--careless]".into()),
+            "--seed" => key = Some(Keypair::ed25519_from_bytes(crypto::unhex(&value()?)?)?),
+            "--listen" => listen.push(value()?.parse()?),
+            "--careless" => careless = true,
+            _ => return Err(USAGE.into()),
         }
     }
-    if options.listen.is_empty() {
-        options.listen.push("/ip4/127.0.0.1/tcp/0".parse()?);
+    if listen.is_empty() {
+        listen.push("/ip4/127.0.0.1/tcp/0".parse()?);
     }
-    Ok(options)
+    Ok(Settings { key: key.ok_or(USAGE)?, listen, careless })
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let Options { mut seed, listen, careless } = options()?;
-    let key = Keypair::ed25519_from_bytes(&mut seed)?;
-    let peer = key.public().to_peer_id();
+async fn run() -> Result<(), Box<dyn Error>> {
+    let settings = settings()?;
+    let peer = settings.key.public().to_peer_id();
     let library = Arc::new(Library::default());
     let host = Serving { library: library.clone(), places: Arc::new(Semaphore::new(IN_FLIGHT_TOTAL)) };
-    let (net, addresses) = Net::start(Settings { key, listen, careless }, Arc::new(host)).await?;
+    let (net, addresses) = Net::start(settings, Arc::new(host)).await?;
     let addresses: Vec<String> = addresses.into_iter().map(|a| a.with(Protocol::P2p(peer)).to_string()).collect();
     say(&json!({"event": "ready", "peer_id": peer.to_string(), "addrs": addresses}));
-    let own = Arc::new(Peer { client: Client::new(net), library, careless });
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let own = Arc::new(Peer { client: Client::new(net), library });
     let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        ended = obey(own) => ended,
+        _ = terminated.recv() => Ok(()),
+    }
+}
+
+/// Carries out the commands on stdin, at the same time, until `quit` or the end.
+async fn obey(own: Arc<Peer>) -> Result<(), Box<dyn Error>> {
+    let (mut stdin, places) = (BufReader::new(stdin()), Arc::new(Semaphore::new(COMMANDS_MAX as usize)));
     loop {
-        let line = tokio::select! {
-            line = lines.next_line() => line?,
-            _ = terminated.recv() => None,
-        };
-        let Some(line) = line else { break };
-        match serde_json::from_str::<Json>(&line) {
+        let mut line = Vec::new();
+        (&mut stdin).take(LINE_MAX + 1).read_until(b'\n', &mut line).await?;
+        if line.is_empty() {
+            // Whatever takes longer is given up.
+            let _ = timeout(LAST, places.acquire_many(COMMANDS_MAX)).await;
+            return Ok(());
+        }
+        if line.len() as u64 > LINE_MAX && !line.ends_with(b"\n") {
+            return Err("stdin: a line above 64 MiB".into());
+        }
+        match serde_json::from_slice::<Json>(&line) {
             Ok(command) if command["do"] == "quit" => {
                 say(&json!({"id": command["id"], "ok": {}}));
-                break;
+                return Ok(());
             }
             Ok(command) => {
-                let own = own.clone();
-                tokio::spawn(async move { say(&commands::run(own, command).await) });
+                let (own, place) = (own.clone(), places.clone().acquire_owned().await?);
+                tokio::spawn(async move {
+                    say(&commands::run(own, command).await);
+                    drop(place);
+                });
             }
             Err(error) => say(&json!({"id": null, "error": {"kind": "usage", "message": error.to_string()}})),
         }
     }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let ended = run().await;
+    if let Err(why) = &ended {
+        eprintln!("error: {why}");
+    }
     // Not by returning: a reader of stdin that is still blocked would keep the process.
-    std::process::exit(0)
+    std::process::exit(i32::from(ended.is_err()))
 }

@@ -2,7 +2,7 @@
 //! hold. Implements "Joining a world" of docs/protocol.md, without the replay.
 
 use aw::cbor::{self, ITEMS_MAX, Value, ensure, map};
-use aw::{crypto, records};
+use aw::records;
 use awnet::frames::NOT_FOUND;
 use awnet::{Client, Failure, TIMEOUT};
 use libp2p::PeerId;
@@ -20,6 +20,9 @@ pub async fn mirror(own: &Peer, peer: PeerId, world_id: &str) -> Result<i64, Fai
     let (client, library) = (&own.client, &own.library);
     let world = client.genesis(peer, world_id).await?;
     let head = client.world_head(peer, world_id).await?;
+    if let Some(held) = library.mirror(world_id).filter(|held| held.head.order >= head.order) {
+        return Ok(held.head.height());
+    }
     ensure(head.height() <= HEIGHTS_MAX, "more heights than are kept here")?;
     // Down from the head first: nothing is kept that is not bound to it.
     let mut descent = Descent::new(&world, &head)?;
@@ -43,13 +46,11 @@ pub async fn mirror(own: &Peer, peer: PeerId, world_id: &str) -> Result<i64, Fai
             library.put_blob(blob)?;
         }
     }
-    let (steps, height) = (chain.steps, head.height());
+    let steps = chain.steps;
     library.put_blob(records::preimage("genesis", world.genesis.at("header")?))?;
     library.put_blob(records::preimage("head", &head.value))?;
-    library.add_world(world);
-    library.add_mirror(Mirror { head, steps });
-    client.net.provide(crypto::world_content_id(world_id)).await?;
-    Ok(height)
+    let world = library.add_world(world)?;
+    Ok(library.add_mirror(Mirror { world, head, steps })?)
 }
 
 /// Sealed batch and commit of a height; a peer need not keep those of heights long past.

@@ -13,12 +13,14 @@ use futures::future::BoxFuture;
 use futures::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit as Permit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 const FIRST_BYTE: Duration = Duration::from_secs(10);
-const IDLE: Duration = Duration::from_secs(60);
-/// The longest that a method takes here (x_wait).
-const HANDLER_MAX: Duration = Duration::from_secs(60);
+/// Twice as long as a client lets a session rest and still uses it.
+const IDLE: Duration = Duration::from_secs(120);
+const PLACE_WAIT: Duration = Duration::from_secs(1);
+/// Before a reset: several libraries throw away what was not read until then.
+const LINGER: Duration = Duration::from_millis(100);
 
 type Answer = Result<Vec<u8>, RrError>;
 
@@ -33,6 +35,8 @@ pub enum Reply {
 pub trait Service: Send + Sync + 'static {
     fn has_parts(&self, method: &str) -> bool;
     fn answer(&self, method: &str, body: &[u8]) -> Reply;
+    /// Is told of an answer in parts that went out whole, of so many bytes.
+    fn sent(&self, method: &str, bytes: usize);
 }
 
 fn answer_frame(id: u32, answer: Answer) -> Vec<u8> {
@@ -51,10 +55,26 @@ pub struct Places {
 }
 
 impl Places {
-    fn take(&self) -> Option<(Permit, Permit)> {
-        let own = self.of_peer.clone()?.try_acquire_owned().ok()?;
-        Some((own, self.of_all.clone().try_acquire_owned().ok()?))
+    /// A place of each kind, where they are free in time.
+    async fn take(&self, of_stream: &Arc<Semaphore>, deadline: Instant) -> Option<Vec<Permit>> {
+        let of_peer = self.of_peer.as_ref()?;
+        let taking = async {
+            let mut taken = Vec::new();
+            for places in [of_stream, of_peer, &self.of_all] {
+                taken.push(places.clone().acquire_owned().await.ok()?);
+            }
+            Some(taken)
+        };
+        timeout_at(deadline, taking).await.ok()?
     }
+}
+
+/// How a stream ends.
+enum End {
+    Closed,
+    Reset,
+    /// With an answer in parts of this method and so many bytes.
+    Sent(String, usize),
 }
 
 /// Serves one inbound stream to its end.
@@ -62,51 +82,73 @@ pub async fn serve(service: Arc<dyn Service>, conduit: Conduit, places: Places) 
     let Conduit { stream, mut closed, place: _place } = conduit;
     let (read, mut write) = stream.split();
     let (queue, frames) = outbox();
-    let clean = {
+    let end = {
         let mut writing = pin!(write_frames(&mut write, frames));
-        let clean = tokio::select! {
-            clean = read_requests(service, FrameReader::new(read), queue, places) => clean,
+        let end = tokio::select! {
+            end = read_requests(&*service, FrameReader::new(read), queue, places) => end,
             _ = &mut writing => return,
             _ = closed.changed() => return,
         };
         // What was told before a reset goes out too.
-        writing.await.is_ok() && clean
+        if writing.await.is_err() {
+            return;
+        }
+        end
     };
-    // A stream that is dropped before it is closed is reset.
-    if clean && timeout(WRITE, write.close()).await.is_err() {
+    match end {
+        // A stream that is dropped before it is closed is reset.
+        End::Reset => return sleep(LINGER).await,
+        End::Sent(method, bytes) => service.sent(&method, bytes),
+        End::Closed => {}
+    }
+    if timeout(WRITE, write.close()).await.is_err() {
         eprintln!("rr: a stream could not be closed in time");
     }
 }
 
-/// Whether the stream ended as it should; if not it is to be reset.
-async fn read_requests(service: Arc<dyn Service>, mut reader: FrameReader, queue: Outbox, places: Places) -> bool {
+async fn read_requests(service: &dyn Service, mut reader: FrameReader, queue: Outbox, places: Places) -> End {
     let (queue, in_flight) = (Arc::new(queue), Arc::new(Mutex::new(HashSet::new())));
+    let of_stream = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     let mut later = JoinSet::new();
-    let mut patience = FIRST_BYTE;
+    let (mut patience, mut active) = (FIRST_BYTE, Instant::now());
     loop {
         let next = reader.next(patience).await;
-        while later.try_join_next().is_some() {}
+        while let Some(answered) = later.try_join_next() {
+            // A handler that did not come to its end has left a request without an answer.
+            let Ok(at) = answered else { return End::Reset };
+            active = active.max(at);
+        }
         let (id, request) = match next {
             Ok(Some(Frame::Request { id, method, body })) => (id, Some((method, body))),
             Err(ReadError::TooLarge(id)) => (id, None),
             Ok(Some(Frame::Answer { id, .. } | Frame::Part { id, .. } | Frame::Error { id, .. })) => {
                 return bad_request(&queue, Some(id), "is no request").await;
             }
-            Ok(None) => {
+            // An answer is something that happened too.
+            Err(ReadError::Idle) if active.elapsed() < patience => {
+                patience = IDLE.saturating_sub(active.elapsed());
+                continue;
+            }
+            Ok(None) | Err(ReadError::Idle) => {
+                if !later.is_empty() {
+                    // Fails where this end was a reset, so that places are not held for nobody.
+                    queue.send(Vec::new()).await;
+                }
                 while later.join_next().await.is_some() {}
-                return true;
+                return if lock(&in_flight).is_empty() { End::Closed } else { End::Reset };
             }
             Err(ReadError::Malformed(malformed)) => return bad_request(&queue, malformed.id, malformed.why).await,
-            Err(ReadError::Gone) => return false,
+            Err(ReadError::Gone) => return End::Reset,
         };
+        (patience, active) = (IDLE, Instant::now());
         if lock(&in_flight).contains(&id) {
             return bad_request(&queue, Some(id), "this id is in flight").await;
         }
         // Held until the answer is on its way, however slowly it is read.
-        let place = places.take().filter(|_| later.len() < IN_FLIGHT_MAX);
+        let taken = places.take(&of_stream, reader.read_at + PLACE_WAIT).await;
         let refused = |code, why: &str| Err(RrError::new(code, why));
         let answer = match request {
-            _ if place.is_none() => refused(BUSY, "too many in flight"),
+            _ if taken.is_none() => refused(BUSY, "too many in flight"),
             None => refused(BAD_REQUEST, "the request is too large"),
             Some((method, body)) if service.has_parts(&method) => {
                 if lock(&in_flight).is_empty() {
@@ -124,69 +166,67 @@ async fn read_requests(service: Arc<dyn Service>, mut reader: FrameReader, queue
                         lock(&in_flight).remove(&id);
                         // Where nobody writes any more, nobody waits for the answer either.
                         queue.send(frame).await;
-                        drop(place);
+                        drop(taken);
+                        Instant::now()
                     });
-                    patience = HANDLER_MAX + IDLE;
                     continue;
                 }
-                Reply::Parts(..) => return false,
+                Reply::Parts(..) => return End::Reset,
             },
         };
         if !queue.send(answer_frame(id, answer)).await {
-            return false;
+            return End::Reset;
         }
         if places.of_peer.is_none() {
-            return true;
+            return End::Closed;
         }
-        patience = if later.is_empty() { IDLE } else { HANDLER_MAX + IDLE };
     }
 }
 
-/// Tells the other side where it can be told; false, as the stream is then reset.
-async fn bad_request(queue: &Outbox, id: Option<u32>, why: &str) -> bool {
+/// Tells the other side where it can be told; the stream is then reset.
+async fn bad_request(queue: &Outbox, id: Option<u32>, why: &str) -> End {
     if let Some(id) = id {
         // Without a writer there is nobody to tell.
         queue.send(answer_frame(id, Err(RrError::new(BAD_REQUEST, why)))).await;
     }
-    false
+    End::Reset
 }
 
 async fn send_parts(
-    service: Arc<dyn Service>,
+    service: &dyn Service,
     mut reader: FrameReader,
     queue: &Outbox,
     id: u32,
     method: String,
     body: Vec<u8>,
-) -> bool {
+) -> End {
     let sending = async {
-        let last = match service.answer(&method, &body) {
+        let (last, end) = match service.answer(&method, &body) {
             Reply::Parts(parts, last) => {
+                let mut bytes = 0;
                 for body in parts {
+                    bytes += body.len();
                     if !queue.send(Frame::Part { id, body }.encode()).await {
-                        return false;
+                        return End::Reset;
                     }
                 }
-                last
+                (last, End::Sent(method, bytes))
             }
-            Reply::Now(answer) => Some(answer),
-            Reply::Later(answer) => Some(answer.await),
+            Reply::Now(answer) => (Some(answer), End::Closed),
+            Reply::Later(answer) => (Some(answer.await), End::Closed),
         };
-        match last {
-            Some(last) => queue.send(answer_frame(id, last)).await,
-            None => false,
-        }
+        let Some(last) = last else { return End::Reset };
+        if queue.send(answer_frame(id, last)).await { end } else { End::Reset }
     };
     let intruded = async {
-        match reader.next(FOREVER).await {
-            Ok(None) => std::future::pending().await,
-            _ => (),
+        if let Ok(None) = reader.next(FOREVER).await {
+            std::future::pending().await
         }
     };
     tokio::select! {
         // What came with the request is seen before a short answer is complete.
         biased;
         () = intruded => bad_request(queue, Some(id), "nothing follows the request of a stream of parts").await,
-        clean = sending => clean,
+        end = sending => end,
     }
 }

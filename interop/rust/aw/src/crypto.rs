@@ -30,7 +30,7 @@ pub fn preimage(record: &str, body: &[u8]) -> Vec<u8> {
     [b"aw/", record.as_bytes(), b"/1\0", body].concat()
 }
 
-fn signed_message(record_hash: &Hash) -> Vec<u8> {
+pub fn signed_message(record_hash: &Hash) -> Vec<u8> {
     [b"aw/sig/1\0".as_slice(), record_hash].concat()
 }
 

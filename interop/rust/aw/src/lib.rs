@@ -5,8 +5,10 @@
 //! as far as its executor: it was attested, not replayed.
 //!
 //! In reading order: [`cbor`] and [`crypto`]; [`schema`], every shape as one table; [`records`], the rules between fields,
-//! seals and heads; [`merkle`] and [`state`]; [`world`], [`envelope`] and [`proofs`] for light clients; [`gossip`], the verdict on messages.
+//! seals and heads; [`merkle`] and [`state`]; [`world`], [`envelope`] and [`proofs`] for light clients; [`blocks`] for who
+//! follows a chain; [`gossip`], the verdict on messages.
 
+pub mod blocks;
 pub mod cbor;
 pub mod crypto;
 pub mod envelope;

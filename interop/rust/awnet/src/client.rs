@@ -28,8 +28,15 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The streams to one peer.
 struct Lane {
-    session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    /// Locked while a new one is opened.
+    session: Arc<tokio::sync::Mutex<Option<Arc<Session>>>>,
     alone: Semaphore,
+}
+
+impl Lane {
+    fn has_session(&self) -> bool {
+        self.session.try_lock().map_or(true, |session| session.as_ref().is_some_and(|session| session.is_fresh()))
+    }
 }
 
 pub struct Client {
@@ -45,34 +52,48 @@ impl Client {
     }
 
     fn lane(&self, peer: PeerId) -> Arc<Lane> {
+        let mut lanes = lock(&self.lanes);
+        if !lanes.contains_key(&peer) {
+            // Only those are kept that somebody uses, or that have a session, which ends with its connection.
+            lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || lane.has_session());
+        }
         let new = || Arc::new(Lane { session: Default::default(), alone: Semaphore::new(ALONE_MAX) });
-        lock(&self.lanes).entry(peer).or_insert_with(new).clone()
+        lanes.entry(peer).or_insert_with(new).clone()
     }
 
     /// A stream as it is.
     pub async fn open(&self, peer: PeerId) -> Result<Conduit, Failure> {
-        let _turn = self.opening.acquire().await.map_err(|_| Failure::Stream("closing".into()))?;
+        let _turn = self.opening.acquire().await.expect("it is never closed");
         self.net.open(peer).await
     }
 
     async fn session(&self, peer: PeerId) -> Result<Arc<Session>, Failure> {
-        let lane = self.lane(peer);
-        let mut slot = lane.session.lock().await;
-        if let Some(session) = slot.as_ref().filter(|session| session.is_open()) {
+        let mut slot = self.lane(peer).session.clone().lock_owned().await;
+        if let Some(session) = slot.as_ref().filter(|session| session.is_fresh()) {
             return Ok(session.clone());
         }
-        let session = Session::start(self.open(peer).await?);
-        *slot = Some(session.clone());
-        Ok(session)
+        let net = self.net.clone();
+        // A caller who stops waiting leaves the stream to the next.
+        let opened = tokio::spawn(async move {
+            let session = Session::start(net.open(peer).await?);
+            *slot = Some(session.clone());
+            Ok(session)
+        });
+        opened.await.map_err(|fault| Failure::Fault(fault.to_string()))?
     }
 
     /// One request by its bytes: in the session with this peer, or on a stream of its own.
     pub async fn request(&self, peer: PeerId, method: &str, body: Vec<u8>, one_shot: bool) -> Result<Vec<u8>, Failure> {
         if one_shot {
-            let part = |_: &[u8]| Err(Failure::Stream("an answer in parts".into()));
-            self.request_parts(peer, method, body, part).await
-        } else {
-            self.session(peer).await?.request(method, body).await
+            let part = |_: &[u8]| Err(Failure::Refused("an answer in parts".into()));
+            return self.request_parts(peer, method, body, part).await;
+        }
+        loop {
+            let session = self.session(peer).await?;
+            // A session may end while this waits for a place in it: nothing was asked in it then.
+            if let Some(place) = session.place().await {
+                return session.request(place, method, body).await;
+            }
         }
     }
 
@@ -85,7 +106,7 @@ impl Client {
         take: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<Vec<u8>, Failure> {
         let lane = self.lane(peer);
-        let _place = lane.alone.acquire().await.map_err(|_| Failure::Stream("closing".into()))?;
+        let _place = lane.alone.acquire().await.expect("it is never closed");
         session::request_alone(self.open(peer).await?, method, body, take).await
     }
 
@@ -110,7 +131,8 @@ impl Client {
         let mut blob = Vec::new();
         let take = |part: &[u8]| {
             blob.extend_from_slice(part);
-            Ok(())
+            let asked = first.is_none_or(|length| blob.len() as i64 <= length);
+            ensure(asked, "more bytes than were asked for").map_err(Failure::from)
         };
         let last = self.request_parts(peer, "fetch_blob", map(request).encode(), take);
         let last = timeout(TIMEOUT * 6, last).await.map_err(|_| Failure::Timeout)??;

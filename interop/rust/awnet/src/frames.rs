@@ -113,8 +113,7 @@ impl<'a> Cursor<'a> {
     fn method(&mut self) -> Result<String, Malformed> {
         let length = usize::from(self.take(1)?[0]);
         let method = self.text(length)?;
-        let formed = (1..=64).contains(&length) && method.bytes().all(|c| c.is_ascii_lowercase() || c == b'_');
-        if formed { Ok(method) } else { self.fail("no method") }
+        if method_ok(&method) { Ok(method) } else { self.fail("no method") }
     }
 }
 
@@ -128,6 +127,10 @@ pub enum Parsed {
         id: u32,
         size: usize,
     },
+}
+
+pub fn method_ok(method: &str) -> bool {
+    (1..=64).contains(&method.len()) && method.bytes().all(|c| c.is_ascii_lowercase() || c == b'_')
 }
 
 /// The largest request frame of a method, by what its length counts.

@@ -4,13 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use libp2p::gossipsub::{IdentTopic, PublishError};
-use libp2p::kad::{self, QueryId, QueryResult};
+use libp2p::gossipsub::{IdentTopic, PublishError, SubscriptionError};
 use libp2p::{Multiaddr, PeerId, identify};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
-use crate::dht::store::HeadStore;
 use crate::node::{self, Host, Node, Settings, Task};
 use crate::session::Failure;
 use crate::streams::Conduit;
@@ -21,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 #[derive(Clone)]
 pub struct Net {
     tasks: mpsc::Sender<Task>,
-    pub(crate) careless: bool,
+    pub careless: bool,
 }
 
 impl Net {
@@ -41,14 +39,14 @@ impl Net {
         &self,
         work: impl FnOnce(&mut Node) -> T + Send + 'static,
     ) -> Result<T, Failure> {
-        let gone = |_| Failure::Stream("the node is gone".into());
+        let gone = || Failure::Fault("the node has ended".into());
         let (tell, told) = oneshot::channel();
         let task: Task = Box::new(move |node| {
             // Whoever asked may have stopped waiting.
             let _ = tell.send(work(node));
         });
-        self.tasks.send(task).await.map_err(|_| Failure::Stream("the node is gone".into()))?;
-        told.await.map_err(gone)
+        self.tasks.send(task).await.map_err(|_| gone())?;
+        told.await.map_err(|_| gone())
     }
 
     /// Connects to a peer, and waits until it has said what it is.
@@ -62,21 +60,6 @@ impl Net {
         let (opened, conduit) = oneshot::channel();
         self.with(move |node| node.swarm.behaviour_mut().streams.open(peer, opened)).await?;
         conduit.await.map_err(|_| Failure::Stream(format!("{peer} is not connected")))?.map_err(Failure::Stream)
-    }
-
-    /// Starts a Kademlia query: its results, until it has ended.
-    pub(crate) async fn query(
-        &self,
-        start: impl FnOnce(&mut kad::Behaviour<HeadStore>) -> Result<QueryId, Failure> + Send + 'static,
-    ) -> Result<mpsc::UnboundedReceiver<QueryResult>, Failure> {
-        self.with(move |node| {
-            let id = start(&mut node.swarm.behaviour_mut().kad.0)?;
-            // Bounded by the peers that one query asks.
-            let (tell, results) = mpsc::unbounded_channel();
-            node.queries.insert(id, tell);
-            Ok(results)
-        })
-        .await?
     }
 
     /// What a peer said of itself, as soon as it has: libp2p has no event to wait for, so this looks again.
@@ -102,7 +85,11 @@ impl Net {
     /// Joins a topic: its messages are judged, forwarded where they are accepted, and told.
     pub async fn subscribe(&self, topic: String) -> Result<(), Failure> {
         let subscribed = self.with(move |node| node.swarm.behaviour_mut().gossip.subscribe(&IdentTopic::new(topic)));
-        subscribed.await?.map(|_| ()).map_err(|error| Failure::Refused(error.to_string()))
+        match subscribed.await? {
+            Ok(_) => Ok(()),
+            Err(error @ SubscriptionError::NotAllowed) => Err(Failure::Refused(error.to_string())),
+            Err(error) => Err(Failure::Fault(error.to_string())),
+        }
     }
 
     /// Tells of each new head of a world.
@@ -133,7 +120,8 @@ impl Net {
             match node.swarm.behaviour_mut().gossip.publish(IdentTopic::new(topic), data) {
                 // Nobody who listens is no failure: gossip is a hint.
                 Ok(_) | Err(PublishError::NoPeersSubscribedToTopic) => Ok(()),
-                Err(error) => Err(Failure::Refused(error.to_string())),
+                Err(error @ PublishError::MessageTooLarge) => Err(Failure::Refused(error.to_string())),
+                Err(error) => Err(Failure::Fault(error.to_string())),
             }
         });
         published.await?

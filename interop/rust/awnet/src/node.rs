@@ -11,7 +11,7 @@ use futures::StreamExt;
 use libp2p::core::transport::ListenerId;
 use libp2p::gossipsub::{self, MessageAcceptance, MessageAuthenticity, ValidationMode};
 use libp2p::identity::Keypair;
-use libp2p::kad::{self, QueryId, QueryResult};
+use libp2p::kad::{QueryId, QueryResult};
 use libp2p::multiaddr::{Multiaddr, Protocol};
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
@@ -166,7 +166,7 @@ fn pubsub(key: &Keypair) -> Result<Pubsub, Box<dyn std::error::Error + Send + Sy
 }
 
 /// `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, with the peer's own id or none.
-fn usable(address: &Multiaddr, peer: &PeerId) -> bool {
+pub(crate) fn usable(address: &Multiaddr, peer: &PeerId) -> bool {
     use Protocol::{Dns, Dns4, Dns6, Ip4, Ip6, P2p, Tcp};
     let parts: Vec<Protocol> = address.iter().collect();
     match parts.as_slice() {
@@ -277,20 +277,7 @@ impl Node {
                 message_id,
                 message,
             })) => self.on_message(propagation_source, message_id, message),
-            SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
-                id,
-                result,
-                step,
-                ..
-            })) => {
-                if let Some(tell) = self.queries.get(&id) {
-                    // The command may have timed out.
-                    let _ = tell.send(result);
-                }
-                if step.last {
-                    self.queries.remove(&id);
-                }
-            }
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.on_query(event),
             _ => {}
         }
     }
@@ -330,20 +317,5 @@ impl Node {
             *last = Some(head.order);
             self.host.tell(Event::Head(head));
         }
-    }
-
-    /// Addresses of a peer that are known without asking anybody.
-    pub fn known_addresses(&mut self, peer: &PeerId) -> Vec<Multiaddr> {
-        if peer == self.swarm.local_peer_id() {
-            return self.swarm.external_addresses().cloned().collect();
-        }
-        let told = self.identified.get(peer).map(|info| info.listen_addrs.clone()).unwrap_or_default();
-        let told: Vec<Multiaddr> = told.into_iter().filter(|address| usable(address, peer)).collect();
-        if !told.is_empty() {
-            return told;
-        }
-        let Some(bucket) = self.swarm.behaviour_mut().kad.0.kbucket(*peer) else { return Vec::new() };
-        let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer);
-        entry.map(|entry| entry.node.value.clone().into_vec()).unwrap_or_default()
     }
 }

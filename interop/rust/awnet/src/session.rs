@@ -5,25 +5,33 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
 
 use aw::cbor::Bad;
 
 use crate::frames::{Frame, RrError};
 use crate::streams::Conduit;
-use crate::wire::{FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, lock, outbox, write_frames};
+use crate::wire::{FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, lock, outbox, write_frames};
 
 pub const ANSWER_PARTS_MAX: usize = 64 << 20;
+const SESSION_IDLE: Duration = Duration::from_secs(60);
 
 /// Why something was not done.
 #[derive(Debug)]
 pub enum Failure {
+    /// What was asked for makes no sense.
+    Usage(String),
     /// These bytes are not taken here.
     Refused(String),
     /// The other peer answered with an error.
     Rr(RrError),
+    /// This peer itself is at fault.
+    Fault(String),
     /// There is no connection or stream, or not any more.
     Stream(String),
     Timeout,
@@ -39,12 +47,11 @@ impl From<Bad> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Failure::*;
         match self {
-            Failure::Rr(error) => write!(f, "{}: {}", error.name(), error.message),
-            Failure::Timeout => f.write_str("no whole answer in time"),
-            Failure::Refused(why) | Failure::Stream(why) | Failure::TooLarge(why) | Failure::NotFound(why) => {
-                f.write_str(why)
-            }
+            Rr(error) => write!(f, "{}: {}", error.name(), error.message),
+            Timeout => f.write_str("no whole answer in time"),
+            Usage(why) | Refused(why) | Fault(why) | Stream(why) | TooLarge(why) | NotFound(why) => f.write_str(why),
         }
     }
 }
@@ -52,14 +59,49 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 type Answer = Result<Vec<u8>, RrError>;
-type Waiting = Arc<Mutex<HashMap<u32, oneshot::Sender<Answer>>>>;
+type Place = OwnedSemaphorePermit;
+
+/// A request that the server has not answered yet. It keeps its place when nobody waits for it any more, because it is
+/// still in flight at the server.
+struct Asked {
+    tell: oneshot::Sender<Answer>,
+    _place: Place,
+}
+
+struct State {
+    waiting: HashMap<u32, Asked>,
+    /// When a request or an answer last went over the stream.
+    active: Instant,
+}
+
+/// What both sides of a session know.
+struct Shared {
+    /// Those of requests in flight. Closed when the stream has ended.
+    places: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    /// For what goes over the stream: one that rested is not used again.
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = lock(&self.state);
+        state.active = Instant::now();
+        work(&mut state)
+    }
+
+    /// Whoever waits is told that no answer comes.
+    fn end(&self) {
+        self.places.close();
+        lock(&self.state).waiting.clear();
+    }
+}
 
 /// The client's side of a stream with any number of requests.
 pub struct Session {
     outbox: Outbox,
-    waiting: Waiting,
     next_id: AtomicU32,
-    slots: Semaphore,
+    shared: Arc<Shared>,
+    task: AbortHandle,
 }
 
 fn ended() -> Failure {
@@ -68,65 +110,88 @@ fn ended() -> Failure {
 
 impl Session {
     pub fn start(conduit: Conduit) -> Arc<Session> {
-        let Conduit { stream, mut closed, place: _place } = conduit;
+        let Conduit { stream, mut closed, .. } = conduit;
         let (read, mut write) = stream.split();
         let (outbox, frames) = outbox();
-        let waiting = Waiting::default();
-        let answers = waiting.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = read_answers(FrameReader::new(read), &answers) => {},
-                _ = write_frames(&mut write, frames) => {},
-                _ = closed.changed() => {},
+        let state = Mutex::new(State { waiting: HashMap::new(), active: Instant::now() });
+        let shared = Arc::new(Shared { places: Arc::new(Semaphore::new(IN_FLIGHT_MAX)), state });
+        let answered = shared.clone();
+        let task = tokio::spawn(async move {
+            let unused = tokio::select! {
+                () = read_answers(FrameReader::new(read), &answered) => false,
+                // There is nothing more to write when nobody holds the session any more.
+                written = write_frames(&mut write, frames) => written.is_ok(),
+                _ = closed.changed() => false,
+            };
+            answered.end();
+            if unused {
+                // Nobody waits for this end; a stream that cannot be closed is reset when it is dropped.
+                let _ = timeout(WRITE, write.close()).await;
             }
-            // The queue is closed by now: nobody is added any more, and whoever waits is told.
-            lock(&answers).clear();
         });
-        Arc::new(Session { outbox, waiting, next_id: AtomicU32::new(1), slots: Semaphore::new(IN_FLIGHT_MAX) })
+        Arc::new(Session { outbox, next_id: AtomicU32::new(1), shared, task: task.abort_handle() })
     }
 
-    pub fn is_open(&self) -> bool {
-        !self.outbox.is_closed()
+    /// Whether a request may begin here: the server ends a session that rests for twice as long.
+    pub fn is_fresh(&self) -> bool {
+        !self.shared.places.is_closed() && lock(&self.shared.state).active.elapsed() < SESSION_IDLE
     }
 
-    pub async fn request(&self, method: &str, body: Vec<u8>) -> Result<Vec<u8>, Failure> {
-        let _slot = self.slots.acquire().await.map_err(|_| ended())?;
+    /// A place among the requests in flight, once there is one; none when the stream has ended.
+    pub async fn place(&self) -> Option<Place> {
+        self.shared.places.clone().acquire_owned().await.ok()
+    }
+
+    pub async fn request(&self, place: Place, method: &str, body: Vec<u8>) -> Result<Vec<u8>, Failure> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (tell, told) = oneshot::channel();
-        let _forget = Forget { waiting: &self.waiting, id };
-        lock(&self.waiting).insert(id, tell);
+        let mut waiter = Waiter { session: self, id, is_sent: false, told };
+        self.shared.with(|state| state.waiting.insert(id, Asked { tell, _place: place }));
         let frame = Frame::Request { id, method: method.into(), body }.encode();
-        if !self.outbox.send(frame).await {
+        waiter.is_sent = self.outbox.send(frame).await;
+        if !waiter.is_sent {
             return Err(ended());
         }
-        told.await.map_err(|_| ended())?.map_err(Failure::Rr)
+        (&mut waiter.told).await.map_err(|_| ended())?.map_err(Failure::Rr)
     }
 }
 
-/// Takes a request off the list when its caller stops waiting.
-struct Forget<'a> {
-    waiting: &'a Waiting,
+/// Whoever waits for an answer. When nobody does any more for all that can be in flight, the stream is reset: a server that
+/// is silent holds up nobody, since requests that wait for a place go to a new one.
+struct Waiter<'a> {
+    session: &'a Session,
     id: u32,
+    is_sent: bool,
+    told: oneshot::Receiver<Answer>,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        lock(&self.waiting).remove(&self.id);
+        self.told.close();
+        let mut state = lock(&self.session.shared.state);
+        if !self.is_sent {
+            state.waiting.remove(&self.id);
+        }
+        let is_stuck = state.waiting.len() == IN_FLIGHT_MAX && state.waiting.values().all(|a| a.tell.is_closed());
+        drop(state);
+        if is_stuck {
+            self.session.shared.end();
+            self.session.task.abort();
+        }
     }
 }
 
-async fn read_answers(mut reader: FrameReader, waiting: &Waiting) {
+/// Ends with the stream, or where the server does not keep to the protocol.
+async fn read_answers(mut reader: FrameReader, shared: &Shared) {
     loop {
         let (id, answer) = match reader.next(FOREVER).await {
             Ok(Some(Frame::Answer { id, body })) => (id, Ok(body)),
             Ok(Some(Frame::Error { id, error })) => (id, Err(error)),
             _ => return,
         };
-        let tell = lock(waiting).remove(&id);
-        if let Some(tell) = tell {
-            // The caller may have stopped waiting in this moment.
-            let _ = tell.send(answer);
-        }
+        let Some(Asked { tell, .. }) = shared.with(|state| state.waiting.remove(&id)) else { return };
+        // The caller may have stopped waiting.
+        let _ = tell.send(answer);
     }
 }
 
@@ -137,7 +202,7 @@ pub async fn request_alone(
     body: Vec<u8>,
     mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<Vec<u8>, Failure> {
-    let Conduit { mut stream, mut closed, place: _place } = conduit;
+    let Conduit { mut stream, mut closed, .. } = conduit;
     let request = Frame::Request { id: 0, method: method.into(), body }.encode();
     let written = async {
         stream.write_all(&request).await?;

@@ -26,6 +26,8 @@ use aw::crypto::KEY_ID_PREFIX;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/aw/rr/1");
 const STREAMS_PER_PEER_MAX: usize = 64;
+/// Those that are above the last limit too, and are told so. What is above this one is reset.
+const INBOUND_STREAMS_PER_PEER_MAX: usize = 256;
 const IN_FLIGHT_PER_PEER_MAX: usize = 64;
 const STREAM_WAIT: Duration = Duration::from_secs(1);
 const NEGOTIATION: Duration = Duration::from_secs(4);
@@ -50,7 +52,6 @@ pub(crate) type Accept = Arc<dyn Fn(Conduit, Option<Arc<Semaphore>>) + Send + Sy
 /// What one peer may hold, over all its connections.
 #[derive(Clone)]
 struct Allowance {
-    /// As many again as are served: on those a peer is told that it has too many.
     streams: Arc<Semaphore>,
     served: Arc<Semaphore>,
     requests: Arc<Semaphore>,
@@ -58,7 +59,7 @@ struct Allowance {
 
 impl Default for Allowance {
     fn default() -> Self {
-        let streams = Arc::new(Semaphore::new(2 * STREAMS_PER_PEER_MAX));
+        let streams = Arc::new(Semaphore::new(INBOUND_STREAMS_PER_PEER_MAX));
         let served = Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX));
         Allowance { streams, served, requests: Arc::new(Semaphore::new(IN_FLIGHT_PER_PEER_MAX)) }
     }

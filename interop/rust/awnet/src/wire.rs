@@ -32,6 +32,8 @@ pub enum ReadError {
     Malformed(Malformed),
     /// A request of this id was above its method's limit: it was passed over, and the next frame can be read.
     TooLarge(u32),
+    /// No frame began in time.
+    Idle,
     /// Too late, or the stream ended inside a frame, or the connection is gone.
     Gone,
 }
@@ -41,15 +43,17 @@ pub struct FrameReader {
     buffer: Vec<u8>,
     start: usize,
     chunk: Vec<u8>,
+    /// When the last bytes came.
+    pub read_at: Instant,
 }
 
 impl FrameReader {
     pub fn new(stream: ReadHalf<Stream>) -> Self {
-        FrameReader { stream, buffer: Vec::new(), start: 0, chunk: vec![0; CHUNK] }
+        FrameReader { stream, buffer: Vec::new(), start: 0, chunk: vec![0; CHUNK], read_at: Instant::now() }
     }
 
-    /// The next frame, or none at the end of the stream or of patience, which is for its first byte. Of a request that is
-    /// too large no more than a chunk is held.
+    /// The next frame, or none at the end of the stream. `patience` is for its first byte. Of a request that is too large no
+    /// more than a chunk is held.
     pub async fn next(&mut self, patience: Duration) -> Result<Option<Frame>, ReadError> {
         let mut deadline = Instant::now() + if self.start < self.buffer.len() { FRAME_TOTAL } else { patience };
         let mut passing = None;
@@ -76,11 +80,11 @@ impl FrameReader {
             let begins = self.buffer.is_empty() && passing.is_none();
             let count = match timeout_at(deadline, self.stream.read(&mut self.chunk)).await {
                 Ok(read) => read.map_err(|_| ReadError::Gone)?,
-                // Idle: as good as ended.
-                Err(_) if begins => 0,
+                Err(_) if begins => return Err(ReadError::Idle),
                 Err(_) => return Err(ReadError::Gone),
             };
             self.buffer.extend_from_slice(&self.chunk[..count]);
+            self.read_at = Instant::now();
             match (count, begins) {
                 (0, true) => return Ok(None),
                 (0, false) => return Err(ReadError::Gone),
@@ -108,10 +112,6 @@ pub fn outbox() -> (Outbox, Inbox) {
 }
 
 impl Outbox {
-    pub(crate) fn is_closed(&self) -> bool {
-        self.queue.is_closed()
-    }
-
     /// False where nobody writes any more.
     pub async fn send(&self, frame: Vec<u8>) -> bool {
         let bytes = frame.len().min(QUEUE_BYTES) as u32;
@@ -130,7 +130,8 @@ impl Drop for Inbox {
 }
 
 /// Writes queued frames until the queue is closed. Small frames that are there at the same time go out as one write,
-/// because each flush costs the other side a noise message and a yamux frame.
+/// because each flush costs the other side a noise message and a yamux frame. An empty frame fails where the other side has
+/// reset the stream: yamux tells that only to who writes.
 pub async fn write_frames(out: &mut WriteHalf<Stream>, mut inbox: Inbox) -> std::io::Result<()> {
     while let Some((mut batch, mut held)) = inbox.queue.recv().await {
         tokio::task::yield_now().await;
@@ -140,6 +141,9 @@ pub async fn write_frames(out: &mut WriteHalf<Stream>, mut inbox: Inbox) -> std:
             held.merge(more);
         }
         let written = timeout(WRITE, async {
+            if batch.is_empty() {
+                out.write(&[]).await.map(drop)?;
+            }
             out.write_all(&batch).await?;
             out.flush().await
         });

@@ -8,11 +8,16 @@ use aw::cbor::{self, refuse};
 use aw::crypto::{Hash, provider_key};
 use aw::records::{self, Head};
 use aw::schema;
-use libp2p::kad::{self, GetClosestPeersOk, GetProvidersOk, GetRecordOk, QueryResult, Quorum, Record, RecordKey};
+use libp2p::kad::store::RecordStore;
+use libp2p::kad::{
+    self, GetClosestPeersOk, GetProvidersOk, GetRecordOk, QueryId, QueryResult, Quorum, Record, RecordKey,
+};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::net::Net;
+use crate::node::{Node, usable};
 use crate::session::Failure;
 use store::HeadStore;
 
@@ -50,15 +55,67 @@ pub(crate) fn behaviour(peer: PeerId, serves: bool, careless: bool) -> store::Be
     store::Behaviour(behaviour)
 }
 
+/// What bounds this peer's own store is a rule of its own.
+fn no_room(error: kad::store::Error) -> Failure {
+    Failure::Refused(error.to_string())
+}
+
+impl Node {
+    /// Tells the results of a query to whoever started it.
+    pub(crate) fn on_query(&mut self, event: kad::Event) {
+        let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else { return };
+        if let Some(tell) = self.queries.get(&id) {
+            // The command may have timed out.
+            let _ = tell.send(result);
+        }
+        if step.last {
+            self.queries.remove(&id);
+        }
+    }
+
+    /// Addresses of a peer that are known without asking anybody.
+    fn known_addresses(&mut self, peer: &PeerId) -> Vec<Multiaddr> {
+        if peer == self.swarm.local_peer_id() {
+            return self.swarm.external_addresses().cloned().collect();
+        }
+        let told = self.identified.get(peer).map(|info| info.listen_addrs.clone()).unwrap_or_default();
+        let told: Vec<Multiaddr> = told.into_iter().filter(|address| usable(address, peer)).collect();
+        if !told.is_empty() {
+            return told;
+        }
+        let Some(bucket) = self.swarm.behaviour_mut().kad.0.kbucket(*peer) else { return Vec::new() };
+        let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer);
+        entry.map(|entry| entry.node.value.clone().into_vec()).unwrap_or_default()
+    }
+}
+
 impl Net {
+    /// Starts a query: its results, until it has ended.
+    async fn query(
+        &self,
+        start: impl FnOnce(&mut kad::Behaviour<HeadStore>) -> Result<QueryId, Failure> + Send + 'static,
+    ) -> Result<mpsc::UnboundedReceiver<QueryResult>, Failure> {
+        self.with(move |node| {
+            let id = start(&mut node.swarm.behaviour_mut().kad.0)?;
+            // Bounded by the peers that one query asks.
+            let (tell, results) = mpsc::unbounded_channel();
+            node.queries.insert(id, tell);
+            Ok(results)
+        })
+        .await?
+    }
+
     /// Keeps a record here and puts it to the peers nearest to its key.
     pub async fn dht_put(&self, key: String, value: Vec<u8>) -> Result<(), Failure> {
         if !self.careless {
             validate(key.as_bytes(), &value)?;
         }
         let start = move |kad: &mut kad::Behaviour<HeadStore>| {
-            let refused = |_| Failure::Refused("a newer head is held".into());
-            kad.put_record(Record::new(key.into_bytes(), value), Quorum::One).map_err(refused)
+            let record = Record::new(key.into_bytes(), value);
+            if !kad.store_mut().accepts(&record) {
+                return Err(Failure::Refused("a newer head is held".into()));
+            }
+            kad.put_record(record, Quorum::One).map_err(no_room)
         };
         // Nobody near who took it is no failure: it is held here, and put again.
         let mut results = self.query(start).await?;
@@ -97,10 +154,19 @@ impl Net {
         Ok(best)
     }
 
+    /// What is held here under a key, valid or not.
+    pub async fn dht_held(&self, key: String) -> Result<Vec<u8>, Failure> {
+        let key = RecordKey::new(&key);
+        let held = self.with(move |node| {
+            let store = node.swarm.behaviour_mut().kad.0.store_mut();
+            store.get(&key).map(|record| record.into_owned().value)
+        });
+        held.await?.ok_or_else(|| Failure::NotFound("nothing is held under this key".into()))
+    }
+
     pub async fn provide(&self, content_id: Hash) -> Result<(), Failure> {
         let key = RecordKey::new(&provider_key(&content_id));
-        let full = |e: kad::store::Error| Failure::Refused(e.to_string());
-        let mut results = self.query(move |kad| kad.start_providing(key).map_err(full)).await?;
+        let mut results = self.query(move |kad| kad.start_providing(key).map_err(no_room)).await?;
         while results.recv().await.is_some() {}
         Ok(())
     }
