@@ -14,6 +14,7 @@ function fail (...words) {
   console.error(...words)
   process.exit(1)
 }
+// No library is known to throw, or to reject, where nobody hears it: whatever does is a fault.
 process.on('uncaughtException', (error, origin) => fail(origin === 'unhandledRejection' ? 'unhandled:' : 'uncaught:', error))
 
 const { values } = parseArgs({

@@ -46,6 +46,8 @@ pub(crate) fn behaviour(peer: PeerId, serves: bool, careless: bool) -> store::Be
     let mut config = kad::Config::new(KAD);
     config
         .set_query_timeout(Duration::from_secs(15))
+        // Who refuses a put says nothing: the reset that libp2p means to send waits until something else happens.
+        .set_substreams_timeout(Duration::from_secs(5))
         .set_provider_publication_interval(Some(Duration::from_secs(300)))
         .set_max_packet_size(1 << 20)
         // Addresses come from identify, where their form is judged.
