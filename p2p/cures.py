@@ -1,9 +1,8 @@
 """py-libp2p 0.8.1's faults, one function each: what it does wrong, and what is done about it here.
 
-Hides: every patch of library internals in the project (stream_cures.py has those below a stream, gossip_cures.py those
-of gossip). Guarantees: nothing
-else reaches into libp2p's private parts; each cure names the test that fails without it, so that a newer release shows
-which of them can go.
+Hides: every patch of library internals in the project (stream_cures.py has those below a stream, message_cures.py those
+of what a message may hold, gossip_cures.py those of gossip). Guarantees: nothing else reaches into libp2p's private
+parts; each cure names the test that fails without it, so that a newer release shows which of them can go.
 
 ALL is the table of what is in force: a test takes a cure out of it and sees the fault. Cures of the process patch
 classes and modules, once; cures of a host, of gossip and of the DHT patch one object when it is made.
@@ -33,9 +32,10 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 from multiaddr import Multiaddr
 
-from p2p import names
+from p2p import message_cures, names
 from p2p.gossip_cures import OF_A_START, OF_GOSSIP, OF_GOSSIP_MODULES, is_closed, keep_restarted_peers
-from p2p.standing import make_room_in_key
+from p2p.provider_shares import ProviderShares
+from p2p.standing import make_room_in_key, network_of
 from p2p.stream_cures import OF_STREAMS
 
 CURED_VERSION: Final = "0.8.1"
@@ -43,7 +43,7 @@ RESET_S_MAX: Final = 1.0
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 _log = logging.getLogger(__name__)
 
-dropped: Final[Counter[str]] = Counter()
+dropped: Final = message_cures.dropped
 """What the cures of the process have dropped, by reason; of all hosts of the process together."""
 
 
@@ -291,33 +291,73 @@ def widen_dht_limits(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one sha
     setattr(dht, "_check_provider_rate_limit", counted)  # noqa: B010  # mypy minds the assignment
 
 
-def bound_dht_stores(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all
-    """A server keeps every record and every provider key that strangers send it, for a day or two.
+def bound_dht_stores(host: Any, dht: KadDHT) -> None:
+    """A server keeps every record and every provider record that strangers send it, for a day or two.
 
     value_store.py and provider_store.py limit no keys, and a key with twenty records takes no other for 48 h. Here the
-    oldest go. Tests: test_what_strangers_store_is_bounded, test_a_full_key_takes_a_newcomer.
+    oldest records go, and the provider records of whoever holds most (p2p/provider_shares.py).
+    Tests: test_what_strangers_store_is_bounded, test_who_provides_little_is_not_displaced,
+    test_a_full_key_takes_a_newcomer.
     """
+    values = dht.value_store
 
-    def bounded(owner: Any, name: str, held: dict[bytes, Any], keys_max: int) -> None:
-        keep = getattr(owner, name)
+    def bounded(name: str) -> None:
+        keep = getattr(values, name)
 
         def keep_and_drop(key: bytes, *args: Any, **kwargs: Any) -> Any:
-            if key in held:
-                held[key] = held.pop(key)  # told again, so the youngest
-                if held is providers.providers:
-                    dropped["dht.dropped_key_full"] += make_room_in_key(held[key], str(args[0].peer_id))
+            if key in values.store:
+                values.store[key] = values.store.pop(key)  # put again, so the youngest
             kept = keep(key, *args, **kwargs)
-            while len(held) > keys_max:
+            while len(values.store) > names.RECORDS_HELD_MAX:
                 dropped["dht.dropped_store_full"] += 1
-                del held[next(iter(held))]
+                del values.store[next(iter(values.store))]
             return kept
 
-        setattr(owner, name, keep_and_drop)
+        setattr(values, name, keep_and_drop)
 
-    values, providers = dht.value_store, dht.provider_store
-    bounded(values, "put", values.store, names.RECORDS_HELD_MAX)
-    bounded(values, "put_record", values.store, names.RECORDS_HELD_MAX)
-    bounded(providers, "add_provider", providers.providers, names.PROVIDER_KEYS_HELD_MAX)
+    bounded("put")
+    bounded("put_record")
+    _bound_providers(host, dht.provider_store)
+
+
+def _bound_providers(host: Any, store: Any) -> None:
+    """Others' provider records by their shares. The own ones, which nobody else can add, have a bound of their own."""
+    keep, held, own, others = store.add_provider, store.providers, ProviderShares(), ProviderShares()
+    own_name = str(host.get_id())
+
+    def keep_by_share(key: bytes, provider: Any) -> None:
+        peer = str(provider.peer_id)
+        shares, records_max = others, names.PROVIDER_RECORDS_HELD_MAX
+        if peer == own_name:
+            shares, records_max = own, names.PROVIDED_KEYS_MAX
+        for gone in make_room_in_key(held.get(key, {}), peer):
+            dropped["dht.dropped_key_full"] += 1
+            (own if gone == own_name else others).forget(key, gone)
+        latest = shares.latest(peer)
+        if latest is not None:
+            # The same addresses most of the time: held once, a record takes half of the memory.
+            known = held.get(latest, {}).get(peer)
+            if known is not None and known.provider_info.addrs == provider.addrs:
+                provider = known.provider_info
+        keep(key, provider)
+        shares.add(key, peer, _network_of_peer(host, provider.peer_id))
+        for drop_key, drop_peer in shares.surplus(records_max):
+            dropped["dht.dropped_store_full"] += 1
+            records = held.get(drop_key, {})
+            records.pop(drop_peer, None)  # the library drops what is two days old by itself
+            if not records:
+                held.pop(drop_key, None)
+
+    store.add_provider = keep_by_share
+
+
+def _network_of_peer(host: Any, peer: ID) -> str:
+    """From where a connected peer speaks; without a connection its name stands for it."""
+    for conn in host.get_network().get_connections(peer):
+        remote = conn.muxed_conn.get_remote_address()
+        if remote is not None:
+            return network_of(str(remote[0]))
+    return str(peer)
 
 
 def silence_add_provider(host: Any, dht: KadDHT) -> None:
@@ -362,6 +402,7 @@ class _NoEcho:
 OF_THE_PROCESS: Final = (
     *OF_STREAMS,
     *OF_GOSSIP_MODULES,
+    *message_cures.OF_MESSAGES,
     size_gossip_queues,
     cap_messages_per_rpc,
     read_ed25519_keys_only,

@@ -139,10 +139,10 @@ class KadDht:
             Gauge("dht_table_peers", len(kad.routing_table.get_peer_ids())),
             Gauge("dht_records_held", len(kad.value_store.store), "records_held_max", names.RECORDS_HELD_MAX),
             Gauge(
-                "dht_provider_keys_held",
-                len(kad.provider_store.providers),
-                "provider_keys_held_max",
-                names.PROVIDER_KEYS_HELD_MAX,
+                "dht_provider_records_held",
+                sum(map(len, kad.provider_store.providers.values())),
+                "provider_records_held_max",
+                names.PROVIDER_RECORDS_HELD_MAX,
             ),
         ]
 

@@ -557,7 +557,7 @@ class InMemoryDht:
     def gauges(self) -> list[Gauge]:
         return [
             Gauge("dht_records_held", len(self.records), "records_held_max", RECORDS_MAX),
-            Gauge("dht_provider_keys_held", len(self.providers), "provider_keys_held_max", PROVIDER_KEYS_MAX),
+            Gauge("dht_provider_records_held", sum(map(len, self.providers.values()))),
         ]
 
     def keep(self, key: str, value: bytes) -> None:

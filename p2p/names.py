@@ -129,8 +129,10 @@ PROVIDER_REPUBLISH_MS: Final = 300_000
 DHT_LOOKUP_MS: Final = 15_000  # for one question to the DHT
 ADD_PROVIDER_PER_10_S_PER_PEER_MAX: Final = 500  # provider records of one peer; more are dropped and counted
 RECORDS_HELD_MAX: Final = 4_096  # for others, as a server
-PROVIDER_KEYS_HELD_MAX: Final = 65_536  # that a DHT server keeps
+PROVIDER_RECORDS_HELD_MAX: Final = 16_384  # of others, that a DHT server keeps: a key and a peer each
 DHT_HANDLERS_MAX: Final = 64  # DHT streams served at a time
+DHT_PEERS_MAX: Final = 20  # of each kind in one DHT message; the rest is not read
+DHT_MESSAGE_BYTES_MAX: Final = 256 * 1024  # twice twenty peers with all that is kept of each
 
 # --- connections -------------------------------------------------------------------------------------------
 
@@ -153,4 +155,9 @@ PEER_REFUSED_MS: Final = 300_000  # after marks past the limit
 STREAM_WINDOW_BYTES_MAX: Final = 2 << 20  # what a peer may send on a stream before it is read
 INBOUND_STREAMS_PER_PEER_MAX: Final = 256  # of all protocols, negotiated or not
 ADDRS_PER_PEER_MAX: Final = 16
+ADDR_BYTES_MAX: Final = 128  # one multiaddr that a peer tells; longer ones are not read
+IDENTIFY_BYTES_MAX: Final = 8 * 1024  # one identify message
+PROTOCOLS_PER_PEER_MAX: Final = 64  # that identify tells; the rest is not read
+PROTOCOL_CHARS_MAX: Final = 128
+SIGNED_RECORD_BYTES_MAX: Final = 2 * 1024  # a peer's addresses under its signature
 KNOWN_PEERS_MAX: Final = 1_024

@@ -132,13 +132,13 @@ def least_worth(held: Sequence[Held]) -> int | None:
     return min(of_most, key=lambda index: (held[index].used_s, index))
 
 
-def make_room_in_key(records: dict[str, Any], newcomer: str) -> int:
-    """Drop the oldest provider records of a full DHT key for one more, and count them.
+def make_room_in_key(records: dict[str, Any], newcomer: str) -> list[str]:
+    """Drop the oldest provider records of a full DHT key for one more, and say whose they were.
 
     Each record has a `timestamp`. Whoever still provides says so every few minutes, and is young.
     """
-    count = 0
+    gone = []
     while len(records) >= names.PROVIDERS_PER_KEY_MAX and newcomer not in records:
-        del records[min(records, key=lambda peer: records[peer].timestamp)]
-        count += 1
-    return count
+        gone.append(min(records, key=lambda peer: records[peer].timestamp))
+        del records[gone[-1]]
+    return gone

@@ -27,6 +27,7 @@ LIBP2P_FILES = {
         "cures",
         "stream_cures",
         "gossip_cures",
+        "message_cures",
         "connections",
         "dialling",
         "gossip",
@@ -52,7 +53,17 @@ IO_FILES = {f"runtime/{name}.py" for name in ("durable", "local_cas", "lmdb_blob
 PORTS = {"p2p/network.py"}  # names what is awaited, and awaits nothing
 PURE_P2P = {
     f"p2p/{name}.py"
-    for name in ("names", "errors", "network", "frames", "addresses", "standing", "loads", "websocket")
+    for name in (
+        "names",
+        "errors",
+        "network",
+        "frames",
+        "addresses",
+        "standing",
+        "loads",
+        "provider_shares",
+        "websocket",
+    )
 }
 IMPURE_MODULES = {
     "time",

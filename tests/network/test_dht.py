@@ -11,7 +11,7 @@ from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer.id import ID
 
 from p2p import cures, names
-from p2p.errors import RecordRefused
+from p2p.errors import RecordRefused, Unreachable
 
 KEY = names.head_key("w" * 32)
 IDENTIFY = "/ipfs/id/1.0.0"
@@ -262,24 +262,41 @@ async def put(stranger, node, key, value, patience):
 
 async def test_what_strangers_store_is_bounded(open_node, open_stranger, patience, until, monkeypatch):
     monkeypatch.setattr(names, "RECORDS_HELD_MAX", 5)
-    monkeypatch.setattr(names, "PROVIDER_KEYS_HELD_MAX", 7)
+    monkeypatch.setattr(names, "PROVIDER_RECORDS_HELD_MAX", 7)
     async with open_node(1) as node, open_stranger() as stranger:
         keys = [names.head_key(f"{number:032}") for number in range(12)]
         for key in keys:
             await put(stranger, node, key, b"v1:mine", patience)
         assert [node.dht.holds(key) for key in keys] == [False] * 7 + [True] * 5
-        stream = await stranger.stream(node, names.KAD_PROTOCOL)
-        for number in range(20):
-            add = KadMessage(
-                type=KadMessage.MessageType.ADD_PROVIDER, key=names.provider_key(content(number))
-            )
-            provider = add.providerPeers.add()
-            provider.id = stranger.peer_id
-            provider.addrs.append(stranger.host.get_addrs()[0].to_bytes())
-            await stream.write(prefixed(add.SerializeToString()))
+        await say_that_it_provides(stranger, node, range(20))
         held = node.dht._kad.provider_store.providers
         await until(lambda: names.provider_key(content(19)) in held)
         assert len(held) == 7
+
+
+async def test_who_provides_little_is_not_displaced(open_node, open_stranger, until, monkeypatch):
+    monkeypatch.setattr(names, "PROVIDER_RECORDS_HELD_MAX", 7)
+    async with open_node(1) as node, open_stranger(2) as honest, open_stranger(3) as stranger:
+        held = node.dht._kad.provider_store.providers
+        with pytest.raises(Unreachable):
+            await node.dht.provide(content(100))  # its own store has it
+        await say_that_it_provides(honest, node, [50])
+        await until(lambda: names.provider_key(content(50)) in held)
+        await say_that_it_provides(stranger, node, range(20))
+        await until(lambda: names.provider_key(content(19)) in held)
+        assert set(held) == {names.provider_key(content(number)) for number in (100, 50, *range(14, 20))}
+        assert {gauge.name: gauge.value for gauge in node.dht.gauges()}["dht_provider_records_held"] == 8
+
+
+async def say_that_it_provides(stranger, node, numbers):
+    """One ADD_PROVIDER for each number, on one stream."""
+    stream = await stranger.stream(node, names.KAD_PROTOCOL)
+    for number in numbers:
+        add = KadMessage(type=KadMessage.MessageType.ADD_PROVIDER, key=names.provider_key(content(number)))
+        provider = add.providerPeers.add()
+        provider.id = stranger.peer_id
+        provider.addrs.append(stranger.host.get_addrs()[0].to_bytes())
+        await stream.write(prefixed(add.SerializeToString()))
 
 
 async def test_a_key_of_more_than_the_limit_is_refused(open_node):

@@ -5,7 +5,7 @@ import { equalBytes, fromHex, toHex } from '../lib/bytes.js'
 import { decode, encode } from '../lib/codec.js'
 import * as native from '../lib/ed25519_node.js'
 import * as portable from '../lib/ed25519_noble.js'
-import { Ignored, Refused, must } from '../lib/errors.js'
+import { Failure, Ignored, Refused, must } from '../lib/errors.js'
 import { ANSWER, ERROR, FrameSplitter, PART, REQUEST, encodeFrame } from '../lib/frames.js'
 import { checkCommit, checkGenesis, checkHead } from '../lib/head.js'
 import { H, peerIdText, seedToKeyId, signedMessage, worldIdOf } from '../lib/identity.js'
@@ -177,8 +177,9 @@ const FILES = {
 /** @returns {Promise<Record<string, {checked: number, refused: number}>>} */
 export async function checkVectors (dir) {
   const files = {}
-  const load = async (name) => parseJson(await readFile(join(dir, `${name}.json`), 'utf8'))
-  const there = (await readdir(dir)).filter((file) => file.endsWith('.json')).map((file) => file.slice(0, -5))
+  const unreadable = (error) => { throw new Failure('usage', error.message) }
+  const load = async (name) => parseJson(await readFile(join(dir, `${name}.json`), 'utf8').catch(unreadable))
+  const there = (await readdir(dir).catch(unreadable)).filter((file) => file.endsWith('.json')).map((file) => file.slice(0, -5))
   const genesis = checkGenesis(fromHex((await load('step')).genesis))
   for (const name of new Set([...Object.keys(FILES), ...there])) {
     const tally = files[name] = new Tally()

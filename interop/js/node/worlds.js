@@ -1,6 +1,6 @@
 /**
- * Worlds that this peer knows, and those of them that it mirrors: "Joining a world" of docs/protocol.md without the replay. Hides how a chain is fetched from its
- * head down, checked from its genesis up, and held.
+ * Worlds that this peer knows, and those of them that it mirrors: "Joining a world" of docs/protocol.md without the replay. Hides how a
+ * chain is fetched from its head down, checked from its genesis up, and held.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { equalBytes, toHex } from '../lib/bytes.js'

@@ -1,0 +1,167 @@
+"""Cures of what py-libp2p takes in a message of identify, DHT or gossip: how much a peer may say of itself and others.
+
+Hides: the library's readers, which stop at 1 or 4 MiB, and what of a message is never needed. Guarantees: what one
+message leaves in memory, and how long it stops the event loop, is bounded by names of p2p/names.py; a message within
+them is handed on as it came. See cures.py for how cures are applied and tested.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, Final
+
+import trio
+from google.protobuf.message import DecodeError, Message
+from libp2p.host import basic_host
+from libp2p.identity import update
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.identity.identify_push import identify_push
+from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
+from libp2p.kad_dht import utils as kad_utils
+from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
+from libp2p.peer.peerdata import PeerData
+from libp2p.pubsub import gossipsub
+from libp2p.pubsub import utils as pubsub_utils
+
+from p2p import names
+from p2p.addresses import is_peer_id
+
+RESET_S_MAX: Final = 1.0
+
+dropped: Final[Counter[str]] = Counter()
+"""What the cures of the process have dropped, by reason; of all hosts of the process together."""
+
+
+# --- what is needed of a message ---------------------------------------------------------------------------
+
+
+def cut_identify(data: bytes) -> bytes:
+    """An identify message with no more addresses and protocols than are kept; unreadable bytes as they are."""
+    return _cut(Identify(), data, "identify.cut", _cut_identify)
+
+
+def cut_kad(data: bytes) -> bytes:
+    """A DHT message with no more peers and addresses than are kept; unreadable bytes as they are."""
+    return _cut(KadMessage(), data, "dht.cut", _cut_kad)
+
+
+def _cut(message: Message, data: bytes, reason: str, cut: Callable[[Any], bool]) -> bytes:
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        return data  # the library's to refuse
+    if not cut(message):
+        return data
+    dropped[reason] += 1
+    return message.SerializeToString()
+
+
+def _cut_identify(message: Any) -> bool:
+    fit = (protocol for protocol in message.protocols if len(protocol) <= names.PROTOCOL_CHARS_MAX)
+    is_cut = _keep(message.protocols, islice(fit, names.PROTOCOLS_PER_PEER_MAX))
+    return _keep_addrs(message.listen_addrs) or is_cut
+
+
+def _cut_kad(message: Any) -> bool:
+    is_cut = False
+    for peers in (message.closerPeers, message.providerPeers):
+        is_cut |= _keep(peers, islice((one for one in peers if is_peer_id(one.id)), names.DHT_PEERS_MAX))
+        for one in peers:
+            is_cut |= _keep_addrs(one.addrs)
+    return is_cut
+
+
+def _keep_addrs(addrs: Any) -> bool:
+    fit = (addr for addr in addrs if len(addr) <= names.ADDR_BYTES_MAX)
+    return _keep(addrs, islice(fit, names.ADDRS_PER_PEER_MAX))
+
+
+def _keep(field: Any, needed: Iterable[Any]) -> bool:
+    """Leave only these of a repeated field's entries; whether others were there."""
+    kept = list(needed)
+    if len(kept) == len(field):
+        return False
+    del field[:]
+    field.extend(kept)
+    return True
+
+
+# --- cures of the process ----------------------------------------------------------------------------------
+
+
+def limit_identify() -> None:
+    """A peer's identify may be a MiB: hundreds of thousands of protocols, kept with each of a thousand identities.
+
+    basic_host.py:1267, identify_push.py:77. IDENTIFY_BYTES_MAX is what go and js take.
+    Tests: test_what_identify_tells_is_cut, test_an_identify_of_more_than_its_limit_is_not_taken.
+    """
+    for module in (basic_host, identify_push):
+        read = module.read_length_prefixed_protobuf
+
+        async def read_and_cut(stream: Any, use_varint_format: bool = True, read: Any = read) -> bytes:
+            try:
+                return cut_identify(await read(stream, use_varint_format, names.IDENTIFY_BYTES_MAX))
+            except Exception:
+                with trio.move_on_after(RESET_S_MAX):
+                    await (
+                        stream.reset()
+                    )  # or what follows the refused length is read as an old form, of any length
+                raise
+
+        setattr(module, "read_length_prefixed_protobuf", read_and_cut)  # noqa: B010  # not exported
+
+
+def limit_dht_messages() -> None:
+    """A DHT message may be 4 MiB: an ADD_PROVIDER of 300,000 addresses stops the event loop for a second, and is kept,
+    as 150 MiB, for two days.
+
+    kad_dht/common.py:26, imported by name with its reader. Tests: test_what_a_provider_tells_of_itself_is_cut,
+    test_a_dht_message_of_more_than_its_limit_is_reset.
+    """
+    for module in (kad_dht, peer_routing, provider_store, value_store):
+        read = module.read_varint_prefixed_bytes_limited
+
+        async def read_and_cut(reader: Any, max_length: int, read: Any = read) -> bytes:
+            return cut_kad(await read(reader, min(max_length, names.DHT_MESSAGE_BYTES_MAX)))
+
+        setattr(module, "read_varint_prefixed_bytes_limited", read_and_cut)  # noqa: B010  # not exported
+
+
+def limit_signed_records() -> None:
+    """A signed peer record may be as long as the message that it is in, and is kept for two hours, decoded.
+
+    Gossip, the DHT and identify read them by one function, imported by name (peer/envelope.py:243).
+    Test: test_a_signed_record_of_more_than_its_limit_is_not_kept.
+    """
+    for module in (update, kad_utils, pubsub_utils, gossipsub):
+        consume = module.consume_envelope
+
+        def consume_short(data: bytes, domain: str, consume: Any = consume) -> Any:
+            if len(data) > names.SIGNED_RECORD_BYTES_MAX:
+                dropped["connections.signed_record_too_long"] += 1
+                raise ValueError(f"a signed record of more than {names.SIGNED_RECORD_BYTES_MAX} bytes")
+            return consume(data, domain)
+
+        setattr(module, "consume_envelope", consume_short)  # noqa: B010  # not exported
+
+
+def bound_known_addresses() -> None:
+    """The addresses of a peer are added up for hours: a DHT server that lies names others of it in each answer.
+
+    peer/peerdata.py:100. What is known stays; identify, in which the peer speaks for itself, replaces it.
+    Test: test_the_addresses_known_of_a_peer_are_bounded.
+    """
+
+    def add_addrs(data: Any, addrs: Iterable[Any]) -> None:
+        for addr in addrs:
+            if len(data.addrs) >= names.ADDRS_PER_PEER_MAX:
+                return
+            if addr not in data.addrs:
+                data.addrs.append(addr)
+
+    setattr(PeerData, "add_addrs", add_addrs)  # noqa: B010  # mypy minds the assignment
+
+
+OF_MESSAGES: Final = (limit_identify, limit_dht_messages, limit_signed_records, bound_known_addresses)

@@ -1,0 +1,131 @@
+"""Strangers that say more of themselves and others than anybody needs, in identify, the DHT and gossip."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import varint
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.envelope import seal_record
+from libp2p.peer.id import ID
+from libp2p.peer.peer_record import PeerRecord
+from libp2p.peer.peerstore import PeerStore
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from multiaddr import Multiaddr
+
+from p2p import cures, names
+
+IDENTIFY = "/ipfs/id/1.0.0"
+MESHSUB = "/meshsub/1.1.0"
+TOPIC = "aw.w.action"
+
+
+def prefixed(message) -> bytes:
+    data = message.SerializeToString()
+    return varint.encode(len(data)) + data
+
+
+def addrs(count: int) -> list[Multiaddr]:
+    return [Multiaddr(f"/ip4/192.0.2.1/tcp/{port}") for port in range(1_000, 1_000 + count)]
+
+
+async def test_what_identify_tells_is_cut(open_node, open_stranger, honest_beside, until):
+    message = Identify(
+        protocols=["x" * (names.PROTOCOL_CHARS_MAX + 1), *(f"/p/{number}" for number in range(500))],
+        listen_addrs=[addr.to_bytes() for addr in addrs(200)],
+    )
+    assert message.ByteSize() < names.IDENTIFY_BYTES_MAX
+
+    async def tell(stream):
+        await stream.write(prefixed(message))
+        await stream.close()
+
+    async with (
+        open_node(1) as victim,
+        honest_beside(victim),
+        open_stranger(handlers={IDENTIFY: tell}) as stranger,
+    ):
+        await victim.connect([str(stranger.host.get_addrs()[0])])
+        peer, store = ID(stranger.peer_id), victim._host.get_peerstore()
+        await until(lambda: cures.known_protocols(victim._host, peer))
+        assert cures.known_protocols(victim._host, peer) == [
+            f"/p/{number}" for number in range(names.PROTOCOLS_PER_PEER_MAX)
+        ]
+        assert len(store.addrs(peer)) <= names.ADDRS_PER_PEER_MAX
+
+
+async def test_an_identify_of_more_than_its_limit_is_not_taken(
+    open_node, open_stranger, honest_beside, patience
+):
+    message = Identify(protocols=[MESHSUB], agent_version="x" * names.IDENTIFY_BYTES_MAX)
+    ended = trio.Event()
+
+    async def tell(stream):
+        await stream.write(prefixed(message))
+        with pytest.raises((MuxedStreamError, StreamError)):
+            await stream.read(1)
+        ended.set()
+
+    async with (
+        open_node(1) as victim,
+        honest_beside(victim),
+        open_stranger(handlers={IDENTIFY: tell}) as stranger,
+    ):
+        await victim.connect([str(stranger.host.get_addrs()[0])])
+        with patience():
+            await ended.wait()
+        assert cures.known_protocols(victim._host, ID(stranger.peer_id)) == []
+
+
+async def test_what_a_provider_tells_of_itself_is_cut(open_node, open_stranger, honest_beside, until):
+    key = names.provider_key(bytes(32))
+    async with open_node(1) as victim, honest_beside(victim), open_stranger() as stranger:
+        add = KadMessage(type=KadMessage.MessageType.ADD_PROVIDER, key=key)
+        provider = add.providerPeers.add(id=stranger.peer_id)
+        provider.addrs.append(Multiaddr("/dns4/" + ".".join(["a" * 60] * 3) + "/tcp/1").to_bytes())
+        provider.addrs.extend(addr.to_bytes() for addr in addrs(1_000))
+        stream = await stranger.stream(victim, names.KAD_PROTOCOL)
+        await stream.write(prefixed(add))
+        held = victim.dht._kad.provider_store.providers
+        await until(lambda: key in held)
+        (record,) = held[key].values()
+        assert record.addresses == addrs(names.ADDRS_PER_PEER_MAX)
+
+
+async def test_a_dht_message_of_more_than_its_limit_is_reset(
+    open_node, open_stranger, honest_beside, patience
+):
+    async with open_node(1) as victim, honest_beside(victim), open_stranger() as stranger:
+        stream = await stranger.stream(victim, names.KAD_PROTOCOL)
+        await stream.write(varint.encode(names.DHT_MESSAGE_BYTES_MAX + 1))
+        with patience(), pytest.raises((MuxedStreamError, StreamError)):
+            await stream.read(1)  # or it would wait for what never comes
+
+
+async def test_a_signed_record_of_more_than_its_limit_is_not_kept(
+    open_node, open_stranger, honest_beside, until
+):
+    async with open_node(1) as victim, honest_beside(victim), open_stranger() as stranger:
+        peer = ID(stranger.peer_id)
+        record = seal_record(
+            PeerRecord(peer, addrs(300), seq=1 << 62), stranger.pair.private_key
+        ).marshal_envelope()
+        assert len(record) > names.SIGNED_RECORD_BYTES_MAX
+        stream = await stranger.stream(victim, MESHSUB)
+        await stream.write(prefixed(rpc_pb2.RPC(senderRecord=record)))
+        subscribe = rpc_pb2.RPC.SubOpts(subscribe=True, topicid=TOPIC)
+        await stream.write(prefixed(rpc_pb2.RPC(subscriptions=[subscribe])))
+        await until(lambda: peer in victim._gossip._pubsub.peer_topics.get(TOPIC, ()))
+        kept = victim._host.get_peerstore().get_peer_record(peer)
+        assert kept is None or len(kept.marshal_envelope()) <= names.SIGNED_RECORD_BYTES_MAX
+
+
+def test_the_addresses_known_of_a_peer_are_bounded():
+    cures.apply_process_cures()
+    store, peer = PeerStore(), ID(names.PEER_ID_PREFIX + bytes(32))
+    for addr in addrs(100):
+        store.add_addrs(peer, [addr], 60)
+    assert store.addrs(peer) == addrs(names.ADDRS_PER_PEER_MAX)

@@ -1,0 +1,65 @@
+"""What is cut from the messages of strangers, and what is handed on as it came."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
+
+from p2p import names
+from p2p.message_cures import cut_identify, cut_kad
+
+ADDRS = st.lists(st.binary(max_size=2 * names.ADDR_BYTES_MAX), max_size=2 * names.ADDRS_PER_PEER_MAX)
+PEER_IDS = st.one_of(
+    st.binary(max_size=64), st.binary(min_size=32, max_size=32).map(names.PEER_ID_PREFIX.__add__)
+)
+PEERS = st.lists(
+    st.builds(lambda name, addrs: KadMessage.Peer(id=name, addrs=addrs), PEER_IDS, ADDRS),
+    max_size=2 * names.DHT_PEERS_MAX,
+)
+
+
+@given(st.binary())
+def test_any_bytes_are_cut_or_handed_on(data: bytes) -> None:
+    assert len(cut_kad(data)) <= len(data)
+    assert len(cut_identify(data)) <= len(data)
+
+
+@given(PEERS, PEERS)
+def test_a_dht_message_keeps_the_first_peers_and_addresses_that_fit(closer, providers) -> None:
+    message = KadMessage(
+        type=KadMessage.MessageType.GET_PROVIDERS, closerPeers=closer, providerPeers=providers
+    )
+    cut = KadMessage()
+    cut.ParseFromString(cut_kad(message.SerializeToString()))
+    for told, kept in ((closer, cut.closerPeers), (providers, cut.providerPeers)):
+        peers = [one for one in told if one.id[:6] == names.PEER_ID_PREFIX and len(one.id) == 38]
+        assert [one.id for one in kept] == [one.id for one in peers[: names.DHT_PEERS_MAX]]
+        for before, after in zip(peers, kept, strict=False):
+            fit = [addr for addr in before.addrs if len(addr) <= names.ADDR_BYTES_MAX]
+            assert list(after.addrs) == fit[: names.ADDRS_PER_PEER_MAX]
+
+
+@given(
+    st.lists(st.text(max_size=2 * names.PROTOCOL_CHARS_MAX), max_size=2 * names.PROTOCOLS_PER_PEER_MAX), ADDRS
+)
+def test_identify_keeps_the_first_protocols_and_addresses_that_fit(protocols, addrs) -> None:
+    message = Identify(protocols=protocols, listen_addrs=addrs, agent_version="other/1")
+    cut = Identify()
+    cut.ParseFromString(cut_identify(message.SerializeToString()))
+    fit = [protocol for protocol in protocols if len(protocol) <= names.PROTOCOL_CHARS_MAX]
+    assert list(cut.protocols) == fit[: names.PROTOCOLS_PER_PEER_MAX]
+    fit_addrs = [addr for addr in addrs if len(addr) <= names.ADDR_BYTES_MAX]
+    assert list(cut.listen_addrs) == fit_addrs[: names.ADDRS_PER_PEER_MAX]
+    assert cut.agent_version == "other/1"
+
+
+def test_a_message_within_the_limits_is_handed_on_as_it_came() -> None:
+    peer = KadMessage.Peer(id=names.PEER_ID_PREFIX + bytes(32), addrs=[b"\x04\xc0\x00\x02\x01\x06\x10\x00"])
+    data = (
+        KadMessage(key=b"k", closerPeers=[peer]).SerializeToString() + b"\xfa\x07\x01u"
+    )  # and a field of later
+    assert cut_kad(data) is data
+    data = Identify(protocols=["/p/1"]).SerializeToString() + b"\xfa\x07\x01u"
+    assert cut_identify(data) is data
