@@ -9,7 +9,7 @@ import trio
 from benchmarks import blobs, block, connect, disk, end_to_end, gossip, interop, rr
 from benchmarks.harness import Benchmark, Row, parsed, progress, show
 
-# By name; those beside stock py-libp2p and a naive build run when none is named, `interop` needs peers that are built.
+# By name; those beside stock py-libp2p and a naive build run when none is named, `interop` needs more toolchains.
 STANDARD: Final[dict[str, Benchmark]] = {
     "rr": rr.rows,
     "connect": connect.rows,

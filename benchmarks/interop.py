@@ -1,7 +1,8 @@
 """The same work between peers of every language: `make bench ARGS=interop`.
 
 Each row is a pairing X>Y (X asks, Y answers) beside py>py, measured in turn in one run: `ours` is py>py, the peer's
-side the pairing. The peers are those of interop/, driven by the commands of docs/interop.md; they must be built.
+side the pairing. The peers are those of interop/, driven by the commands of docs/interop.md. They are built first, and
+optimised.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 from benchmarks.harness import Options, Peer, Row, main, progress, rounded, spread
 from interop.driver import Ground, open_ground
 from interop.driver import Peer as Process
-from interop.languages import LANGUAGES, command
+from interop.languages import LANGUAGES, BuildFailed, Missing, build, command
 from interop.scenarios import body, joined
 from interop.worlds import HandMadeWorld
 from p2p import names
@@ -29,7 +30,15 @@ Measure = Callable[[Process, Process, int], Awaitable[float]]
 
 
 async def rows(options: Options) -> list[Row]:
-    """Every measure for every pairing, `runs` times after one that does not count. Raises PeerFailed."""
+    """Every measure for every pairing, `runs` times after one that does not count. Raises PeerFailed.
+
+    Ends the process where a peer cannot be built.
+    """
+    try:
+        for language in LANGUAGES:
+            build(language, optimised=True)
+    except (Missing, BuildFailed) as failed:
+        raise SystemExit(f"error: {failed}") from None
     runs, scale = (1, 10) if options.quick else (5, 1)
     measures: tuple[tuple[str, str, str, Measure], ...] = (
         ("rr-1", "rr, one in flight, 200 B", "requests/s", requests(500 // scale, 1)),
@@ -39,7 +48,7 @@ async def rows(options: Options) -> list[Row]:
         ("gossip", "one action published, judged and told by the other", "messages/s", gossip(50 // scale)),
     )
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    commands = {language: command(language) for language in LANGUAGES}
+    commands = {language: command(language, optimised=True) for language in LANGUAGES}
     with tempfile.TemporaryDirectory(prefix="aw-bench-") as directory:
         async with open_ground(commands, Path(directory)) as ground:
             pairs = await start_all(ground)

@@ -16,7 +16,7 @@ from runtime.records import ActionEnvelope, Bounds, Envelope, Genesis, seal
 ACTORS: Final = 64
 AGENTS: Final = 16  # of each actor
 SIDE_CM: Final = 1_000_000
-EXPIRES_AT: Final = 4_000
+EXPIRES_AT: Final = 2_000  # half of expiry_blocks_max: a gateway that is behind under load still takes it
 
 
 def key(name: str) -> SigningKey:

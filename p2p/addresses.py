@@ -21,6 +21,18 @@ def is_peer_id(peer: bytes) -> bool:
     return len(peer) == len(names.PEER_ID_PREFIX) + 32 and peer.startswith(names.PEER_ID_PREFIX)
 
 
+def is_tcp_addr(addr: bytes) -> bool:
+    """Whether a binary multiaddr is `/ip4|ip6|dns|dns4|dns6/HOST/tcp/...` of at most ADDR_BYTES_MAX bytes."""
+    if not 2 <= len(addr) <= names.ADDR_BYTES_MAX:
+        return False
+    host_bytes = {0x04: 4, 0x29: 16}.get(addr[0])
+    if host_bytes is None:
+        if addr[0] not in {0x35, 0x36, 0x37}:
+            return False
+        host_bytes = 1 + addr[1]  # its length, which is below 128 here, comes first
+    return addr[1 + host_bytes : 2 + host_bytes] == b"\x06"
+
+
 def dialable(addr: object, peer: PeerId) -> str | None:
     """`/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT/p2p/PEER` of an address that a peer told of itself, or None.
 

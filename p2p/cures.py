@@ -1,8 +1,9 @@
 """py-libp2p 0.8.1's faults, one function each: what it does wrong, and what is done about it here.
 
 Hides: every patch of library internals in the project (stream_cures.py has those below a stream, message_cures.py those
-of what a message may hold, gossip_cures.py those of gossip). Guarantees: nothing else reaches into libp2p's private
-parts; each cure names the test that fails without it, so that a newer release shows which of them can go.
+of what a message may hold, gossip_cures.py those of gossip, dht_cures.py those of a DHT server). Guarantees: nothing
+else reaches into libp2p's private parts; each cure names the test that fails without it, so that a newer release shows
+which of them can go.
 
 ALL is the table of what is in force: a test takes a cure out of it and sees the fault. Cures of the process patch
 classes and modules, once; cures of a host, of gossip and of the DHT patch one object when it is made.
@@ -18,13 +19,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import libp2p.pubsub.pubsub as pubsub_module
-import trio
 from libp2p.crypto import serialization
 from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.crypto.keys import KeyType, PublicKey
-from libp2p.custom_types import TProtocol
 from libp2p.kad_dht.kad_dht import KadDHT
-from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer import envelope
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
@@ -33,13 +31,13 @@ from libp2p.pubsub.rpc_queue import RpcQueue
 from multiaddr import Multiaddr
 
 from p2p import message_cures, names
+from p2p.dht_cures import OF_THE_DHT
 from p2p.gossip_cures import OF_A_START, OF_GOSSIP, OF_GOSSIP_MODULES, is_closed, keep_restarted_peers
-from p2p.provider_shares import ProviderShares
-from p2p.standing import make_room_in_key, network_of
+from p2p.message_cures import reset_stream
 from p2p.stream_cures import OF_STREAMS
 
 CURED_VERSION: Final = "0.8.1"
-RESET_S_MAX: Final = 1.0
+PEERS_FORGOTTEN: Final = 50  # at once, of a full peerstore: to choose them takes a look at all
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 _log = logging.getLogger(__name__)
 
@@ -176,7 +174,7 @@ def guard_streams(host: Any, counters: Counter[str]) -> None:
             except Exception as error:  # noqa: BLE001  # whatever it is, it must not stop the node
                 counters["cure.stream_guard"] += 1
                 _log.info("stream handler failed: %s", type(error).__name__)
-                await _reset(stream)
+                await reset_stream(stream)
 
         return guarded
 
@@ -196,7 +194,7 @@ def limit_inbound_streams(host: Any, counters: Counter[str]) -> None:
             peer = stream.muxed_conn.peer_id.to_bytes()
             if held[peer] >= names.INBOUND_STREAMS_PER_PEER_MAX:
                 counters["cure.streams_over_limit"] += 1
-                await _reset(stream)
+                await reset_stream(stream)
                 return
             held[peer] += 1
             try:
@@ -217,15 +215,6 @@ _StreamHandler = Callable[[Any], Awaitable[None]]
 def _wrap_stream_handler(host: Any, wrap: Callable[[_StreamHandler], _StreamHandler]) -> None:
     swarm = host.get_network()
     swarm.set_stream_handler(wrap(swarm.common_stream_handler))
-
-
-async def _reset(stream: Any) -> None:
-    """Reset, also while being cancelled; one that fails has nothing left to reset."""
-    with trio.CancelScope(shield=True), trio.move_on_after(RESET_S_MAX):
-        try:
-            await stream.reset()
-        except Exception as error:  # noqa: BLE001
-            _log.debug("reset failed: %s", type(error).__name__)
 
 
 def give_inbound_slots_back(host: Any, counters: Counter[str]) -> None:
@@ -270,131 +259,25 @@ def keep_own_keys(host: Any, counters: Counter[str]) -> None:  # noqa: ARG001  #
     host.get_private_key = lambda: private_key
 
 
-# --- cures of the DHT --------------------------------------------------------------------------------------
+def keep_connected_peers_known(host: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """A full peerstore forgets whoever came first, also who is connected, and never asks what it speaks again.
 
-
-def widen_dht_limits(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all
-    """Twelve inbound handlers, the rest reset; 10 ADD_PROVIDER in 10 s from a peer, the rest dropped unsaid.
-
-    kad_dht.py:313-323. What is dropped past our limit is counted.
-    Test: test_more_than_ten_provides_in_a_row_are_all_kept.
+    peerstore.py:201; fifty answers of a lying DHT server fill it. Test: test_a_full_peerstore_knows_who_is_connected.
     """
-    dht._inbound_limiter = trio.CapacityLimiter(names.DHT_HANDLERS_MAX)  # noqa: SLF001
-    dht._provider_rate_max = names.ADD_PROVIDER_PER_10_S_PER_PEER_MAX  # noqa: SLF001
-    may = dht._check_provider_rate_limit  # noqa: SLF001
+    store = host.get_peerstore()
 
-    def counted(peer: ID) -> bool:
-        taken = bool(may(peer))
-        dropped["dht.dropped_provider_rate"] += not taken
-        return taken
-
-    setattr(dht, "_check_provider_rate_limit", counted)  # noqa: B010  # mypy minds the assignment
-
-
-def bound_dht_stores(host: Any, dht: KadDHT) -> None:
-    """A server keeps every record and every provider record that strangers send it, for a day or two.
-
-    value_store.py and provider_store.py limit no keys, and a key with twenty records takes no other for 48 h. Here the
-    oldest records go, and the provider records of whoever holds most (p2p/provider_shares.py).
-    Tests: test_what_strangers_store_is_bounded, test_who_provides_little_is_not_displaced,
-    test_a_full_key_takes_a_newcomer.
-    """
-    values = dht.value_store
-
-    def bounded(name: str) -> None:
-        keep = getattr(values, name)
-
-        def keep_and_drop(key: bytes, *args: Any, **kwargs: Any) -> Any:
-            if key in values.store:
-                values.store[key] = values.store.pop(key)  # put again, so the youngest
-            kept = keep(key, *args, **kwargs)
-            while len(values.store) > names.RECORDS_HELD_MAX:
-                dropped["dht.dropped_store_full"] += 1
-                del values.store[next(iter(values.store))]
-            return kept
-
-        setattr(values, name, keep_and_drop)
-
-    bounded("put")
-    bounded("put_record")
-    _bound_providers(host, dht.provider_store)
-
-
-def _bound_providers(host: Any, store: Any) -> None:
-    """Others' provider records by their shares. The own ones, which nobody else can add, have a bound of their own."""
-    keep, held, own, others = store.add_provider, store.providers, ProviderShares(), ProviderShares()
-    own_name = str(host.get_id())
-
-    def keep_by_share(key: bytes, provider: Any) -> None:
-        peer = str(provider.peer_id)
-        shares, records_max = others, names.PROVIDER_RECORDS_HELD_MAX
-        if peer == own_name:
-            shares, records_max = own, names.PROVIDED_KEYS_MAX
-        for gone in make_room_in_key(held.get(key, {}), peer):
-            dropped["dht.dropped_key_full"] += 1
-            (own if gone == own_name else others).forget(key, gone)
-        latest = shares.latest(peer)
-        if latest is not None:
-            # The same addresses most of the time: held once, a record takes half of the memory.
-            known = held.get(latest, {}).get(peer)
-            if known is not None and known.provider_info.addrs == provider.addrs:
-                provider = known.provider_info
-        keep(key, provider)
-        shares.add(key, peer, _network_of_peer(host, provider.peer_id))
-        for drop_key, drop_peer in shares.surplus(records_max):
-            dropped["dht.dropped_store_full"] += 1
-            records = held.get(drop_key, {})
-            records.pop(drop_peer, None)  # the library drops what is two days old by itself
-            if not records:
-                held.pop(drop_key, None)
-
-    store.add_provider = keep_by_share
-
-
-def _network_of_peer(host: Any, peer: ID) -> str:
-    """From where a connected peer speaks; without a connection its name stands for it."""
-    for conn in host.get_network().get_connections(peer):
-        remote = conn.muxed_conn.get_remote_address()
-        if remote is not None:
-            return network_of(str(remote[0]))
-    return str(peer)
-
-
-def silence_add_provider(host: Any, dht: KadDHT) -> None:
-    """ADD_PROVIDER is echoed, and py's own client does not read the echo; a go client that keeps the stream is then
-    off by one answer.
-
-    kad_dht.py:866-874. The stream given to the handler swallows that one reply. Test: test_add_provider_has_no_answer.
-    """
-    if TProtocol(names.KAD_PROTOCOL) not in host.get_mux().get_protocols():
-        return  # a client serves nobody
-    handle = dht.handle_stream
-
-    async def without_echo(stream: Any) -> None:
-        await handle(_NoEcho(stream))  # type: ignore[arg-type]  # a stream in all that the handler uses
-
-    host.set_stream_handler(TProtocol(names.KAD_PROTOCOL), without_echo)
-
-
-class _NoEcho:
-    """A stream whose writes of an ADD_PROVIDER answer (a length, then the message) go nowhere."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._length: bytes | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    async def write(self, data: bytes) -> None:
-        if self._length is None:  # the library writes the length by itself, then the message
-            self._length = data
+    def make_room() -> None:
+        excess = len(store.peer_data_map) - store.max_peers
+        if excess <= 0:
             return
-        length, self._length = self._length, None
-        answer = KadMessage()
-        answer.ParseFromString(data)
-        if answer.type != KadMessage.MessageType.ADD_PROVIDER:
-            await self._stream.write(length + data)
+        connected = {conn.muxed_conn.peer_id for conn in host.get_network().get_connections()}
+        strangers = [each for each in store.peer_data_map.items() if each[0] not in connected]
+        strangers.sort(key=lambda each: bool(each[1].get_addrs()) and not each[1].is_expired())
+        for peer, _ in strangers[: excess + PEERS_FORGOTTEN]:
+            store.peer_record_map.pop(peer, None)
+            del store.peer_data_map[peer]
+
+    store._enforce_peer_limit = make_room  # noqa: SLF001
 
 
 # --- the table ---------------------------------------------------------------------------------------------
@@ -416,8 +299,8 @@ OF_A_HOST: Final = (
     give_inbound_slots_back,
     stop_auto_connector,
     keep_own_keys,
+    keep_connected_peers_known,
 )
-OF_THE_DHT: Final = (widen_dht_limits, bound_dht_stores, silence_add_provider)
 
 ALL: Final[dict[str, Callable[..., None]]] = {
     cure.__name__: cure for cure in (*OF_THE_PROCESS, *OF_A_HOST, *OF_GOSSIP, *OF_A_START, *OF_THE_DHT)

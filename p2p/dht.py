@@ -134,13 +134,13 @@ class KadDht:
 
     def gauges(self) -> list[Gauge]:
         """Peers in the routing table, and what is held for others and oneself."""
-        kad = self._kad
+        kad, own = self._kad, str(ID(self._peer_id))
         return [
             Gauge("dht_table_peers", len(kad.routing_table.get_peer_ids())),
             Gauge("dht_records_held", len(kad.value_store.store), "records_held_max", names.RECORDS_HELD_MAX),
             Gauge(
                 "dht_provider_records_held",
-                sum(map(len, kad.provider_store.providers.values())),
+                sum(len(records) - (own in records) for records in kad.provider_store.providers.values()),
                 "provider_records_held_max",
                 names.PROVIDER_RECORDS_HELD_MAX,
             ),
@@ -183,8 +183,12 @@ class KadDht:
         while len(self._provided) > names.PROVIDED_KEYS_MAX:
             del self._provided[next(iter(self._provided))]
         self._counters["dht.provides"] += 1
-        told = await self._within_deadline("provide", self._kad.provider_store.provide(key))
-        self._kad.provider_store.providing_keys.discard(key)  # else the library provides it again for ever
+        try:
+            told = await self._within_deadline("provide", self._kad.provider_store.provide(key))
+        finally:
+            self._kad.provider_store.providing_keys.discard(
+                key
+            )  # else the library provides it again for ever
         if not told:
             raise Unreachable("any DHT server", "the provider record reached nobody yet")
 

@@ -287,9 +287,10 @@ def _announced(config: HostConfig) -> Callable[[Sequence[Multiaddr]], list[Multi
 
     def announced(bound: Sequence[Multiaddr]) -> list[Multiaddr]:
         ordered = sorted(bound, key=lambda addr: str(addr).endswith("/ws"))
-        return [Multiaddr(addr) for addr in config.announce] or [
+        told = [Multiaddr(addr) for addr in config.announce] or [
             addr for each in ordered for addr in _of_interfaces(each)
         ]
+        return told[: names.ADDRS_PER_PEER_MAX]  # nobody reads more of them
 
     return announced
 

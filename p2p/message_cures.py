@@ -7,6 +7,7 @@ them is handed on as it came. See cures.py for how cures are applied and tested.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -15,23 +16,33 @@ from typing import Any, Final
 import trio
 from google.protobuf.message import DecodeError, Message
 from libp2p.host import basic_host
-from libp2p.identity import update
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.identity.identify_push import identify_push
 from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
-from libp2p.kad_dht import utils as kad_utils
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer.peerdata import PeerData
-from libp2p.pubsub import gossipsub
-from libp2p.pubsub import utils as pubsub_utils
+from libp2p.peer.peerstore import PeerStore
+from libp2p.pubsub import pubsub
 
 from p2p import names
-from p2p.addresses import is_peer_id
+from p2p.addresses import is_peer_id, is_tcp_addr
 
 RESET_S_MAX: Final = 1.0
+LOOKED_AT: Final = 4  # times as many entries as are kept: to look costs too
+
+_log = logging.getLogger(__name__)
 
 dropped: Final[Counter[str]] = Counter()
 """What the cures of the process have dropped, by reason; of all hosts of the process together."""
+
+
+async def reset_stream(stream: Any) -> None:
+    """Reset, also while being cancelled; one that fails has nothing left to reset."""
+    with trio.CancelScope(shield=True), trio.move_on_after(RESET_S_MAX):
+        try:
+            await stream.reset()
+        except Exception as error:  # noqa: BLE001
+            _log.debug("reset failed: %s", type(error).__name__)
 
 
 # --- what is needed of a message ---------------------------------------------------------------------------
@@ -59,28 +70,41 @@ def _cut(message: Message, data: bytes, reason: str, cut: Callable[[Any], bool])
 
 
 def _cut_identify(message: Any) -> bool:
-    fit = (protocol for protocol in message.protocols if len(protocol) <= names.PROTOCOL_CHARS_MAX)
-    is_cut = _keep(message.protocols, islice(fit, names.PROTOCOLS_PER_PEER_MAX))
-    return _keep_addrs(message.listen_addrs) or is_cut
+    return any(
+        [
+            _keep(message.protocols, names.PROTOCOLS_PER_PEER_MAX, _is_short),
+            _keep(message.listen_addrs, names.ADDRS_PER_PEER_MAX, is_tcp_addr),
+            cut_signed_record(message, "signedPeerRecord"),
+        ]
+    )
 
 
 def _cut_kad(message: Any) -> bool:
-    is_cut = False
+    is_cut = cut_signed_record(message, "senderRecord")
     for peers in (message.closerPeers, message.providerPeers):
-        is_cut |= _keep(peers, islice((one for one in peers if is_peer_id(one.id)), names.DHT_PEERS_MAX))
+        is_cut |= _keep(peers, names.DHT_PEERS_MAX, lambda one: is_peer_id(one.id))
         for one in peers:
-            is_cut |= _keep_addrs(one.addrs)
+            is_cut |= _keep(one.addrs, names.ADDRS_PER_PEER_MAX, is_tcp_addr)
+            is_cut |= cut_signed_record(one, "signedRecord")
     return is_cut
 
 
-def _keep_addrs(addrs: Any) -> bool:
-    fit = (addr for addr in addrs if len(addr) <= names.ADDR_BYTES_MAX)
-    return _keep(addrs, islice(fit, names.ADDRS_PER_PEER_MAX))
+def cut_signed_record(message: Any, field: str) -> bool:
+    """Take a signed record away that is longer than its limit: what else the message says is taken all the same."""
+    if len(getattr(message, field)) <= names.SIGNED_RECORD_BYTES_MAX:
+        return False
+    message.ClearField(field)
+    dropped["connections.signed_record_too_long"] += 1
+    return True
 
 
-def _keep(field: Any, needed: Iterable[Any]) -> bool:
-    """Leave only these of a repeated field's entries; whether others were there."""
-    kept = list(needed)
+def _is_short(protocol: str) -> bool:
+    return len(protocol) <= names.PROTOCOL_CHARS_MAX
+
+
+def _keep(field: Any, count_max: int, is_needed: Callable[[Any], bool]) -> bool:
+    """Leave of a repeated field the first `count_max` that are needed, of four times as many; whether any had to go."""
+    kept = list(islice(filter(is_needed, islice(field, LOOKED_AT * count_max)), count_max))
     if len(kept) == len(field):
         return False
     del field[:]
@@ -130,38 +154,55 @@ def limit_dht_messages() -> None:
 
 
 def limit_signed_records() -> None:
-    """A signed peer record may be as long as the message that it is in, and is kept for two hours, decoded.
+    """A signed peer record may be as long as the RPC that it is in, and is kept for two hours, decoded.
 
-    Gossip, the DHT and identify read them by one function, imported by name (peer/envelope.py:243).
+    pubsub.py:565. Too long, it counts as none; identify and the DHT have it cut away like this (cut_signed_record).
     Test: test_a_signed_record_of_more_than_its_limit_is_not_kept.
     """
-    for module in (update, kad_utils, pubsub_utils, gossipsub):
-        consume = module.consume_envelope
+    consume = pubsub.maybe_consume_signed_record  # type: ignore[attr-defined]
 
-        def consume_short(data: bytes, domain: str, consume: Any = consume) -> Any:
-            if len(data) > names.SIGNED_RECORD_BYTES_MAX:
-                dropped["connections.signed_record_too_long"] += 1
-                raise ValueError(f"a signed record of more than {names.SIGNED_RECORD_BYTES_MAX} bytes")
-            return consume(data, domain)
+    def consume_short(message: Any, *args: Any, **kwargs: Any) -> bool:
+        cut_signed_record(message, "senderRecord")
+        return bool(consume(message, *args, **kwargs))
 
-        setattr(module, "consume_envelope", consume_short)  # noqa: B010  # not exported
+    setattr(pubsub, "maybe_consume_signed_record", consume_short)  # noqa: B010  # not exported
 
 
 def bound_known_addresses() -> None:
     """The addresses of a peer are added up for hours: a DHT server that lies names others of it in each answer.
 
-    peer/peerdata.py:100. What is known stays; identify, in which the peer speaks for itself, replaces it.
-    Test: test_the_addresses_known_of_a_peer_are_bounded.
+    peer/peerdata.py:100. The latest stay. Test: test_the_addresses_known_of_a_peer_are_bounded.
     """
 
     def add_addrs(data: Any, addrs: Iterable[Any]) -> None:
         for addr in addrs:
-            if len(data.addrs) >= names.ADDRS_PER_PEER_MAX:
-                return
             if addr not in data.addrs:
                 data.addrs.append(addr)
+                del data.addrs[: -names.ADDRS_PER_PEER_MAX]
 
     setattr(PeerData, "add_addrs", add_addrs)  # noqa: B010  # mypy minds the assignment
 
 
-OF_MESSAGES: Final = (limit_identify, limit_dht_messages, limit_signed_records, bound_known_addresses)
+def forget_expired_records() -> None:
+    """A DHT server resets each answer that would name a peer whose addresses have expired while its record is held.
+
+    peerstore.py:366 asks for the addresses, which raises then (kad_dht.py:615 and :934): one provider that left two
+    hours ago makes its world's providers unknown for two days. Here such a record is gone.
+    Test: test_a_provider_that_left_long_ago_keeps_nobody_from_an_answer.
+    """
+
+    def maybe_delete(store: Any, peer: Any) -> None:
+        data = store.peer_data_map.get(peer)
+        if data is None or data.is_expired() or not data.get_addrs():
+            store.peer_record_map.pop(peer, None)
+
+    setattr(PeerStore, "maybe_delete_peer_record", maybe_delete)  # noqa: B010  # mypy minds the assignment
+
+
+OF_MESSAGES: Final = (
+    limit_identify,
+    limit_dht_messages,
+    limit_signed_records,
+    bound_known_addresses,
+    forget_expired_records,
+)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 
 class _Tally:
-    """Counts by name, and a name of the highest count; equal ones in the order in which they came to it."""
+    """Counts by name, and a name of the highest count: of equal ones that which was changed or renewed longest ago."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -32,6 +32,11 @@ class _Tally:
             self._names.setdefault(after, {})[name] = None
         if after > self._highest or self._highest not in self._names:
             self._highest = after
+
+    def renew(self, name: str) -> None:
+        """Behind all others of its count."""
+        names = self._names[self._counts[name]]
+        names[name] = names.pop(name)
 
     def most(self) -> str:
         return next(iter(self._names[self._highest]))
@@ -58,9 +63,15 @@ class ProviderShares:
         keys = self._keys.setdefault(peer, {})
         if key in keys:
             keys[key] = keys.pop(key)  # told again, so the youngest
+            self._networks.renew(self._network[peer])
+            self._peers[self._network[peer]].renew(peer)
             return
         keys[key] = None
         self._change(peer, self._network.setdefault(peer, network), 1)
+
+    def network(self, peer: str) -> str:
+        """From where the peer spoke when it told its first record; its name for one that has none here."""
+        return self._network.get(peer, peer)
 
     def latest(self, peer: str) -> bytes | None:
         """The key that the peer told last, if it has told any that is kept."""

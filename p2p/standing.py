@@ -130,15 +130,3 @@ def least_worth(held: Sequence[Held]) -> int | None:
     most = max(counts.values())
     of_most = [index for index, one in enumerate(held) if counts[one.network] == most]
     return min(of_most, key=lambda index: (held[index].used_s, index))
-
-
-def make_room_in_key(records: dict[str, Any], newcomer: str) -> list[str]:
-    """Drop the oldest provider records of a full DHT key for one more, and say whose they were.
-
-    Each record has a `timestamp`. Whoever still provides says so every few minutes, and is young.
-    """
-    gone = []
-    while len(records) >= names.PROVIDERS_PER_KEY_MAX and newcomer not in records:
-        gone.append(min(records, key=lambda peer: records[peer].timestamp))
-        del records[gone[-1]]
-    return gone

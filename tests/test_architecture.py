@@ -28,6 +28,7 @@ LIBP2P_FILES = {
         "stream_cures",
         "gossip_cures",
         "message_cures",
+        "dht_cures",
         "connections",
         "dialling",
         "gossip",

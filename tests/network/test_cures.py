@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from p2p import cures, gossip_cures, message_cures, stream_cures
+from p2p import cures, dht_cures, gossip_cures, message_cures, stream_cures
 
 AT_ONCE = 3
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CURES = {
     name: function
-    for module in (cures, stream_cures, message_cures, gossip_cures)
+    for module in (cures, stream_cures, message_cures, gossip_cures, dht_cures)
     for name, function in vars(module).items()
     if inspect.isfunction(function)
     and function.__module__ == module.__name__

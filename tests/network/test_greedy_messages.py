@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import trio
 import varint
+from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.envelope import seal_record
 from libp2p.peer.id import ID
 from libp2p.peer.peer_record import PeerRecord
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.peer.peerstore import PeerStore
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from p2p import cures, names
@@ -128,4 +131,55 @@ def test_the_addresses_known_of_a_peer_are_bounded():
     store, peer = PeerStore(), ID(names.PEER_ID_PREFIX + bytes(32))
     for addr in addrs(100):
         store.add_addrs(peer, [addr], 60)
-    assert store.addrs(peer) == addrs(names.ADDRS_PER_PEER_MAX)
+    assert store.addrs(peer) == addrs(100)[-names.ADDRS_PER_PEER_MAX :]
+
+
+async def test_a_provider_that_left_long_ago_keeps_nobody_from_an_answer(open_node, open_stranger, patience):
+    key = names.provider_key(bytes(32))
+    async with open_node(1) as victim, open_stranger() as stranger:
+        left, store = create_new_key_pair(bytes([77]) * 32), victim._host.get_peerstore()
+        peer = ID.from_pubkey(left.public_key)
+        store.consume_peer_record(seal_record(PeerRecord(peer, addrs(1)), left.private_key), 7_200)
+        victim.dht._kad.provider_store.add_provider(key, PeerInfo(peer, addrs(1)))
+        store.peer_data_map[peer].last_identified -= 7_201
+        stream = await stranger.stream(victim, names.KAD_PROTOCOL)
+        await stream.write(prefixed(KadMessage(type=KadMessage.MessageType.GET_PROVIDERS, key=key)))
+        with patience():
+            answer = KadMessage()
+            answer.ParseFromString(
+                await read_varint_prefixed_bytes_limited(stream, names.DHT_MESSAGE_BYTES_MAX)
+            )
+        assert [one.id for one in answer.providerPeers] == [peer.to_bytes()]
+
+
+async def test_silent_dht_streams_keep_nobody_out(open_node, open_stranger, until, patience, monkeypatch):
+    monkeypatch.setattr(names, "DHT_STREAMS_MAX", 20)
+    monkeypatch.setattr(names, "DHT_STREAMS_PER_PEER_MAX", 4)
+    head = names.head_key("w" * 32)
+    async with open_node(1) as victim, open_node(2) as other, open_stranger() as stranger:
+        await other.connect(victim.addrs())
+        await until(lambda: other.dht.counters().get("dht.introduced"))
+        for _ in range(30):
+            await stranger.stream(victim, names.KAD_PROTOCOL)
+        with patience():
+            await victim.dht.put_record(head, b"v1:there")
+            assert await other.dht.get_record(head) == b"v1:there"
+
+
+async def test_a_silent_dht_stream_is_reset(open_node, open_stranger, patience, monkeypatch):
+    monkeypatch.setattr(names, "DHT_IDLE_MS", 200)
+    async with open_node(1) as victim, open_stranger() as stranger:
+        stream = await stranger.stream(victim, names.KAD_PROTOCOL)
+        with patience(), pytest.raises((MuxedStreamError, StreamError)):
+            await stream.read(1)
+
+
+async def test_a_full_peerstore_knows_who_is_connected(open_node, until):
+    async with open_node(1) as victim, open_node(2) as other:
+        await other.connect(victim.addrs())
+        peer, store = ID(other.peer_id), victim._host.get_peerstore()
+        await until(lambda: cures.known_protocols(victim._host, peer))
+        for number in range(store.max_peers + 100):
+            store.add_addrs(ID(names.PEER_ID_PREFIX + number.to_bytes(32, "big")), addrs(1), 600)
+        assert len(store.peer_data_map) <= store.max_peers
+        assert cures.known_protocols(victim._host, peer)

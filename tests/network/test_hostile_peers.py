@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 import trio
 import varint
 from libp2p.crypto.secp256k1 import create_new_key_pair as secp256k1_pair
 from libp2p.identity.identify.pb.identify_pb2 import Identify
-from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.pb import rpc_pb2
@@ -88,20 +88,14 @@ async def test_a_peer_with_a_garbage_address_may_go_and_be_asked_again(open_node
 
 
 @pytest.mark.parametrize("told", [GARBAGE, QUIC], ids=["garbage", "quic"])
-async def test_a_provider_record_with_no_address_to_dial_harms_no_reader(
-    open_node, open_stranger, until, patience, told
-):
-    async with open_node(1) as server, open_node(2) as reader, open_stranger() as stranger:
+async def test_a_provider_record_with_no_address_to_dial_harms_no_reader(open_node, until, patience, told):
+    async with open_node(1) as server, open_node(2) as reader:
         await reader.connect(server.addrs())
         await until(lambda: reader.dht.counters().get("dht.introduced"))
         key = names.provider_key(CONTENT)
-        add = KadMessage(type=KadMessage.MessageType.ADD_PROVIDER, key=key)
-        provider = add.providerPeers.add()
-        provider.id = stranger.peer_id
-        provider.addrs.append(told)
-        stream = await stranger.stream(server, names.KAD_PROTOCOL)
-        await stream.write(prefixed(add))
-        await until(lambda: key in server.dht._kad.provider_store.providers)
+        # Ours would not take it from the wire; a server of another make may.
+        provider = PeerInfo(ID(names.PEER_ID_PREFIX + bytes(32)), [Multiaddr(told)])
+        server.dht._kad.provider_store.add_provider(key, provider)
         for node in (server, reader):
             with patience():
                 found = await node.dht.find_providers(CONTENT)
@@ -121,6 +115,26 @@ async def test_a_full_key_takes_a_newcomer(open_node, until, patience):
             await provider.dht.provide(CONTENT)
         await until(lambda: str(ID(provider.peer_id)) in store.providers[key])
         assert len(store.providers[key]) == names.PROVIDERS_PER_KEY_MAX
+
+
+async def test_a_full_key_keeps_whom_a_crowd_of_one_network_displaces(open_node):
+    """Twenty names of one machine renew each second; one honest peer of another, and the server itself, stay."""
+    async with open_node(1) as server:
+        store, key = server.dht._kad.provider_store, names.provider_key(CONTENT)
+        crowd = [ID(names.PEER_ID_PREFIX + bytes([number]) * 32) for number in range(1, 41)]
+        honest, own = ID(names.PEER_ID_PREFIX + bytes(32)), ID(server.peer_id)
+        server._host.get_network().get_connections = lambda peer=None: [
+            SimpleNamespace(
+                muxed_conn=SimpleNamespace(
+                    get_remote_address=lambda: ("192.0.2.1" if peer == honest else "203.0.113.9", 1)
+                )
+            )
+        ]
+        for peer in (own, honest, *crowd):
+            store.add_provider(key, PeerInfo(peer, [Multiaddr(THIRD_PARTY)]))
+        del server._host.get_network().get_connections
+        assert len(store.providers[key]) == names.PROVIDERS_PER_KEY_MAX
+        assert {str(own), str(honest)} <= set(store.providers[key])
 
 
 # --- places

@@ -6,11 +6,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
+from multiaddr import Multiaddr
 
 from p2p import names
-from p2p.message_cures import cut_identify, cut_kad
+from p2p.addresses import is_tcp_addr
+from p2p.message_cures import LOOKED_AT, cut_identify, cut_kad
 
-ADDRS = st.lists(st.binary(max_size=2 * names.ADDR_BYTES_MAX), max_size=2 * names.ADDRS_PER_PEER_MAX)
+TCP = [
+    Multiaddr(text).to_bytes()
+    for text in (
+        "/ip4/192.0.2.1/tcp/1",
+        "/ip6/2001:db8::1/tcp/2",
+        "/dns4/a.example/tcp/3/ws",
+        "/dns/b.example/tcp/4",
+    )
+]
+OTHERS = [
+    Multiaddr(text).to_bytes()
+    for text in (
+        "/ip4/192.0.2.1/udp/1/quic-v1",
+        "/dns4/" + ".".join(["a" * 60] * 3) + "/tcp/1",
+        "/ip6zone/x/ip6/::1/tcp/1",
+    )
+]
+ADDRS = st.lists(
+    st.one_of(st.sampled_from(TCP), st.sampled_from(OTHERS), st.binary(max_size=8)),
+    max_size=4 * names.ADDRS_PER_PEER_MAX,
+)
 PEER_IDS = st.one_of(
     st.binary(max_size=64), st.binary(min_size=32, max_size=32).map(names.PEER_ID_PREFIX.__add__)
 )
@@ -37,7 +59,7 @@ def test_a_dht_message_keeps_the_first_peers_and_addresses_that_fit(closer, prov
         peers = [one for one in told if one.id[:6] == names.PEER_ID_PREFIX and len(one.id) == 38]
         assert [one.id for one in kept] == [one.id for one in peers[: names.DHT_PEERS_MAX]]
         for before, after in zip(peers, kept, strict=False):
-            fit = [addr for addr in before.addrs if len(addr) <= names.ADDR_BYTES_MAX]
+            fit = [addr for addr in before.addrs if is_tcp_addr(addr)]
             assert list(after.addrs) == fit[: names.ADDRS_PER_PEER_MAX]
 
 
@@ -50,9 +72,24 @@ def test_identify_keeps_the_first_protocols_and_addresses_that_fit(protocols, ad
     cut.ParseFromString(cut_identify(message.SerializeToString()))
     fit = [protocol for protocol in protocols if len(protocol) <= names.PROTOCOL_CHARS_MAX]
     assert list(cut.protocols) == fit[: names.PROTOCOLS_PER_PEER_MAX]
-    fit_addrs = [addr for addr in addrs if len(addr) <= names.ADDR_BYTES_MAX]
+    fit_addrs = [addr for addr in addrs if is_tcp_addr(addr)]
     assert list(cut.listen_addrs) == fit_addrs[: names.ADDRS_PER_PEER_MAX]
     assert cut.agent_version == "other/1"
+
+
+def test_an_address_over_tcp_is_known_by_its_bytes() -> None:
+    assert all(map(is_tcp_addr, TCP))
+    assert not any(map(is_tcp_addr, [*OTHERS, b"", b"\x04", b"\x35\xff"]))
+
+
+def test_of_endless_entries_few_are_looked_at() -> None:
+    late = KadMessage.Peer(id=names.PEER_ID_PREFIX + bytes(32))
+    message = KadMessage(
+        closerPeers=[*(KadMessage.Peer() for _ in range(LOOKED_AT * names.DHT_PEERS_MAX)), late]
+    )
+    cut = KadMessage()
+    cut.ParseFromString(cut_kad(message.SerializeToString()))
+    assert not cut.closerPeers
 
 
 def test_a_message_within_the_limits_is_handed_on_as_it_came() -> None:

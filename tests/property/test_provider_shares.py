@@ -29,7 +29,7 @@ def test_what_goes_is_of_the_network_and_the_peer_that_hold_most_and_the_oldest_
             case "add":
                 key, peer = argument
                 shares.add(key, peer, PEERS[peer])
-                told = [each for each in told if each != argument] + [argument]
+                told = [*(each for each in told if each != argument), argument]
             case "forget":
                 shares.forget(*argument)
                 told = [each for each in told if each != argument]
@@ -57,4 +57,15 @@ def test_one_record_outlasts_a_flood_from_one_network_under_many_names() -> None
         shares.add(number.to_bytes(2, "big"), f"name {number}", "203.0.113.9")
         gone += shares.surplus(100)
     assert len(gone) == 2_901
+    assert (b"world", "honest") not in gone
+
+
+def test_of_equal_ones_who_tells_again_stays() -> None:
+    shares = ProviderShares()
+    shares.add(b"world", "honest", "192.0.2.1")
+    gone = []
+    for number in range(300):
+        shares.add(b"other", f"name {number}", f"203.0.113.{number}")
+        shares.add(b"world", "honest", "192.0.2.1")
+        gone += shares.surplus(100)
     assert (b"world", "honest") not in gone
