@@ -358,6 +358,11 @@ def known_protocols(host: Any, peer: ID) -> list[str]:
         return []
 
 
+def provider_records_held(dht: KadDHT) -> int:
+    """Of others, by a server; see bound_dht_stores."""
+    return int(dht.provider_store.records_of_others())  # type: ignore[attr-defined]
+
+
 def ask_identify(host: Any, peer: ID) -> None:
     """A peer whose identify failed once, when it connected, is asked again only when a stream to it is opened.
 

@@ -134,13 +134,13 @@ class KadDht:
 
     def gauges(self) -> list[Gauge]:
         """Peers in the routing table, and what is held for others and oneself."""
-        kad, own = self._kad, str(ID(self._peer_id))
+        kad = self._kad
         return [
             Gauge("dht_table_peers", len(kad.routing_table.get_peer_ids())),
             Gauge("dht_records_held", len(kad.value_store.store), "records_held_max", names.RECORDS_HELD_MAX),
             Gauge(
                 "dht_provider_records_held",
-                sum(len(records) - (own in records) for records in kad.provider_store.providers.values()),
+                cures.provider_records_held(kad),
                 "provider_records_held_max",
                 names.PROVIDER_RECORDS_HELD_MAX,
             ),

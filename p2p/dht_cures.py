@@ -70,13 +70,20 @@ def bound_dht_stores(host: Any, dht: KadDHT) -> None:
     bounded("put_record")
     store = dht.provider_store
     bounds = _BoundedProviders(host, store)
-    for method in (bounds.add_provider, bounds.get_providers, bounds.cleanup_expired):
+    for method in (
+        bounds.add_provider,
+        bounds.get_providers,
+        bounds.cleanup_expired,
+        bounds.records_of_others,
+    ):
         setattr(store, method.__name__, method)
 
 
 class _BoundedProviders:
-    """Stands in for three methods of a provider store: others' records by their shares, the own ones, which nobody else
-    can add, within a bound of their own."""
+    """Stands in for three methods of a provider store, and adds `records_of_others`.
+
+    Others' records by their shares; the own ones, which nobody else can add, within a bound of their own.
+    """
 
     def __init__(self, host: Any, store: Any) -> None:
         self._host = host
@@ -107,6 +114,10 @@ class _BoundedProviders:
         for gone in set(before) - set(self._held.get(key, ())):
             (self._own if gone == self._own_name else self._others).forget(key, gone)
         return found
+
+    def records_of_others(self) -> int:
+        """How many are held for others, counted as they come: `status` asks often."""
+        return len(self._others)
 
     def cleanup_expired(self) -> None:
         for key in list(self._held):
