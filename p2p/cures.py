@@ -15,7 +15,7 @@ import importlib
 import importlib.metadata
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 import libp2p.pubsub.pubsub as pubsub_module
@@ -30,10 +30,11 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 from multiaddr import Multiaddr
 
-from p2p import message_cures, names
+from p2p import curing, names
+from p2p.curing import StreamHandler, few_of_a_peer, reset_stream
 from p2p.dht_cures import OF_THE_DHT
 from p2p.gossip_cures import OF_A_START, OF_GOSSIP, OF_GOSSIP_MODULES, is_closed, keep_restarted_peers
-from p2p.message_cures import reset_stream
+from p2p.message_cures import OF_MESSAGES
 from p2p.stream_cures import OF_STREAMS
 
 CURED_VERSION: Final = "0.8.1"
@@ -41,7 +42,7 @@ PEERS_FORGOTTEN: Final = 50  # at once, of a full peerstore: to choose them take
 _KAD_MODULES: Final = ("kad_dht", "common", "value_store", "provider_store", "peer_routing")
 _log = logging.getLogger(__name__)
 
-dropped: Final = message_cures.dropped
+dropped: Final = curing.dropped
 """What the cures of the process have dropped, by reason; of all hosts of the process together."""
 
 
@@ -167,7 +168,7 @@ def guard_streams(host: Any, counters: Counter[str]) -> None:
     reset. Tests: test_a_token_that_is_no_utf_8_costs_nothing, test_an_rpc_that_is_no_protobuf_costs_nothing.
     """
 
-    def guard(inner: _StreamHandler) -> _StreamHandler:
+    def guard(inner: StreamHandler) -> StreamHandler:
         async def guarded(stream: Any) -> None:
             try:
                 await inner(stream)
@@ -187,32 +188,16 @@ def limit_inbound_streams(host: Any, counters: Counter[str]) -> None:
     Yamux acknowledges every one. Past INBOUND_STREAMS_PER_PEER_MAX a peer's new streams are reset at once, negotiated
     or not. Test: test_a_flood_of_streams_is_cut_and_others_are_served.
     """
-    held: Counter[bytes] = Counter()
 
-    def limit(inner: _StreamHandler) -> _StreamHandler:
-        async def limited(stream: Any) -> None:
-            peer = stream.muxed_conn.peer_id.to_bytes()
-            if held[peer] >= names.INBOUND_STREAMS_PER_PEER_MAX:
-                counters["cure.streams_over_limit"] += 1
-                await reset_stream(stream)
-                return
-            held[peer] += 1
-            try:
-                await inner(stream)
-            finally:
-                held[peer] -= 1
-                if not held[peer]:
-                    del held[peer]
-
-        return limited
+    def limit(inner: StreamHandler) -> StreamHandler:
+        return few_of_a_peer(
+            inner, lambda: names.INBOUND_STREAMS_PER_PEER_MAX, counters, "cure.streams_over_limit"
+        )
 
     _wrap_stream_handler(host, limit)
 
 
-_StreamHandler = Callable[[Any], Awaitable[None]]
-
-
-def _wrap_stream_handler(host: Any, wrap: Callable[[_StreamHandler], _StreamHandler]) -> None:
+def _wrap_stream_handler(host: Any, wrap: Callable[[StreamHandler], StreamHandler]) -> None:
     swarm = host.get_network()
     swarm.set_stream_handler(wrap(swarm.common_stream_handler))
 
@@ -285,7 +270,7 @@ def keep_connected_peers_known(host: Any, counters: Counter[str]) -> None:  # no
 OF_THE_PROCESS: Final = (
     *OF_STREAMS,
     *OF_GOSSIP_MODULES,
-    *message_cures.OF_MESSAGES,
+    *OF_MESSAGES,
     size_gossip_queues,
     cap_messages_per_rpc,
     read_ed25519_keys_only,

@@ -6,8 +6,7 @@ are applied and tested.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
@@ -17,11 +16,9 @@ from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer.id import ID
 
 from p2p import names
-from p2p.message_cures import dropped, reset_stream
+from p2p.curing import StreamHandler, dropped, few_of_a_peer
 from p2p.provider_shares import ProviderShares
 from p2p.standing import Held, least_worth, network_of
-
-_StreamHandler = Callable[[Any], Awaitable[None]]
 
 
 def widen_dht_limits(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one shape for all
@@ -167,29 +164,19 @@ def end_idle_dht_streams(host: Any, dht: KadDHT) -> None:  # noqa: ARG001  # one
     kad_dht.py:587. A peer has DHT_STREAMS_PER_PEER_MAX, and each says something every DHT_IDLE_MS.
     Tests: test_silent_dht_streams_keep_nobody_out, test_a_silent_dht_stream_is_reset.
     """
-    open_now: Counter[bytes] = Counter()
 
-    def bounded(handle: _StreamHandler) -> _StreamHandler:
-        async def serve(stream: Any) -> None:
-            peer = stream.muxed_conn.peer_id.to_bytes()
-            if open_now[peer] >= names.DHT_STREAMS_PER_PEER_MAX:
-                dropped["dht.streams_over_limit"] += 1
-                await reset_stream(stream)
-                return
-            open_now[peer] += 1
-            try:
-                await handle(_Awake(stream))
-            finally:
-                open_now[peer] -= 1
-                if not open_now[peer]:
-                    del open_now[peer]
-
-        return serve
+    def bounded(handle: StreamHandler) -> StreamHandler:
+        return few_of_a_peer(
+            lambda stream: handle(_Awake(stream)),
+            lambda: names.DHT_STREAMS_PER_PEER_MAX,
+            dropped,
+            "dht.streams_over_limit",
+        )
 
     _wrap_dht_handler(host, bounded)
 
 
-def _wrap_dht_handler(host: Any, wrap: Callable[[_StreamHandler], _StreamHandler]) -> None:
+def _wrap_dht_handler(host: Any, wrap: Callable[[StreamHandler], StreamHandler]) -> None:
     protocol = TProtocol(names.KAD_PROTOCOL)
     if protocol in host.get_mux().get_protocols():  # else a client, which serves nobody
         host.set_stream_handler(protocol, wrap(host.get_mux().handlers[protocol]))

@@ -7,14 +7,10 @@ them is handed on as it came. See cures.py for how cures are applied and tested.
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Final
 
-import trio
-from google.protobuf.message import DecodeError, Message
 from libp2p.host import basic_host
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.identity.identify_push import identify_push
@@ -26,57 +22,36 @@ from libp2p.pubsub import pubsub
 
 from p2p import names
 from p2p.addresses import is_peer_id, is_tcp_addr
+from p2p.curing import dropped, reset_stream
 
-RESET_S_MAX: Final = 1.0
 LOOKED_AT: Final = 4  # times as many entries as are kept: to look costs too
-
-_log = logging.getLogger(__name__)
-
-dropped: Final[Counter[str]] = Counter()
-"""What the cures of the process have dropped, by reason; of all hosts of the process together."""
-
-
-async def reset_stream(stream: Any) -> None:
-    """Reset, also while being cancelled; one that fails has nothing left to reset."""
-    with trio.CancelScope(shield=True), trio.move_on_after(RESET_S_MAX):
-        try:
-            await stream.reset()
-        except Exception as error:  # noqa: BLE001
-            _log.debug("reset failed: %s", type(error).__name__)
-
 
 # --- what is needed of a message ---------------------------------------------------------------------------
 
 
 def cut_identify(data: bytes) -> bytes:
-    """An identify message with no more addresses and protocols than are kept; unreadable bytes as they are."""
+    """An identify message with no more addresses and protocols than are kept. Raises protobuf's DecodeError."""
     return _cut(Identify(), data, "identify.cut", _cut_identify)
 
 
 def cut_kad(data: bytes) -> bytes:
-    """A DHT message with no more peers and addresses than are kept; unreadable bytes as they are."""
+    """A DHT message with no more peers and addresses than are kept. Raises protobuf's DecodeError."""
     return _cut(KadMessage(), data, "dht.cut", _cut_kad)
 
 
-def _cut(message: Message, data: bytes, reason: str, cut: Callable[[Any], bool]) -> bytes:
-    try:
-        message.ParseFromString(data)
-    except DecodeError:
-        return data  # the library's to refuse
+def _cut(message: Any, data: bytes, reason: str, cut: Callable[[Any], bool]) -> bytes:
+    message.ParseFromString(data)
     if not cut(message):
         return data
     dropped[reason] += 1
-    return message.SerializeToString()
+    return bytes(message.SerializeToString())
 
 
 def _cut_identify(message: Any) -> bool:
-    return any(
-        [
-            _keep(message.protocols, names.PROTOCOLS_PER_PEER_MAX, _is_short),
-            _keep(message.listen_addrs, names.ADDRS_PER_PEER_MAX, is_tcp_addr),
-            cut_signed_record(message, "signedPeerRecord"),
-        ]
-    )
+    is_cut = cut_signed_record(message, "signedPeerRecord")
+    is_cut |= _keep(message.protocols, names.PROTOCOLS_PER_PEER_MAX, _is_short)
+    is_cut |= _keep(message.listen_addrs, names.ADDRS_PER_PEER_MAX, is_tcp_addr)
+    return is_cut
 
 
 def _cut_kad(message: Any) -> bool:
@@ -128,10 +103,7 @@ def limit_identify() -> None:
             try:
                 return cut_identify(await read(stream, use_varint_format, names.IDENTIFY_BYTES_MAX))
             except Exception:
-                with trio.move_on_after(RESET_S_MAX):
-                    await (
-                        stream.reset()
-                    )  # or what follows the refused length is read as an old form, of any length
+                await reset_stream(stream)  # or what follows the refused length is read as an old form
                 raise
 
         setattr(module, "read_length_prefixed_protobuf", read_and_cut)  # noqa: B010  # not exported

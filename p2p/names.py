@@ -132,7 +132,7 @@ RECORDS_HELD_MAX: Final = 4_096  # for others, as a server
 PROVIDER_RECORDS_HELD_MAX: Final = 16_384  # of others, that a DHT server keeps: a key and a peer each
 DHT_STREAMS_MAX: Final = 1_024  # DHT streams open at a time
 DHT_STREAMS_PER_PEER_MAX: Final = 16
-DHT_IDLE_MS: Final = 30_000  # between two messages on a DHT stream; then it is reset
+DHT_IDLE_MS: Final = 30_000  # without a byte on a DHT stream; then it is reset
 DHT_PEERS_MAX: Final = 20  # of each kind in one DHT message; the rest is not read
 DHT_MESSAGE_BYTES_MAX: Final = 256 * 1024  # twice twenty peers with all that is kept of each
 

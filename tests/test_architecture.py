@@ -25,6 +25,7 @@ LIBP2P_FILES = {
     for name in (
         "host",
         "cures",
+        "curing",
         "stream_cures",
         "gossip_cures",
         "message_cures",
