@@ -50,7 +50,7 @@ class Peer:
     peer_id: str = ""
     addr: str = ""
     events: list[Json] = field(default_factory=list)
-    _answers: dict[int, Json] = field(default_factory=dict)
+    _answers: dict[int | None, Json] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
     _writing: trio.Lock = field(default_factory=trio.Lock)
     _number: int = 0
@@ -74,6 +74,14 @@ class Peer:
         if "error" in answer:
             raise CommandFailed(self.name, do, answer["error"])
         return dict(answer["ok"])
+
+    async def malformed(self, line: bytes) -> Json:
+        """A line that is no command: the error that answers it. One at a time. Raises PeerFailed."""
+        assert self.process.stdin is not None
+        async with self._writing:
+            await self.process.stdin.send_all(line + b"\n")
+        await self._until(lambda: None in self._answers, COMMAND_S, "an answer to a line that is no command")
+        return dict(self._answers.pop(None)["error"])
 
     async def refused(self, do: str, kind: str, **fields: Any) -> Json:
         """A command that must fail with this kind of error, which is returned."""

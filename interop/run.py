@@ -134,7 +134,7 @@ def work_of(options: argparse.Namespace, open_one: OpenGround) -> list[Work]:
 
 
 async def run_all(options: argparse.Namespace, logs: Path) -> list[Cell]:
-    """Every cell that was asked for, `--jobs` grounds at a time."""
+    """Every cell that was asked for, `--jobs` grounds at a time. `logs`: a folder that no run before has used."""
     commands = {language: command(language) for language in options.languages}
 
     def open_one(name: str) -> AbstractAsyncContextManager[Ground]:
@@ -224,7 +224,9 @@ def main() -> int:
         if options.self_check:
             return self_check(interrupt.run(partial(run_careless, options, logs)))
         for run in range(options.repeat):
-            cells = interrupt.run(partial(run_all, options, logs))
+            cells = interrupt.run(
+                partial(run_all, options, logs / f"run-{run + 1}" if options.repeat > 1 else logs)
+            )
             print(table(cells), flush=True)
             if not cells or any(cell.failure for cell in cells):
                 print(f"run {run + 1} of {options.repeat}: red", file=sys.stderr)

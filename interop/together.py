@@ -26,6 +26,7 @@ from interop.scenarios import connected, knows_subscriber, until
 from interop.vectors_expected import expected_refusals, tampered
 from interop.worlds import HandMadeWorld
 from p2p import names
+from p2p.identity import Identity
 from runtime import codec
 from runtime import genesis as genesis_module
 from runtime.keys import SigningKey
@@ -63,6 +64,69 @@ async def vectors(ground: Ground, *, language: str) -> None:
         for other, content in there.items():
             (folder / f"{other}.json").write_text(json.dumps(changed if other == name else content))
         await peer.refused("vectors", "refused", dir=str(folder))
+
+
+async def malformed(ground: Ground, *, language: str) -> None:
+    """What is no command, or one in the wrong form, is told so by all of them alike, and ends nothing."""
+    peer = await ground.start(language, 1)
+    stranger = Identity(bytes(32)).peer_id
+    made = HandMadeWorld(f"malformed-{language}")
+    topic = names.topic(made.world_id, "head")
+    for line in (b"no JSON", b"[]", b"7"):
+        assert (await peer.malformed(line))["kind"] == "usage", line
+    for do, fields in malformed_commands(peer, names.peer_text(stranger)):
+        await peer.refused(do, "usage", **fields)
+    for do, fields in (
+        ("identify", {"peer": names.peer_text(stranger)}),
+        ("join", {"topic": topic}),
+        ("dht_held", {"key": names.head_key(made.world_id)}),
+    ):
+        await peer.refused(do, "not_found", **fields)
+    await peer.do("disconnect", peer=names.peer_text(stranger))
+    await peer.do("peers")
+
+
+def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, Any]]]:
+    """One or more of each field that a command reads."""
+    asked = {"peer": stranger, "method": "x_echo", "body": "a0"}
+    signed = {"peer": stranger, "world_id": "a" * 32, "nonce": 0, "expires_at_height": 9, "timestamp_ms": 1}
+    fetched = {"peer": stranger, "content_hash": "00" * 32}
+    short = "00" * 31
+    return [
+        ("no_such_command", {}),
+        ("dial", {}),
+        ("dial", {"addr": "/ip4/1.2.3"}),
+        ("dial", {"addr": peer.addr.split("/p2p/")[0]}),
+        ("identify", {"peer": "0OIl"}),
+        ("request", {"peer": stranger, "method": "x_echo"}),
+        ("request", {**asked, "body": "A0"}),
+        ("request", {**asked, "body": "a"}),
+        ("request", {**asked, "body": 7}),
+        ("request", {**asked, "method": "no method"}),
+        ("request", {**asked, "timeout_ms": -1}),
+        ("requests", {**asked, "count": 0, "in_flight": 1}),
+        ("requests", {**asked, "count": 1, "in_flight": 0}),
+        ("send_raw", {"peer": stranger}),
+        ("put_blob", {}),
+        ("put_blob", {"seed": 1}),
+        ("put_blob", {"seed": 1, "size": (64 << 20) + 1}),
+        ("fetch", {**fetched, "content_hash": short}),
+        ("fetch", {**fetched, "length": -1}),
+        ("forge_blob", {"content_hash": short, "data": ""}),
+        ("world", {"genesis": "zz"}),
+        ("join", {"topic": "head"}),
+        ("join", {"topic": f"aw.{'a' * 32}.no_kind"}),
+        ("dht_put", {"key": "/aw/world/x/head", "value": None}),
+        ("dht_get", {}),
+        ("provide", {"content_hash": short}),
+        ("find_providers", {"content_hash": short}),
+        ("check_head", {}),
+        ("state_proof", {"peer": stranger, "world_id": "a" * 32, "namespace": "agents", "key": 7}),
+        ("receipt_proof", {"peer": stranger, "world_id": "a" * 32, "envelope_hash": short}),
+        ("submit", {**signed, "seed": short, "atomic": True, "actions": []}),
+        ("submit", {**signed, "seed": "00" * 32, "atomic": 1, "actions": []}),
+        ("vectors", {"dir": "/no/such/folder"}),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +407,11 @@ async def blob_is_found(holder: Peer, seeker: Peer) -> None:
     assert (await seeker.do("fetch", peer=holder.peer_id, content_hash=content))["size"] == 256 * 1024
 
 
-SOLO: Final[dict[str, Solo]] = {"vectors": vectors, "a Python world": world}
+SOLO: Final[dict[str, Solo]] = {
+    "vectors": vectors,
+    "malformed commands": malformed,
+    "a Python world": world,
+}
 NETWORKS: Final[dict[str, Solo]] = {
     "a mixed network": mixed,
     "the same, the other way round": mixed_otherwise,

@@ -238,6 +238,9 @@ func knowWorld(a *args) job {
 
 func join(a *args) job {
 	topic := a.Text("topic")
+	if _, _, err := aw.SplitTopic(topic); err != nil {
+		a.Fail("topic: %v", err)
+	}
 	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.Join(topic) }
 }
 

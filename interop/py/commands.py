@@ -6,17 +6,22 @@ checked by runtime/, what is sent is sent by p2p/.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import trio
 from blake3 import blake3
 from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
 
 from interop.py import raw
 from interop.py.mirror import mirror
-from interop.py.rules import topic_check
+from interop.py.rules import split_topic, topic_check
 from interop.py.serving import Shelf
 from interop.py.vectors import check_vectors, unshown
 from p2p import names
@@ -38,6 +43,10 @@ from runtime.records import ActionEnvelope, Genesis, WorldHeadAnnounce, seal
 from runtime.services.client import DistributedClient
 
 REQUEST_MS: Final = 10_000
+HASH_BYTES: Final = 32
+SEED_BYTES: Final = 32
+HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
+METHOD: Final = re.compile(rf"[a-z_]{{1,{names.METHOD_BYTES_MAX}}}")
 BLOB_BYTES_MAX: Final = 64 << 20
 BLOBS_BYTES_MAX: Final = 1 << 30
 Json: TypeAlias = dict[str, Any]
@@ -54,12 +63,18 @@ class Command(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         raise Usage(f"{name} is needed")
 
-    def hex(self, name: str) -> bytes:
-        """Bytes."""
-        try:
-            return bytes.fromhex(self[name])
-        except (TypeError, ValueError):
-            raise Usage(f"{name} must be hex") from None
+    def text(self, name: str) -> str:
+        """A text."""
+        if type(self[name]) is not str:
+            raise Usage(f"{name} must be a text")
+        return str(self[name])
+
+    def hex(self, name: str, size: int | None = None) -> bytes:
+        """Bytes; of a size, where one is given."""
+        text = self.text(name)
+        if HEX.fullmatch(text) is None or size not in (None, len(text) // 2):
+            raise Usage(f"{name} must be {'bytes' if size is None else f'{size} bytes'} in lower-case hex")
+        return bytes.fromhex(text)
 
     def peer(self) -> bytes:
         """The peer id of whom this is about."""
@@ -68,10 +83,21 @@ class Command(dict[str, Any]):
         except (AttributeError, TypeError, ValueError):
             raise Usage("peer must be a peer id in base58") from None
 
-    def count(self, name: str) -> int:
-        """A number of at least one."""
-        if type(self[name]) is not int or self[name] < 1:
-            raise Usage(f"{name} must be 1 or more")
+    def method(self) -> str:
+        """The name of a method."""
+        name = self.text("method")
+        if METHOD.fullmatch(name) is None:
+            raise Usage(f"method: {name[:80]!r} is no name of a method")
+        return name
+
+    def wait_ms(self) -> int:
+        """How long the answer may take."""
+        return self.count("timeout_ms", 0) if "timeout_ms" in self else REQUEST_MS
+
+    def count(self, name: str, least: int = 1) -> int:
+        """A number of at least so many."""
+        if type(self[name]) is not int or self[name] < least:
+            raise Usage(f"{name} must be {least} or more")
         return int(self[name])
 
 
@@ -130,12 +156,21 @@ class Commands:
     # --- connections ---------------------------------------------------------------------------------------
 
     async def dial(self, command: Command) -> Json:
-        peer = await self._network.connect([command["addr"]])
+        addr = command.text("addr")
+        try:
+            has_peer = Multiaddr(addr).get_peer_id() is not None
+        except MultiaddrError as error:
+            raise Usage(f"addr: {error}") from None
+        if not has_peer:
+            raise Usage("addr must end in /p2p/ and a peer id")
+        peer = await self._network.connect([addr])
         await self._protocols(peer)
         return {"peer": names.peer_text(peer)}
 
     async def identify(self, command: Command) -> Json:
         peer = command.peer()
+        if peer not in self._network.peers():
+            raise Missing("connection", f"to {names.peer_text(peer)}")
         protocols = await self._protocols(peer)
         return {"protocols": sorted(map(str, protocols)), "agent": ""}  # py-libp2p does not keep it
 
@@ -159,22 +194,21 @@ class Commands:
     # --- request / response --------------------------------------------------------------------------------
 
     async def request(self, command: Command) -> Json:
-        return {"body": (await self._ask(command)).hex()}
+        return {"body": (await self._asker(command)()).hex()}
 
-    async def _ask(self, command: Command) -> bytes:
-        peer, body = command.peer(), command.hex("body")
-        wait_ms = command.get("timeout_ms", REQUEST_MS)
+    def _asker(self, command: Command) -> Callable[[], Awaitable[bytes]]:
+        """What sends the request of a command, whose fields are read here."""
+        peer, method, body = command.peer(), command.method(), command.hex("body")
+        wait_ms = command.wait_ms()
         if command.get("one_shot"):
-            return await raw.request_alone(self._network, peer, command["method"], body, wait_ms)
-        return await self._network.request(peer, command["method"], body, deadline_ms=wait_ms)
+            return partial(raw.request_alone, self._network, peer, method, body, wait_ms)
+        return partial(self._network.request, peer, method, body, deadline_ms=wait_ms)
 
     async def request_parts(self, command: Command) -> Json:
-        peer, body = command.peer(), command.hex("body")
+        peer, method, body = command.peer(), command.method(), command.hex("body")
         parts = size = 0
         hasher = blake3()
-        async with self._network.request_parts(
-            peer, command["method"], body, deadline_ms=command.get("timeout_ms", REQUEST_MS)
-        ) as answer:
+        async with self._network.request_parts(peer, method, body, deadline_ms=command.wait_ms()) as answer:
             while (part := await answer.part()) is not None:
                 parts, size = parts + 1, size + len(part)
                 hasher.update(part)
@@ -182,13 +216,14 @@ class Commands:
 
     async def requests(self, command: Command) -> Json:
         ok, errors, left = 0, list[Json](), command.count("count")
+        ask, in_flight = self._asker(command), command.count("in_flight")
 
         async def ask_on() -> None:
             nonlocal ok, left
             while left > 0:
                 left -= 1
                 try:
-                    await self._ask(command)
+                    await ask()
                 except NetworkError as error:
                     errors.append(error_of(error))
                 else:
@@ -196,14 +231,14 @@ class Commands:
 
         began = time.perf_counter()
         async with trio.open_nursery() as nursery:
-            for _ in range(command.count("in_flight")):
+            for _ in range(in_flight):
                 nursery.start_soon(ask_on)
         found: Json = {"ok": ok, "failed": len(errors), "ms": round((time.perf_counter() - began) * 1_000)}
         return found | ({"first_error": errors[0]} if errors else {})
 
     async def send_raw(self, command: Command) -> Json:
         peer, data = command.peer(), command.hex("data")
-        answer, end = await raw.send_raw(self._network, peer, data, command.get("timeout_ms", REQUEST_MS))
+        answer, end = await raw.send_raw(self._network, peer, data, command.wait_ms())
         return {"answer": answer.hex(), "end": end}
 
     # --- blobs ---------------------------------------------------------------------------------------------
@@ -212,20 +247,27 @@ class Commands:
         if "data" in command:
             data = command.hex("data")
         else:
-            data = blake3(command["seed"].to_bytes(8, "big")).digest(length=command["size"])
+            seed, size = command.count("seed", 0), command.count("size", 0)
+            if seed >= 1 << 64 or size > BLOB_BYTES_MAX:
+                raise Usage(f"seed must be 8 bytes, size at most {BLOB_BYTES_MAX}")
+            data = blake3(seed.to_bytes(8, "big")).digest(length=size)
         return {"content_hash": self._keep(data).hex()}
 
     def _keep(self, data: bytes) -> bytes:
-        if sum(map(len, self._shelf.blobs.values())) + len(data) > BLOBS_BYTES_MAX:
-            raise Invalid("blobs", f"at most {BLOBS_BYTES_MAX} bytes in all")
         content = codec.content_id(data)
-        self._shelf.blobs[content] = data
+        self._hold(content, data)
         return content
 
+    def _hold(self, content: bytes, data: bytes) -> None:
+        if sum(map(len, self._shelf.blobs.values())) + len(data) > BLOBS_BYTES_MAX:
+            raise Invalid("blobs", f"at most {BLOBS_BYTES_MAX} bytes in all")
+        self._shelf.blobs[content] = data
+
     async def fetch(self, command: Command) -> Json:
-        peer, content = command.peer(), command.hex("content_hash")
+        peer, content = command.peer(), command.hex("content_hash", HASH_BYTES)
+        length = command.count("length", 0) if "length" in command else None
         began = time.perf_counter()
-        request = BlobRequest(content_hash=content, length=command.get("length")).to_bytes()
+        request = BlobRequest(content_hash=content, length=length).to_bytes()
         data = bytearray()
         async with self._network.request_parts(
             peer, "fetch_blob", request, deadline_ms=60_000, bytes_max=BLOB_BYTES_MAX
@@ -233,14 +275,16 @@ class Commands:
             while (part := await answer.part()) is not None:
                 data += part
             size = BlobEnd.from_bytes(answer.last).size
-        if "length" not in command:
+        if length is not None and len(data) > length:
+            raise Invalid("fetch_blob", f"{len(data)} bytes, where {length} were asked for")
+        if length is None:
             if size != len(data) or codec.content_id(bytes(data)) != content:
                 raise Invalid("fetch_blob", f"{len(data)} bytes that are not blob {content.hex()}")
             self._keep(bytes(data))
         return {"size": len(data), "ms": round((time.perf_counter() - began) * 1_000)}
 
     async def forge_blob(self, command: Command) -> Json:
-        self._shelf.blobs[command.hex("content_hash")] = command.hex("data")
+        self._hold(command.hex("content_hash", HASH_BYTES), command.hex("data"))
         return {}
 
     async def served(self, command: Command) -> Json:
@@ -255,7 +299,7 @@ class Commands:
         return {"world_id": known.header.world_id}
 
     async def join(self, command: Command) -> Json:
-        await self._join(command["topic"], self._tell)
+        await self._join(command.text("topic"), self._tell)
         return {}
 
     def _tell(self, message: Message, verdict: Verdict) -> None:
@@ -266,7 +310,13 @@ class Commands:
         self._say({"event": "gossip"} | told)
 
     async def _join(self, topic: str, judged: Callable[[Message, Verdict], None]) -> None:
-        check = topic_check(topic, self._worlds, judged, is_careless=self._is_careless)
+        try:
+            world_id, kind = split_topic(topic)
+        except ValueError as error:
+            raise Usage(str(error)) from None
+        if world_id not in self._worlds:
+            raise Missing("genesis", f"of world {world_id}")
+        check = topic_check(self._worlds[world_id], kind, judged, is_careless=self._is_careless)
         subscription = self._topics[topic] = await self._network.join(topic, check)
 
         async def drain() -> None:
@@ -276,14 +326,14 @@ class Commands:
         self._nursery.start_soon(drain)
 
     async def mesh(self, command: Command) -> Json:
-        known = self._network._gossip._pubsub.peer_topics.get(command["topic"], ())
+        known = self._network._gossip._pubsub.peer_topics.get(command.text("topic"), ())
         return {"peers": sorted(names.peer_text(peer.to_bytes()) for peer in known)}
 
     async def publish(self, command: Command) -> Json:
-        if command["topic"] not in self._topics:
+        if command.text("topic") not in self._topics:
             raise Usage(f"topic {command['topic']} is not joined")
         try:
-            await self._topics[command["topic"]].publish(command.hex("data"))
+            await self._topics[command.text("topic")].publish(command.hex("data"))
         except ValueError as error:
             raise Invalid("message", str(error)) from error
         return {}
@@ -291,19 +341,19 @@ class Commands:
     # --- DHT -----------------------------------------------------------------------------------------------
 
     async def dht_put(self, command: Command) -> Json:
-        await self._network.dht.put_record(command["key"], command.hex("value"))
+        await self._network.dht.put_record(command.text("key"), command.hex("value"))
         return {}
 
     async def dht_get(self, command: Command) -> Json:
-        found = await self._network.dht.get_record(command["key"])
+        found = await self._network.dht.get_record(command.text("key"))
         if found is None:
-            raise Missing("record", command["key"])
+            raise Missing("record", command.text("key"))
         return {"value": found.hex()}
 
     async def dht_held(self, command: Command) -> Json:
-        record = self._network.dht._kad.value_store.get(command["key"].encode())
+        record = self._network.dht._kad.value_store.get(command.text("key").encode())
         if record is None:
-            raise Missing("record", command["key"])
+            raise Missing("record", command.text("key"))
         return {"value": record.value.hex()}
 
     async def dht_peers(self, command: Command) -> Json:
@@ -312,11 +362,11 @@ class Commands:
         return {"peers": sorted(names.peer_text(peer.to_bytes()) for peer in table)}
 
     async def provide(self, command: Command) -> Json:
-        await self._network.dht.provide(command.hex("content_hash"))
+        await self._network.dht.provide(command.hex("content_hash", HASH_BYTES))
         return {}
 
     async def find_providers(self, command: Command) -> Json:
-        found = await self._network.dht.find_providers(command.hex("content_hash"))
+        found = await self._network.dht.find_providers(command.hex("content_hash", HASH_BYTES))
         listed = [{"peer": names.peer_text(info.peer_id), "addrs": list(info.addrs)} for info in found]
         return {"providers": listed}
 
@@ -328,7 +378,7 @@ class Commands:
         return _shown(head)
 
     async def head(self, command: Command) -> Json:
-        world_id = command["world_id"]
+        world_id = command.text("world_id")
         if "peer" in command:
             head = await self._client(command).head(world_id)
         else:
@@ -343,7 +393,7 @@ class Commands:
 
     async def state_proof(self, command: Command) -> Json:
         proved = await self._client(command).state_value(
-            command["world_id"], command["namespace"], command.hex("key")
+            command.text("world_id"), command["namespace"], command.hex("key")
         )
         found = {
             "height": proved.block.height,
@@ -353,7 +403,8 @@ class Commands:
         return found | ({} if proved.value is None else {"value": codec.encode(proved.value).hex()})
 
     async def receipt_proof(self, command: Command) -> Json:
-        proved = await self._client(command).receipt(command["world_id"], command.hex("envelope_hash"))
+        envelope_hash = command.hex("envelope_hash", HASH_BYTES)
+        proved = await self._client(command).receipt(command.text("world_id"), envelope_hash)
         receipts = [
             {"code": one.code} | ({} if one.index is None else {"index": one.index})
             for one in proved.receipts
@@ -362,27 +413,29 @@ class Commands:
         return heights | {"receipts": receipts, "trust": "attested"}
 
     async def submit(self, command: Command) -> Json:
-        actor = SigningKey(command.hex("seed"))
+        actor = SigningKey(command.hex("seed", SEED_BYTES))
+        if type(command["atomic"]) is not bool:
+            raise Usage("atomic must be true or false")
         fields = {
             name: command[name]
             for name in ("world_id", "nonce", "expires_at_height", "timestamp_ms", "atomic")
         }
         actions = tuple((kind, unshown(payload)) for kind, payload in command["actions"])
         envelope = seal(ActionEnvelope(actor_id=actor.identity, actions=actions, **fields), actor)
-        [result] = await self._client(command).submit(command["world_id"], [envelope])
+        [result] = await self._client(command).submit(command.text("world_id"), [envelope])
         told = {"outcome": result.outcome, "reason": result.reason, "message": result.message}
         made = {"envelope_hash": envelope.hash().hex(), "envelope": envelope.to_bytes().hex()}
         return made | {name: value for name, value in told.items() if value is not None}
 
     async def mirror(self, command: Command) -> Json:
-        world = await mirror(self._client(command), command["world_id"], self._keep)
-        before = self._shelf.worlds.get(command["world_id"])
+        world = await mirror(self._client(command), command.text("world_id"), self._keep)
+        before = self._shelf.worlds.get(command.text("world_id"))
         if before is None or head_order(before.head) < head_order(world.head):  # an older one replaces none
-            self._shelf.worlds[command["world_id"]] = world
-        return {"height": world.head.commit.record.height}
+            self._shelf.worlds[command.text("world_id")] = before = world
+        return {"height": before.head.commit.record.height}
 
     async def follow(self, command: Command) -> Json:
-        world_id, best = command["world_id"], 0
+        world_id, best = command.text("world_id"), 0
 
         def judged(message: Message, verdict: Verdict) -> None:
             nonlocal best
@@ -401,7 +454,10 @@ class Commands:
     # --- vectors -------------------------------------------------------------------------------------------
 
     async def vectors(self, command: Command) -> Json:
-        return {"files": await trio.to_thread.run_sync(check_vectors, command["dir"])}
+        folder = Path(command.text("dir"))
+        if not await trio.Path(folder).is_dir():
+            raise Usage(f"dir: {folder} is no folder")
+        return {"files": await trio.to_thread.run_sync(check_vectors, folder)}
 
 
 def _shown(head: WorldHeadAnnounce) -> Json:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from p2p import names
 from p2p.loads import RouterLimits
 from p2p.network import Check, Message, RecordRule, Verdict
 from runtime import rules
-from runtime.errors import Invalid
 from runtime.records import Genesis
 from runtime.services import as_check
 
@@ -40,17 +40,19 @@ def careless_records() -> RecordRule:
     return _AnyRecord()
 
 
-def topic_check(
-    topic: str, worlds: dict[str, Genesis], judged: Callable[[Message, Verdict], None], *, is_careless: bool
-) -> Check:
-    """The check of a topic; `judged` is told each verdict. Raises Invalid for a topic that is not known here."""
+def split_topic(topic: str) -> tuple[str, str]:
+    """World id and kind of `aw.<world_id>.<kind>`. Raises ValueError."""
     prefix, world_id, kind = [*topic.split("."), "", ""][:3]
-    known = worlds.get(world_id)
-    if prefix != "aw" or known is None:
-        raise Invalid("topic", f"{topic} is of no world that is known here")
-    of_kind = rules.gossip_rules(world_id, known.body.limits.envelope_bytes_max)
-    if kind not in of_kind:
-        raise Invalid("topic", f"{topic} is of no known kind")
+    if not world_id or prefix != "aw" or topic != names.topic(world_id, kind):
+        raise ValueError(f"topic: {topic[:80]!r} is not aw.<world id>.<kind>")
+    return world_id, kind
+
+
+def topic_check(
+    known: Genesis, kind: str, judged: Callable[[Message, Verdict], None], *, is_careless: bool
+) -> Check:
+    """The check of a world's topic of this kind; `judged` is told each verdict."""
+    of_kind = rules.gossip_rules(known.header.world_id, known.body.limits.envelope_bytes_max)
     strict = as_check(of_kind[kind])
 
     def check(message: Message) -> Verdict:

@@ -131,7 +131,7 @@ def routes_of(shelf: Shelf) -> Routes:
             part = blob[at : min(end, at + names.PART_BYTES_MAX)]
             await send(part)
             at += len(part)
-            shelf.served_bytes += len(part)
+        shelf.served_bytes += end - (request.offset or 0)
         shelf.served_blobs += 1
         return BlobEnd(size=len(blob)).to_bytes()
 

@@ -51,10 +51,10 @@ class Count:
         raise Differs(f"{self.name}: {which}")
 
 
-def check_vectors(folder: str) -> dict[str, dict[str, int]]:
+def check_vectors(folder: Path) -> dict[str, dict[str, int]]:
     """Counts by file. Raises Invalid for the first vector that differs, or a file that is not known."""
     counts = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         count = check_file(path.stem, json.loads(path.read_text()))
         counts[path.stem] = {"checked": count.checked, "refused": count.refused}
     return counts

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -102,6 +103,9 @@ func (n *Node) FetchBlob(ctx context.Context, p peer.ID, hash []byte, most int64
 // BlobStart gives the first bytes of a blob, which nothing proves.
 func (n *Node) BlobStart(ctx context.Context, p peer.ID, hash []byte, length int64) ([]byte, error) {
 	start, _, err := n.askBlob(ctx, p, aw.Map{"content_hash": hash, "length": length}, length)
+	if errors.Is(err, rr.ErrTooLarge) {
+		return nil, aw.Refuse("the peer sent more than the %d bytes that were asked for", length)
+	}
 	return start, err
 }
 

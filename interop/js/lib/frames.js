@@ -16,7 +16,7 @@ export const ERRORS = [
   'ERR_BUSY', 'ERR_RATE_LIMITED', 'ERR_TIMEOUT', 'ERR_NOT_AVAILABLE'
 ]
 export const CODE = Object.fromEntries(ERRORS.map((name, code) => [name?.slice('ERR_'.length), code]))
-const METHOD = /^[a-z_]{1,64}$/
+export const METHOD = /^[a-z_]{1,64}$/
 /** Length, type, id and method: with so many bytes a request says which it is. */
 const HEAD_BYTES_MAX = 3 + 1 + 5 + 1 + 64
 

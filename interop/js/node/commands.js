@@ -4,6 +4,7 @@ import { peerIdFromString } from '@libp2p/peer-id'
 import { fromHex } from '../lib/bytes.js'
 import { encode } from '../lib/codec.js'
 import { Failure } from '../lib/errors.js'
+import { METHOD } from '../lib/frames.js'
 import { checkHead, compareHeads } from '../lib/head.js'
 import { LIMITS } from '../lib/limits.js'
 import { World, signEnvelope } from '../lib/world.js'
@@ -20,28 +21,24 @@ const HEAD_SKEW_MS = 60_000
 const TIMER_MS_MAX = 2 ** 31 - 1
 const LANES_MAX = 4_096 // of `requests`
 
-const is = (type) => (value) => {
-  if (typeof value !== type) throw new Error(`must be a ${type}`)
+const checked = (holds, what) => (value) => {
+  if (!holds(value)) throw new Error(`must be ${what}`)
   return value
 }
-const hex = (value) => fromHex(is('string')(value))
-const hexOf = (size) => (value) => {
-  const decoded = hex(value)
-  if (decoded.length !== size) throw new Error(`must be ${size} bytes`)
-  return decoded
-}
-const integer = (min, max = Number.MAX_SAFE_INTEGER) => (value) => {
-  if (!Number.isSafeInteger(value) || value < min || value > max) throw new Error(`must be an integer of ${min}..${max}`)
-  return value
-}
+const is = (type) => checked((value) => typeof value === type, `a ${type}`)
+const integer = (min, max = Number.MAX_SAFE_INTEGER) =>
+  checked((value) => Number.isSafeInteger(value) && value >= min && value <= max, `an integer of ${min}..${max}`)
 const count = integer(0)
 const [text, flag] = [is('string'), is('boolean')]
+const method = (value) => checked((name) => METHOD.test(name), 'the name of a method')(text(value))
+const hex = (value) => fromHex(checked((digits) => !/[A-F]/.test(digits), 'lower-case hex')(text(value)))
+const hexOf = (size) => (value) => checked((bytes) => bytes.length === size, `${size} bytes`)(hex(value))
 const peerText = (value) => peerIdFromString(text(value)).toString()
 const actionList = (value) => value.map(([kind, payload]) => [text(kind), fromJson(payload)])
 
 /** How each field is read, whatever the command. */
 const FIELDS = {
-  addr: text, peer: peerText, method: text, topic: text, key: text, dir: text, world_id: text, namespace: text,
+  addr: text, peer: peerText, method, topic: text, key: text, dir: text, world_id: text, namespace: text,
   body: hex, data: hex, genesis: hex, value: hex, head: hex, content_hash: hexOf(32), envelope_hash: hexOf(32),
   one_shot: flag, atomic: flag, timeout_ms: integer(0, TIMER_MS_MAX), count: integer(1), in_flight: integer(1),
   size: integer(0, LIMITS.answerPartsBytes), length: count, nonce: count, expires_at_height: count, timestamp_ms: count, actions: actionList, seed: count

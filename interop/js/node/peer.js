@@ -55,6 +55,7 @@ export class Peer {
 
   async dial (address) {
     const target = argument(() => multiaddr(address))
+    if (target.getComponents().at(-1)?.name !== 'p2p') throw new Failure('usage', 'addr must end in /p2p/ and a peer id')
     const connection = await reach(this.host.dial(target, { signal: AbortSignal.timeout(DEFAULT_MS) }))
     await this.#identification(connection)
     return connection.remotePeer.toString()

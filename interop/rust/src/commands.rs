@@ -121,8 +121,12 @@ async fn dispatch(own: &Peer, args: &Args<'_>) -> Outcome {
     match args.text("do")? {
         "dial" => dial(client, args).await,
         "identify" => {
+            let peer = args.peer()?;
+            if !net.peers().await?.contains(&peer) {
+                return Err(Failure::NotFound("that peer is not connected".into()));
+            }
             // The other side may have been told of the connection before it has said what it is.
-            let info = within(TIMEOUT, net.identify(args.peer()?)).await?;
+            let info = within(TIMEOUT, net.identify(peer)).await?;
             Ok(json!({"protocols": texts(&info.protocols), "agent": info.agent_version}))
         }
         "disconnect" => net.disconnect(args.peer()?).await.map(|()| json!({})),
@@ -202,7 +206,8 @@ async fn dispatch(own: &Peer, args: &Args<'_>) -> Outcome {
         "mirror" => Ok(json!({"height": mirror(own, args.peer()?, args.world_id()?).await?})),
         "follow" => net.follow(args.world_id()?.to_owned()).await.map(|()| json!({})),
         "vectors" => {
-            let folder = Path::new(args.text("dir")?);
+            let folder = Some(Path::new(args.text("dir")?)).filter(|path| path.is_dir());
+            let folder = folder.ok_or_else(|| usage("dir is no folder"))?;
             Ok(tokio::task::block_in_place(|| vectors::check_all(folder))?)
         }
         other => Err(usage(format!("no command {other}"))),
