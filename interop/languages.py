@@ -36,7 +36,7 @@ LANGUAGES: Final = {
     "py": Language(sys.executable, "Python", (), (sys.executable, "-m", "interop.py.peer")),
     "go": Language(
         "go",
-        "Go 1.26 or newer (go.dev/doc/install)",
+        "Go 1.26.6 or newer (go.dev/doc/install)",
         ("go", "build", "-o", "peer", "."),
         (str(HERE / "go/peer"),),
     ),
@@ -46,7 +46,7 @@ LANGUAGES: Final = {
         ("./build",),
         (str(HERE / "rust/target/interop/peer"),),
     ),
-    "js": Language("npm", "Node.js 20 or newer with npm", ("npm", "ci"), ("node", str(HERE / "js/peer.js"))),
+    "js": Language("npm", "Node.js 20.19 or newer with npm", ("npm", "ci"), ("node", str(HERE / "js/peer.js"))),
 }
 
 
