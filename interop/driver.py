@@ -7,6 +7,7 @@ deadline is an error, as is a peer that ends; every process that was started her
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -158,9 +159,11 @@ class Peer:
         self._changed.set()
         self._changed = trio.Event()
 
-    def freeze(self) -> None:
-        """SIGSTOP: it holds its connections and says nothing."""
+    async def freeze(self) -> None:
+        """SIGSTOP, and wait until every thread stands: it holds its connections and says nothing."""
         self.process.send_signal(signal.SIGSTOP)
+        stands = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+        await trio.to_thread.run_sync(os.waitid, os.P_PID, self.process.pid, stands)
 
     def thaw(self) -> None:
         """SIGCONT."""

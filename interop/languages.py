@@ -46,7 +46,9 @@ LANGUAGES: Final = {
         ("./build",),
         (str(HERE / "rust/target/interop/peer"),),
     ),
-    "js": Language("npm", "Node.js 20.19 or newer with npm", ("npm", "ci"), ("node", str(HERE / "js/peer.js"))),
+    "js": Language(
+        "npm", "Node.js 20.19 or newer with npm", ("npm", "ci"), ("node", str(HERE / "js/peer.js"))
+    ),
 }
 
 

@@ -419,7 +419,7 @@ async def frozen(ground: Ground, one: Peer, other: Peer) -> None:
     language = other.name.partition("-")[0]
     stuck = await ground.start(language, 902)
     await connected(one, stuck)
-    stuck.freeze()
+    await stuck.freeze()
     await one.refused("request", "timeout", peer=stuck.peer_id, method="x_echo", body="a0", timeout_ms=2_000)
     await one.do("request", peer=other.peer_id, method="x_echo", body="a0")
     await one.event("disconnected", peer=stuck.peer_id, within_s=FROZEN_S)
