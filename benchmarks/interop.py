@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+import trio
+
 from benchmarks.harness import Options, Peer, Row, main, progress, rounded, spread
 from interop.driver import CommandFailed, Ground, open_ground
 from interop.driver import Peer as Process
@@ -27,6 +29,8 @@ from p2p import names
 HERE: Final = "py"
 SIZE: Final = 200
 BLOB_BYTES: Final = 8 << 20
+PARTING_S: Final = 1.0  # then whoever dialled again is disconnected again
+LOOK_S: Final = 0.005
 Measure = Callable[[Process, Process, int], Awaitable[float]]
 
 
@@ -137,8 +141,13 @@ def connects(count: int) -> Measure:
 async def parted(one: Process, other: Process) -> bool:
     """Whether neither has a connection. The other one's DHT may have dialled again: so that is ended too."""
     await one.do("disconnect", peer=other.peer_id)
-    told = [(await peer.do("peers"))["peers"] for peer in (one, other)]
-    return other.peer_id not in told[0] and one.peer_id not in told[1]
+    with trio.move_on_after(PARTING_S):
+        while True:
+            told = [(await peer.do("peers"))["peers"] for peer in (one, other)]
+            if other.peer_id not in told[0] and one.peer_id not in told[1]:
+                return True
+            await trio.sleep(LOOK_S)
+    return False
 
 
 def gossip(count: int) -> Measure:
