@@ -49,8 +49,8 @@ async def rows(options: Options) -> list[Row]:
         ("rr-1", "rr, one in flight, 200 B", "requests/s", requests(500 // scale, 1)),
         ("rr-32", "rr, 32 in flight, 200 B", "requests/s", requests(4_000 // scale, 32)),
         ("blob-8m", "blob of 8 MiB, hash checked", "MB/s", fetched),
-        ("connect", "dial, noise, yamux, identify", "connects/s", connects(20 // scale)),
         ("gossip", "one action published, judged and told by the other", "messages/s", gossip(50 // scale)),
+        ("connect", "dial, noise, yamux, identify", "connects/s", connects(20 // scale)),
     )
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     commands = {language: command(language, optimised=True) for language in LANGUAGES}
