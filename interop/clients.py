@@ -170,6 +170,9 @@ def main() -> int:
     print(
         json.dumps([asdict(cell) for cell in cells], indent=1) if options.json else table(cells), flush=True
     )
+    if not cells:
+        print("error: no language is left: its toolchain is missing", file=sys.stderr)
+        return 2
     return 1 if any(cell.failure for cell in cells) else 0
 
 

@@ -25,6 +25,7 @@ START_S: Final = 30.0
 EVENT_S: Final = 30.0
 LINE_BYTES_MAX: Final = 64 << 20
 STOP_S: Final = 10.0
+LOG_LINES_SHOWN: Final = 20
 FAULT: Final = re.compile(r"\bpanic(ked)?\b|\buncaught:|\bunhandled:")
 
 
@@ -142,12 +143,26 @@ class Peer:
                 *lines, rest = left.split(b"\n")
                 left = bytearray(rest)
                 if len(left) > LINE_BYTES_MAX:
-                    raise PeerFailed(f"{self.name}: a line over {LINE_BYTES_MAX} bytes")
-                for line in lines:
-                    self._take(json.loads(line))
+                    self._says(f"driver: a line over {LINE_BYTES_MAX} bytes")
+                    break
+                try:
+                    for line in lines:
+                        self._take(json.loads(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    self._says(f"driver: neither an event nor an answer: {line[:200]!r}: {error!r}")
+                    break
                 self._wake()
         self._ended = True
         self._wake()
+
+    def _says(self, text: str) -> None:
+        with self.log.open("a") as log:
+            log.write(text + "\n")
+
+    def tail(self) -> str:
+        """The end of its log."""
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+        return "\n".join(f"  {self.name}: {line[:400]}" for line in lines)
 
     def _take(self, said: Json) -> None:
         if "event" in said:

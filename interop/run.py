@@ -35,7 +35,7 @@ SCENARIO_S: Final = 240.0
 # What a careless peer turns red, and by which words: it publishes or keeps what it should refuse.
 NOTICED_BY: Final = {
     "gossip": re.compile(r"publish was answered with|no event gossip .*'verdict': '(reject|ignore)'"),
-    "dht heads": re.compile(r"dht_put was answered with|holds what"),
+    "dht heads": re.compile(r"dht_put was answered with|holds what \S+-\d+ put"),
 }
 NEVER: Final = re.compile(r"(?!)")
 OpenGround: TypeAlias = Callable[[str], AbstractAsyncContextManager[Ground]]
@@ -79,6 +79,8 @@ async def judge(
         file=sys.stderr,
         flush=True,
     )
+    if failure and ground is not None:
+        print("\n".join(peer.tail() for peer in ground.peers), file=sys.stderr, flush=True)
     return cell
 
 

@@ -7,7 +7,8 @@ in processes of their own. `one` asks, `other` answers; both are fresh for each 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -76,6 +77,38 @@ async def connect_identify(ground: Ground, one: Peer, other: Peer) -> None:
         spoken = (await peer.do("identify", peer=about.peer_id))["protocols"]
         assert {names.RR_PROTOCOL, names.KAD_PROTOCOL, names.GOSSIP_PROTOCOL} <= set(spoken), spoken
         assert about.peer_id in (await peer.do("peers"))["peers"]
+
+
+async def parting(ground: Ground, one: Peer, other: Peer) -> None:
+    """Who is left dials back at once: both know that they are connected, and serve each other."""
+    del ground
+    for leaver, left in ((one, other), (other, one)) * 3:
+        before = len(left.events)
+
+        async def is_told(leaver: Peer = leaver, left: Peer = left, before: int = before) -> bool:
+            return left.lost(leaver, before) or leaver.peer_id not in await peers_of(left)
+
+        async def is_back(leaver: Peer = leaver, left: Peer = left) -> bool:
+            try:
+                await left.do("dial", addr=leaver.addr)
+            except CommandFailed as failure:  # the leaver is not done with leaving
+                if failure.kind != "stream":
+                    raise
+                return False
+            return left.peer_id in await peers_of(leaver) and leaver.peer_id in await peers_of(left)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(leaver.do, "disconnect", peer=left.peer_id))
+            await until(is_told, f"{left.name} is told that {leaver.name} has left")
+            await until(is_back, f"{left.name} and {leaver.name} are connected again")
+        await until(is_back, f"{left.name} and {leaver.name} stay connected")
+        for asker, asked in ((leaver, left), (left, leaver)):
+            await asker.do("request", peer=asked.peer_id, method="x_echo", body="a0")
+
+
+async def peers_of(peer: Peer) -> list[str]:
+    """Whom it says that it is connected to."""
+    return list((await peer.do("peers"))["peers"])
 
 
 async def rr_one_shot(ground: Ground, one: Peer, other: Peer) -> None:
@@ -336,27 +369,78 @@ async def dht_heads(ground: Ground, one: Peer, other: Peer) -> None:
     await connected(liar, other)
     await in_table(liar, other)
     for bad in (world.head(4), world.head(8, by=world.actor), HandMadeWorld("another").head(9)):
-        # Whether a refusal is told to whoever put it differs by library; that it was put, a careless `other` shows.
-        with suppress(CommandFailed):
+        try:
             await liar.do("dht_put", key=key, value=bad.hex())
+        except CommandFailed as failure:  # whether a refusal is told to whoever put it differs by library
+            if failure.kind not in {"refused", "stream", "timeout"}:
+                raise
         held = (await other.do("dht_held", key=key))["value"]
         assert held == newest.hex(), f"{other.name} holds what {liar.name} put"
+    honest = world.head(6, as_of_ms=CREATED_MS + 20_000)
+    await liar.do("dht_put", key=key, value=honest.hex())
+    await holds(other, key, honest)  # so what the liar puts arrives
     await liar.stop()
-    assert (await one.do("dht_get", key=key))["value"] == newest.hex()
+
+
+async def dht_reads(ground: Ground, one: Peer, other: Peer) -> None:
+    """A newcomer learns from others what nobody has put or provided to it, and the best of several answers.
+
+    Who puts or provides something tells new servers of it, so whoever did is killed before the newcomer starts.
+    """
+    asking, answering = (peer.name.partition("-")[0] for peer in (one, other))
+    world = HandMadeWorld(f"reads-{one.name}-{other.name}")
+    key, best = names.head_key(world.world_id), world.head(6)
+    writer = await ground.start(asking, 903)
+    await connected(writer, other)
+    await in_table(writer, other)
+    await writer.do("dht_put", key=key, value=best.hex())
+    await holds(other, key, best)
+    content = (await writer.do("put_blob", data=f"held by {writer.name}".encode().hex()))["content_hash"]
+    await writer.do("provide", content_hash=content)
+    await provider_is_known(other, content, writer)
+    await writer.kill()
+    await other.event("disconnected", peer=writer.peer_id, within_s=FROZEN_S)
+
+    stale = await ground.start(answering, 904)
+    liar = await ground.start(answering, 905, careless=True)
+    for peer, value in ((stale, world.head(5)), (liar, world.head(9, by=world.actor))):
+        await peer.do("dht_put", key=key, value=value.hex())
+        assert (await peer.do("dht_held", key=key))["value"] == value.hex()
+    newcomer = await ground.start(asking, 906)
+    for peer in (stale, liar, other):
+        await connected(newcomer, peer)
+        await in_table(newcomer, peer)
+    assert not await has_record(newcomer, key, best), "nobody who has put the best one is there"
+    assert (await newcomer.do("dht_get", key=key))["value"] == best.hex()
+    await provider_is_known(newcomer, content, writer)
+    for peer in (stale, liar, newcomer):
+        await peer.stop()
+
+
+async def provider_is_known(seeker: Peer, content_hash: str, provider: Peer) -> None:
+    """The seeker finds this provider of a blob."""
+
+    async def finds() -> bool:
+        found = (await seeker.do("find_providers", content_hash=content_hash))["providers"]
+        return provider.peer_id in {one["peer"] for one in found}
+
+    await until(finds, f"{seeker.name} finds {provider.name}")
 
 
 async def holds(peer: Peer, key: str, value: bytes) -> None:
     """The peer's own store has this under the key."""
 
-    async def has() -> bool:
-        try:
-            return bool((await peer.do("dht_held", key=key))["value"] == value.hex())
-        except CommandFailed as failure:
-            if failure.kind != "not_found":
-                raise
-            return False
+    await until(partial(has_record, peer, key, value), f"{peer.name} holds what was put")
 
-    await until(has, f"{peer.name} holds what was put")
+
+async def has_record(peer: Peer, key: str, value: bytes) -> bool:
+    """Whether the peer's own store has just this under the key."""
+    try:
+        return bool((await peer.do("dht_held", key=key))["value"] == value.hex())
+    except CommandFailed as failure:
+        if failure.kind != "not_found":
+            raise
+        return False
 
 
 async def dht_providers(ground: Ground, one: Peer, other: Peer) -> None:
@@ -428,6 +512,7 @@ async def frozen(ground: Ground, one: Peer, other: Peer) -> None:
 
 PAIRS: Final[dict[str, Scenario]] = {
     "connect + identify": connect_identify,
+    "disconnect + dial back": parting,
     "rr one-shot": rr_one_shot,
     "rr session": rr_session,
     "rr streamed": rr_streamed,
@@ -439,6 +524,7 @@ PAIRS: Final[dict[str, Scenario]] = {
     "gossip": gossip,
     "dht heads": dht_heads,
     "dht providers": dht_providers,
+    "dht reads": dht_reads,
     "frozen peer": frozen,
     "restart": restart,  # the last: `other` has ended by then
 }

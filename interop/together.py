@@ -87,7 +87,7 @@ async def malformed(ground: Ground, *, language: str) -> None:
 
 
 def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, Any]]]:
-    """One or more of each field that a command reads."""
+    """Fields that are missing, of another type, or out of range."""
     asked = {"peer": stranger, "method": "x_echo", "body": "a0"}
     signed = {"peer": stranger, "world_id": "a" * 32, "nonce": 0, "expires_at_height": 9, "timestamp_ms": 1}
     fetched = {"peer": stranger, "content_hash": "00" * 32}
@@ -125,6 +125,7 @@ def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, A
         ("receipt_proof", {"peer": stranger, "world_id": "a" * 32, "envelope_hash": short}),
         ("submit", {**signed, "seed": short, "atomic": True, "actions": []}),
         ("submit", {**signed, "seed": "00" * 32, "atomic": 1, "actions": []}),
+        ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": [], "nonce": "x"}),
         ("vectors", {"dir": "/no/such/folder"}),
     ]
 

@@ -184,7 +184,9 @@ class Commands:
         raise RequestTimeout(names.peer_text(peer), "identify", REQUEST_MS)
 
     async def disconnect(self, command: Command) -> Json:
-        await self._network._host.disconnect(ID(command.peer()))
+        # Not the library's disconnect: it forgets who dials again while it closes (swarm.py:2371).
+        for connection in self._network._host.get_network().get_connections(ID(command.peer())):
+            await connection.close()
         return {}
 
     async def peers(self, command: Command) -> Json:
@@ -416,12 +418,20 @@ class Commands:
         actor = SigningKey(command.hex("seed", SEED_BYTES))
         if type(command["atomic"]) is not bool:
             raise Usage("atomic must be true or false")
-        fields = {
-            name: command[name]
-            for name in ("world_id", "nonce", "expires_at_height", "timestamp_ms", "atomic")
-        }
-        actions = tuple((kind, unshown(payload)) for kind, payload in command["actions"])
-        envelope = seal(ActionEnvelope(actor_id=actor.identity, actions=actions, **fields), actor)
+        try:
+            actions = tuple((kind, unshown(payload)) for kind, payload in command["actions"])
+        except (TypeError, ValueError):
+            raise Usage("actions must be a list of [kind, payload]") from None
+        action_envelope = ActionEnvelope(
+            world_id=command.text("world_id"),
+            actor_id=actor.identity,
+            nonce=command.count("nonce", 0),
+            expires_at_height=command.count("expires_at_height", 0),
+            timestamp_ms=command.count("timestamp_ms", 0),
+            atomic=command["atomic"],
+            actions=actions,
+        )
+        envelope = seal(action_envelope, actor)
         [result] = await self._client(command).submit(command.text("world_id"), [envelope])
         told = {"outcome": result.outcome, "reason": result.reason, "message": result.message}
         made = {"envelope_hash": envelope.hash().hex(), "envelope": envelope.to_bytes().hex()}

@@ -107,11 +107,15 @@ def begin(
 
 
 async def tell_connections(network: Libp2pNetwork) -> None:
-    """Events `connected` and `disconnected`."""
-    before: set[bytes] = set()
+    """Events `connected` and `disconnected`: both, for who is back by another connection before this looks again."""
+    before: dict[bytes, set[Any]] = {}
     while True:
-        now = set(network.peers())
-        for event, peers in (("connected", now - before), ("disconnected", before - now)):
+        now: dict[bytes, set[Any]] = {}
+        for conn in network._host.get_network().get_connections():
+            now.setdefault(conn.muxed_conn.peer_id.to_bytes(), set()).add(conn)
+        gone = {peer for peer in before if before[peer].isdisjoint(now.get(peer, set()))}
+        come = {peer for peer in now if peer in gone or peer not in before}
+        for event, peers in (("disconnected", gone), ("connected", come)):
             for peer in sorted(peers):
                 say({"event": event, "peer": names.peer_text(peer)})
         before = now
