@@ -324,6 +324,8 @@ class _Serving:
                     return
                 case _:
                     await self._end_for_bad_frame(send, None, "an answer on a serving stream")
+        if self._in_parts and self._reader.mid_frame:
+            await self._reset_and_mark("more after a request for parts")
 
     async def _take_request(
         self,

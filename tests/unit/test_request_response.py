@@ -522,6 +522,19 @@ async def test_anything_after_a_request_for_parts_resets_and_ends_the_handler(au
         assert server.marks == ["more after a request for parts"]
 
 
+async def test_what_comes_in_one_piece_with_a_request_for_parts_resets_too(autojump_clock):
+    async def parts(caller, body, send_part):
+        await trio.sleep_forever()
+
+    async with serving({"parts": PartsRoute(parts)}) as server:
+        wire = server.open()
+        await wire.send(frames.encode_request(0, "parts", b"") + ECHO)
+        with pytest.raises(StreamBroken):
+            await wire.frame()
+        await wire.served.wait()
+        assert server.marks == ["more after a request for parts"]
+
+
 async def test_a_parts_handler_is_never_more_than_two_parts_ahead_of_the_stream(autojump_clock):
     sent = 0
 
