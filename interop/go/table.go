@@ -272,8 +272,8 @@ func dhtGet(a *args) job {
 func dhtHeld(a *args) job {
 	key := []byte(a.Text("key"))
 	return func(_ context.Context, n *node) (fields, error) {
-		value, err := n.dht.Held(key)
-		return fields{"value": hexBytes(value)}, err
+		value, age, err := n.dht.Held(key)
+		return fields{"value": hexBytes(value), "age_ms": age.Milliseconds()}, err
 	}
 }
 

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import trio
 from blake3 import blake3
+from libp2p.kad_dht.common import parse_time_received
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -356,7 +357,8 @@ class Commands:
         record = self._network.dht._kad.value_store.get(command.text("key").encode())
         if record is None:
             raise Missing("record", command.text("key"))
-        return {"value": record.value.hex()}
+        put_at = parse_time_received(record.timeReceived) or 0.0
+        return {"value": record.value.hex(), "age_ms": max(0, round((time.time() - put_at) * 1_000))}
 
     async def dht_peers(self, command: Command) -> Json:
         del command

@@ -6,6 +6,7 @@ opened here is closed or reset here.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -29,7 +30,20 @@ def serve_by_hand(network: Libp2pNetwork) -> None:
 
     async def serve(stream: Any) -> None:
         _served.set(stream)
-        await router.serve(Libp2pStream(stream, lambda: None), stream.muxed_conn.peer_id.to_bytes())
+        await router.serve(Libp2pStream(stream), stream.muxed_conn.peer_id.to_bytes())
+
+    network._host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
+
+
+def take_streams(network: Libp2pNetwork, take: Callable[[Libp2pStream], Awaitable[None]]) -> None:
+    """Hand each stream that is opened to `take`, in place of the routes; a stream ends no later than `take` does."""
+
+    async def serve(stream: Any) -> None:
+        taken = Libp2pStream(stream)
+        try:
+            await take(taken)
+        finally:
+            await _end(taken)
 
     network._host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
 

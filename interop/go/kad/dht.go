@@ -134,13 +134,13 @@ func (d *DHT) Put(ctx context.Context, key, value []byte) error {
 	return nil
 }
 
-// Held gives the value that is held here, and asks nobody.
-func (d *DHT) Held(key []byte) ([]byte, error) {
+// Held gives the value that is held here, and how long ago it was put last, and asks nobody.
+func (d *DHT) Held(key []byte) ([]byte, time.Duration, error) {
 	r, ok := d.store.get(key)
 	if !ok {
-		return nil, ErrNotFound
+		return nil, 0, ErrNotFound
 	}
-	return r.value, nil
+	return r.value, time.Since(r.at), nil
 }
 
 func (d *DHT) putTo(ctx context.Context, peers []peer.ID, key, value []byte) {

@@ -14,7 +14,10 @@ const PART_BYTES_MIN = 64 // what a part counts at least, so that empty ones hav
 const rrFailure = ({ code, retryAfterMs, message, body }) =>
   new Failure('rr', message, { code, name: ERRORS[code], retry_after_ms: retryAfterMs, detail: body })
 const timedOut = () => new Failure('timeout', 'no answer in time')
-const unexpected = () => new Refused('a frame that was not asked for')
+const unexpected = () => new Failure('stream', 'a frame that was not asked for')
+
+/** What is no frame is no answer either. */
+const answerFrom = (reader, timeoutMs) => reader.next(timeoutMs).catch((error) => { throw error instanceof Refused ? new Failure('stream', error.message) : error })
 
 /**
  * A request on a stream of its own, of a method that is answered in parts.
@@ -30,7 +33,7 @@ export async function askParts (stream, method, body, timeoutMs, onPart) {
     await new FrameWriter(stream).write(encodeFrame({ type: REQUEST, id: 0, method, body }))
     for (;;) {
       if (Date.now() >= deadline) throw timedOut() // also where parts never cease to come
-      const frame = await reader.next(deadline - Date.now())
+      const frame = await answerFrom(reader, deadline - Date.now())
       if (frame === undefined) throw new Failure('stream', 'the stream ended before the answer')
       if (frame.id !== 0 || frame.type === REQUEST) throw unexpected()
       if (frame.type !== PART) {
@@ -113,7 +116,7 @@ export class Session {
     const reader = new FrameReader(this.#stream)
     try {
       for (;;) {
-        const frame = await reader.next(2 ** 31 - 1)
+        const frame = await answerFrom(reader, 2 ** 31 - 1)
         if (frame === undefined) break
         if ((frame.type !== ANSWER && frame.type !== ERROR) || !this.#pending.has(frame.id)) throw unexpected()
         this.#lastMs = Date.now()

@@ -92,7 +92,7 @@ const COMMANDS = {
 
   dht_put: [['key', 'value'], async (peer, { key, value }) => { await peer.dht.put(key, value); return {} }],
   dht_get: [['key'], async (peer, { key }) => ({ value: await peer.dht.get(key) })],
-  dht_held: [['key'], async (peer, { key }) => ({ value: peer.dht.held(key) })],
+  dht_held: [['key'], async (peer, { key }) => peer.dht.held(key)],
   dht_peers: [[], async (peer) => ({ peers: peer.dht.peers() })],
   provide: [['content_hash'], async (peer, { content_hash: contentHash }) => { await peer.dht.provide(contentHash); return {} }],
   find_providers: [['content_hash'], async (peer, { content_hash: contentHash }) =>

@@ -218,11 +218,12 @@ export class Dht {
     }
   }
 
-  /** What the own store holds, valid or not. */
+  /** What the own store holds, valid or not, and how long it has since it was put last. */
   held (key) {
     const record = this.#kad.components.datastore.data.get(RECORD + base32.baseEncode(utf8(key)))
     if (record === undefined) throw new Failure('not_found', `nothing is held under ${key}`)
-    return Libp2pRecord.deserialize(record).value
+    const { value, timeReceived } = Libp2pRecord.deserialize(record)
+    return { value, age_ms: Math.max(0, Date.now() - timeReceived.getTime()) }
   }
 
   /** Asks the network, and sends the best to those who gave an older one. @returns {Promise<Uint8Array>} */

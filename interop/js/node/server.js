@@ -93,6 +93,7 @@ export class RrServer {
     try {
       await this.#converse(session)
     } catch (error) {
+      session.isBroken = true // what runs says nothing more
       await breakOff(session, error)
     } finally {
       session.cancel.abort()
@@ -156,7 +157,7 @@ export class RrServer {
       raw: body,
       signal: cancel.signal,
       async part (bytes) {
-        if (cancel.signal.aborted) throw new Failure('stream', 'nobody waits for more')
+        if (cancel.signal.aborted || session.isBroken) throw new Failure('stream', 'nobody waits for more')
         await writer.write(encodeFrame({ type: PART, id, body: bytes }))
       },
       reset: (reason) => writer.reset(reason),
@@ -164,6 +165,7 @@ export class RrServer {
     }
     try {
       const frame = await this.#frameFor(id, method, body, context)
+      if (session.isBroken) return
       if (parts) cancel.abort() // a handler that took too long would go on
       await writer.write(frame)
       if (parts) {
@@ -173,7 +175,7 @@ export class RrServer {
       }
       session.idleSince = Date.now()
     } catch (error) {
-      await breakOff(session, error)
+      if (!session.isBroken) await breakOff(session, error)
     } finally {
       inFlight.delete(id)
       this.#requests.leave(peer)

@@ -179,7 +179,7 @@ async fn dispatch(own: &Peer, args: &Args<'_>) -> Outcome {
             let head = net.dht_get(args.text("key")?.into()).await?;
             Ok(json!({"value": hex(head.value.encode())}))
         }
-        "dht_held" => Ok(json!({"value": hex(net.dht_held(args.text("key")?.into()).await?)})),
+        "dht_held" => net.dht_held(args.text("key")?.into()).await.map(|(v, t)| json!({"value": hex(v), "age_ms": t})),
         "dht_peers" => Ok(json!({"peers": texts(&net.dht_peers().await?)})),
         "provide" => net.provide(args.hash("content_hash")?).await.map(|()| json!({})),
         "find_providers" => {

@@ -19,6 +19,8 @@ const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// Twice as long as a client lets a session rest and still uses it.
 const IDLE: Duration = Duration::from_secs(120);
 const PLACE_WAIT: Duration = Duration::from_secs(1);
+/// For a place on the same stream: an answer may be there before its place is free.
+const HANDOVER: Duration = Duration::from_millis(100);
 /// Before a reset: several libraries throw away what was not read until then.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -58,14 +60,11 @@ impl Places {
     /// A place of each kind, where they are free in time.
     async fn take(&self, of_stream: &Arc<Semaphore>, deadline: Instant) -> Option<Vec<Permit>> {
         let of_peer = self.of_peer.as_ref()?;
-        let taking = async {
-            let mut taken = Vec::new();
-            for places in [of_stream, of_peer, &self.of_all] {
-                taken.push(places.clone().acquire_owned().await.ok()?);
-            }
-            Some(taken)
-        };
-        timeout_at(deadline, taking).await.ok()?
+        let (mut taken, at_once) = (Vec::new(), deadline - PLACE_WAIT + HANDOVER);
+        for (places, until) in [(of_stream, at_once), (of_peer, deadline), (&self.of_all, deadline)] {
+            taken.push(timeout_at(until, places.clone().acquire_owned()).await.ok()?.ok()?);
+        }
+        Some(taken)
     }
 }
 
@@ -226,7 +225,7 @@ async fn send_parts(
     tokio::select! {
         // What came with the request is seen before a short answer is complete.
         biased;
-        () = intruded => bad_request(queue, Some(id), "nothing follows the request of a stream of parts").await,
+        () = intruded => End::Reset, // nothing follows the request of a stream of parts
         end = sending => end,
     }
 }

@@ -156,12 +156,12 @@ impl Net {
         Ok(best)
     }
 
-    /// What is held here under a key, valid or not.
-    pub async fn dht_held(&self, key: String) -> Result<Vec<u8>, Failure> {
+    /// What is held here under a key, valid or not, and how many milliseconds ago it was put last.
+    pub async fn dht_held(&self, key: String) -> Result<(Vec<u8>, u64), Failure> {
         let key = RecordKey::new(&key);
         let held = self.with(move |node| {
             let store = node.swarm.behaviour_mut().kad.0.store_mut();
-            store.get(&key).map(|record| record.into_owned().value)
+            store.get(&key).map(|record| (record.into_owned().value, store.age(&key).as_millis() as u64))
         });
         held.await?.ok_or_else(|| Failure::NotFound("nothing is held under this key".into()))
     }

@@ -57,6 +57,8 @@ impl Ages {
 
 pub(crate) struct HeadStore {
     inner: MemoryStore,
+    /// When each record was put last, by whomever.
+    put_at: HashMap<RecordKey, Instant>,
     own: PeerId,
     records: Ages,
     provided: Ages,
@@ -79,7 +81,12 @@ impl HeadStore {
         };
         let (inner, puts) = (MemoryStore::with_config(own, config), (Instant::now(), HashMap::new()));
         let (records, provided) = (Ages::default(), Ages::default());
-        HeadStore { inner, own, records, provided, source: None, puts, careless }
+        HeadStore { inner, put_at: HashMap::new(), own, records, provided, source: None, puts, careless }
+    }
+
+    /// How long ago a record that is held was put last.
+    pub fn age(&self, key: &RecordKey) -> Duration {
+        self.put_at.get(key).map(Instant::elapsed).unwrap_or_default()
     }
 
     /// Whether the source may put once more in this period.
@@ -119,16 +126,18 @@ impl RecordStore for HeadStore {
         }
         let key = record.key.clone();
         self.inner.put(record)?;
+        self.put_at.insert(key.clone(), Instant::now());
         if self.source.is_some()
             && let Some(oldest) = self.records.renew(&key, RECORDS_MAX)
         {
-            self.inner.remove(&oldest);
+            self.remove(&oldest);
         }
         Ok(())
     }
 
     fn remove(&mut self, key: &RecordKey) {
         self.records.forget(key);
+        self.put_at.remove(key);
         self.inner.remove(key);
     }
 
