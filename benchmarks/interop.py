@@ -22,7 +22,7 @@ from benchmarks.harness import Options, Peer, Row, main, progress, rounded, spre
 from interop.driver import CommandFailed, Ground, open_ground
 from interop.driver import Peer as Process
 from interop.languages import LANGUAGES, BuildFailed, Missing, build, command
-from interop.scenarios import body, joined, until
+from interop.steps import body, joined, until
 from interop.worlds import HandMadeWorld
 from p2p import names
 

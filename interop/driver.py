@@ -59,6 +59,11 @@ class Peer:
     _ended: bool = False
     _read: int = 0  # bytes of the log
 
+    @property
+    def language(self) -> str:
+        """As in languages.py."""
+        return self.name.partition("-")[0]
+
     async def do(self, do: str, *, within_s: float = COMMAND_S, **fields: Any) -> Json:
         """One command. Raises CommandFailed, or PeerFailed where there is no answer."""
         self._number += 1
@@ -194,8 +199,22 @@ class Peer:
         if self.process.returncode is None:
             self.thaw()
             self.process.terminate()
-            with trio.move_on_after(STOP_S):
-                await self.process.wait()
+        return await self._ended_within()
+
+    async def quit(self) -> int:
+        """The command of that name, then SIGKILL; the exit code."""
+        await self.do("quit")
+        return await self._ended_within()
+
+    async def hang_up(self) -> int:
+        """The end of its stdin, then SIGKILL; the exit code."""
+        assert self.process.stdin is not None
+        await self.process.stdin.aclose()
+        return await self._ended_within()
+
+    async def _ended_within(self) -> int:
+        with trio.move_on_after(STOP_S):
+            await self.process.wait()
         if self.process.returncode is None:
             await self.kill()
         assert self.process.returncode is not None

@@ -1,7 +1,8 @@
-"""What a lying node could answer to a light client, each lie as good as it can be made without anybody's key.
+"""What a lying node could answer, each lie as good as it can be made without anybody's key but the liar's own.
 
-Pure: a true answer in, a false one out. A reader that leaves out one of the checks of docs/protocol.md, "Head" and
-"State and proofs", believes one of these. The receipts are those of an envelope of two actions.
+Pure: a true answer in, a false one out. A reader that leaves out one of the checks of docs/protocol.md, "Head", "State
+and proofs", "Actions" and "Joining a world", believes one of these. The receipts are those of an envelope of two
+actions, and the world has two blocks at least.
 """
 
 from __future__ import annotations
@@ -13,20 +14,37 @@ from typing import Any, Final, TypeAlias
 from interop.worlds import HandMadeWorld
 from runtime import codec
 from runtime.keys import SigningKey
-from runtime.messages import HeadAnswer, ProvedReceipt, ReceiptAnswer, StateProofAnswer
-from runtime.records import SignedAuthorities, WorldHeadAnnounce, seal
+from runtime.messages import (
+    BatchAnswer,
+    BlobRequest,
+    BlocksRequest,
+    GenesisAnswer,
+    HeadAnswer,
+    ProvedReceipt,
+    ReceiptAnswer,
+    StateProofAnswer,
+    SubmitAnswer,
+    SubmitRequest,
+    SubmitResult,
+)
+from runtime.records import Acceptance, Sealed, SignedAuthorities, WorldBlock, WorldHeadAnnounce, seal
 from runtime.state import State, StateProof
 
 AGENT: Final = "abroad"  # whose cell the lies are about
 Cell: TypeAlias = dict[str, Any]
+_ROGUE: Final = SigningKey(bytes([66]) * 32)
+BatchLie: TypeAlias = Callable[[BatchAnswer], BatchAnswer]
+BlocksLie: TypeAlias = Callable[[list[WorldBlock]], list[WorldBlock]]
+GenesisLie: TypeAlias = Callable[[GenesisAnswer], GenesisAnswer]
+PromiseLie: TypeAlias = Callable[[Acceptance, SigningKey], Sealed[Acceptance] | None]
 HeadLie: TypeAlias = Callable[[WorldHeadAnnounce], WorldHeadAnnounce]
 ReceiptLie: TypeAlias = Callable[[ReceiptAnswer], ReceiptAnswer]
 StateLie: TypeAlias = Callable[[StateProofAnswer], StateProofAnswer]
 
 
 def flipped(data: bytes) -> bytes:
-    """One bit of it is another."""
-    return bytes([data[0] ^ 1]) + data[1:]
+    """One bit at its end is another."""
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 # --- heads -------------------------------------------------------------------------------------------------
@@ -59,10 +77,9 @@ def block_is_not_attested(head: WorldHeadAnnounce) -> WorldHeadAnnounce:
 
 def certifier_of_its_own(head: WorldHeadAnnounce) -> WorldHeadAnnounce:
     """All seals hold, by a certifier that the genesis does not name."""
-    rogue = SigningKey(bytes([66]) * 32)
-    commit = replace(head.commit.record, certifier_id=rogue.identity)
-    authorities = replace(head.authorities.authorities, certifiers=(rogue.identity,))
-    return replace(head, authorities=SignedAuthorities(authorities), commit=seal(commit, rogue))
+    commit = replace(head.commit.record, certifier_id=_ROGUE.identity)
+    authorities = replace(head.authorities.authorities, certifiers=(_ROGUE.identity,))
+    return replace(head, authorities=SignedAuthorities(authorities), commit=seal(commit, _ROGUE))
 
 
 # --- state -------------------------------------------------------------------------------------------------
@@ -162,6 +179,112 @@ def applied_in_the_newest_block(answer: ReceiptAnswer) -> ReceiptAnswer:
     return replace(lie, block=block, head_block=block, history_path=())
 
 
+# --- whole worlds -----------------------------------------------------------------------------------------
+
+
+def genesis_of_another_world(answer: GenesisAnswer) -> GenesisAnswer:
+    """All of it holds, and it is another world."""
+    del answer
+    return GenesisAnswer(genesis=HandMadeWorld("elsewhere").genesis)
+
+
+def genesis_with_other_rules(answer: GenesisAnswer) -> GenesisAnswer:
+    """Agents may move farther than the header says."""
+    body = answer.genesis.body
+    return GenesisAnswer(
+        genesis=replace(answer.genesis, body=replace(body, max_move_cm=body.max_move_cm + 1))
+    )
+
+
+def genesis_with_a_rogue_certifier(answer: GenesisAnswer) -> GenesisAnswer:
+    """The liar's own certifier, whom the header does not name."""
+    authorities = replace(answer.genesis.authorities, certifiers=(_ROGUE.identity,))
+    return GenesisAnswer(genesis=replace(answer.genesis, authorities=authorities))
+
+
+def commit_not_sealed(answer: BatchAnswer) -> BatchAnswer:
+    """The certifier is said to have certified it a little later."""
+    commit = replace(answer.commit.record, as_of_ms=answer.commit.record.as_of_ms + 1)
+    return replace(answer, commit=replace(answer.commit, record=commit))
+
+
+def commit_of_a_rogue(answer: BatchAnswer) -> BatchAnswer:
+    """The seal holds, by a certifier of the liar's own."""
+    commit = replace(answer.commit.record, certifier_id=_ROGUE.identity)
+    return replace(answer, commit=seal(commit, _ROGUE))
+
+
+def batch_of_a_rogue(answer: BatchAnswer) -> BatchAnswer:
+    """Another batch, by a proposer of the liar's own, under the commit of the true one."""
+    return replace(answer, batch=seal(replace(answer.batch.record, proposer_id=_ROGUE.identity), _ROGUE))
+
+
+def oldest_block_with_another_state(blocks: list[WorldBlock]) -> list[WorldBlock]:
+    """No block above it names it."""
+    return [_of_another_state(block) if block.height == 1 else block for block in blocks]
+
+
+def newest_block_with_another_state(blocks: list[WorldBlock]) -> list[WorldBlock]:
+    """The head does not name it."""
+    return [*blocks[:-1], _of_another_state(blocks[-1])]
+
+
+def _of_another_state(block: WorldBlock) -> WorldBlock:
+    return replace(block, state_root=flipped(block.state_root))
+
+
+# --- promises ---------------------------------------------------------------------------------------------
+
+
+def promise_of_another(promise: Acceptance, gateway: SigningKey) -> Sealed[Acceptance]:
+    """Another gateway's promise, whose seal holds."""
+    del gateway
+    return seal(replace(promise, gateway_id=_ROGUE.identity), _ROGUE)
+
+
+def promise_for_another_envelope(promise: Acceptance, gateway: SigningKey) -> Sealed[Acceptance]:
+    """The gateway's own promise, for what was not handed in."""
+    return seal(replace(promise, envelope_hash=flipped(promise.envelope_hash)), gateway)
+
+
+def promise_for_another_world(promise: Acceptance, gateway: SigningKey) -> Sealed[Acceptance]:
+    """The same envelope in a world where it means nothing."""
+    return seal(replace(promise, world_id=HandMadeWorld("elsewhere").world_id), gateway)
+
+
+def promise_not_sealed(promise: Acceptance, gateway: SigningKey) -> Sealed[Acceptance]:
+    """Something in the gateway's name that it can deny."""
+    sealed = seal(promise, gateway)
+    return replace(sealed, record=replace(promise, accepted_at_ms=promise.accepted_at_ms + 1))
+
+
+def no_promise(promise: Acceptance, gateway: SigningKey) -> None:
+    """Accepted, by word alone."""
+    del promise, gateway
+
+
+GENESIS_LIES: Final[dict[str, GenesisLie]] = {
+    "a genesis of another world": genesis_of_another_world,
+    "a genesis with other rules": genesis_with_other_rules,
+    "a genesis with a certifier of the liar's own": genesis_with_a_rogue_certifier,
+}
+BATCH_LIES: Final[dict[str, BatchLie]] = {
+    "a commit that the certifier did not seal": commit_not_sealed,
+    "a commit by a certifier of the liar's own": commit_of_a_rogue,
+    "a batch by a proposer of the liar's own": batch_of_a_rogue,
+}
+BLOCKS_LIES: Final[dict[str, BlocksLie]] = {
+    "a first block with another state": oldest_block_with_another_state,
+    "a last block with another state": newest_block_with_another_state,
+}
+BLOB_LIE: Final = "blobs with a bit that is another"
+PROMISE_LIES: Final[dict[str, PromiseLie]] = {
+    "a promise of another gateway": promise_of_another,
+    "a promise for another envelope": promise_for_another_envelope,
+    "a promise for another world": promise_for_another_world,
+    "a promise that the gateway did not seal": promise_not_sealed,
+    "accepted without a promise": no_promise,
+}
 HEAD_LIES: Final[dict[str, HeadLie]] = {
     "a head of another world": of_another_world,
     "a head that the certifier did not seal": certifier_did_not_seal,
@@ -185,6 +308,10 @@ STATE_LIES: Final[dict[str, StateLie]] = {
 }
 
 
+WORLD_LIES: Final = (*GENESIS_LIES, *HEAD_LIES, *BATCH_LIES, *BLOCKS_LIES, BLOB_LIE)
+"""What can be told to who mirrors a world."""
+
+
 def twisted(lie: str, method: str, answer: bytes) -> bytes:
     """The answer as the liar gives it; the true one where the lie is about another method."""
     if method == HeadAnswer.NAME and lie in HEAD_LIES:
@@ -195,4 +322,35 @@ def twisted(lie: str, method: str, answer: bytes) -> bytes:
         return STATE_LIES[lie](StateProofAnswer.from_bytes(answer)).to_bytes()
     if method == ReceiptAnswer.NAME and lie in RECEIPT_LIES:
         return RECEIPT_LIES[lie](ReceiptAnswer.from_bytes(answer)).to_bytes()
+    if method == GenesisAnswer.NAME and lie in GENESIS_LIES:
+        return GENESIS_LIES[lie](GenesisAnswer.from_bytes(answer)).to_bytes()
+    if method == BatchAnswer.NAME and lie in BATCH_LIES:
+        return BATCH_LIES[lie](BatchAnswer.from_bytes(answer)).to_bytes()
     return answer
+
+
+def twisted_part(lie: str, method: str, part: bytes) -> bytes:
+    """The same for one part of an answer."""
+    if method == BlobRequest.NAME and lie == BLOB_LIE:
+        return flipped(part)
+    if method == BlocksRequest.NAME and lie in BLOCKS_LIES:
+        listed: Any = codec.decode(part, len(part))
+        blocks = [WorldBlock.from_value(value) for value in listed]
+        return codec.encode([block.to_value() for block in BLOCKS_LIES[lie](blocks)])
+    return part
+
+
+def promised(lie: str, request: SubmitRequest, gateway: SigningKey, now_ms: int) -> SubmitAnswer:
+    """What a gateway answers that takes all of them; with a lie, what none would."""
+    results = []
+    for envelope in request.envelopes:
+        promise = Acceptance(
+            world_id=request.world_id,
+            envelope_hash=envelope.hash(),
+            gateway_id=gateway.identity,
+            accepted_at_ms=now_ms,
+            stage="local",
+        )
+        acceptance = PROMISE_LIES[lie](promise, gateway) if lie in PROMISE_LIES else seal(promise, gateway)
+        results.append(SubmitResult(outcome="accepted", acceptance=acceptance))
+    return SubmitAnswer(results=tuple(results))

@@ -28,7 +28,8 @@ from bootstrap.cli import interrupt
 from interop.ctrl_c import exit_code
 from interop.driver import Ground, Peer, open_ground
 from interop.languages import LANGUAGES, BuildFailed, Missing, build, command, is_built
-from interop.scenarios import PAIRS, connected
+from interop.scenarios import PAIRS
+from interop.steps import connected
 from interop.together import NETWORKS, SOLO
 
 SCENARIO_S: Final = 240.0

@@ -6,67 +6,25 @@ in processes of their own. `one` asks, `other` answers; both are fresh for each 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import trio
-from blake3 import blake3
 
+from interop.asking import ASKING
 from interop.driver import CommandFailed, Ground, Peer
+from interop.steps import Scenario, connected, in_table, joined, knows_subscriber, until
+from interop.witness import open_listener
 from interop.worlds import CREATED_MS, HandMadeWorld
-from p2p import frames, names
-from p2p.errors import Code
-from runtime import codec
+from p2p import names
 
-Scenario: TypeAlias = Callable[[Ground, Peer, Peer], Awaitable[None]]
-QUICK_STREAMS: Final = 1_000
-QUICK_AT_ONCE: Final = 48  # below streams_per_peer_max, beside the session
 FROZEN_S: Final = 60.0
-SLOW_MS: Final = 3_000
-QUICK_MIN: Final = 10  # requests, while a slow one is answered
-MESH_S: Final = 30.0
 HEARTBEAT_S: Final = 1.0  # of gossipsub
 TOLD_S: Final = 2.0
-SIZES: Final = (1_024, 256 * 1_024, 8 << 20)
-MANY_PARTS: Final = 250  # of 256 KiB: more than anybody reads in ENOUGH_MS
-ENOUGH_MS: Final = 40
-# Frames that are none, and the id of the error that is due before the reset; None where no id can be read.
-GARBAGE: Final = {"00": None, "0100": None, "02ff00": 0, "8000": None, "04050000ff": 0}
+AGED_MS: Final = 1_500  # of a record that is put again
 
 
-def body(**fields: Any) -> str:
-    """A request body, hex of its canonical bytes."""
-    return codec.encode(fields).hex()
-
-
-async def until(holds: Callable[[], Awaitable[bool]], what: str, within_s: float = MESH_S) -> None:
-    """Look until it holds. Raises AssertionError."""
-    with trio.move_on_after(within_s):
-        while not await holds():
-            await trio.sleep(0.05)
-        return
-    raise AssertionError(f"{what}: not within {within_s:.0f} s")
-
-
-async def connected(one: Peer, other: Peer) -> None:
-    """A connection that both know of."""
-    await one.do("dial", addr=other.addr)
-    await other.event("connected", peer=one.peer_id)
-
-
-@asynccontextmanager
-async def one_connection(one: Peer, other: Peer) -> AsyncIterator[None]:
-    """What is done here leaves the connection as it was: it answers afterwards, and was never another one."""
-    before = len(one.events), len(other.events)
-    yield
-    await one.do("request", peer=other.peer_id, method="x_echo", body="a0")
-    assert not one.lost(other, before[0]), f"{one.name} has lost {other.name}"
-    assert not other.lost(one, before[1]), f"{other.name} has lost {one.name}"
-
-
-# --- connections and requests ------------------------------------------------------------------------------
+# --- connections -------------------------------------------------------------------------------------------
 
 
 async def connect_identify(ground: Ground, one: Peer, other: Peer) -> None:
@@ -112,196 +70,11 @@ async def peers_of(peer: Peer) -> list[str]:
     return list((await peer.do("peers"))["peers"])
 
 
-async def rr_one_shot(ground: Ground, one: Peer, other: Peer) -> None:
-    """A stream, a request with id 0, an answer."""
-    del ground
-    text = body(text="one shot", number=-5, data=bytes(300))
-    answer = await one.do("request", peer=other.peer_id, method="x_echo", body=text, one_shot=True)
-    assert answer["body"] == text
-    hello = await one.do("request", peer=other.peer_id, method="hello", body="a0", one_shot=True)
-    assert codec.decode(bytes.fromhex(hello["body"]), 4_096)["versions"] == [1]
-
-
-async def rr_session(ground: Ground, one: Peer, other: Peer) -> None:
-    """Many requests on one stream, answered as they finish."""
-    del ground
-    quick, is_answered = 0, trio.Event()
-
-    async def ask_slowly() -> None:
-        await one.do("request", peer=other.peer_id, method="x_wait", body=body(ms=SLOW_MS))
-        is_answered.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask_slowly)
-        while not is_answered.is_set():  # a server that answers in order would let few of them by
-            await one.do("request", peer=other.peer_id, method="x_echo", body="a0")
-            quick += 1
-    assert quick >= QUICK_MIN, quick
-    done = await one.do(
-        "requests", peer=other.peer_id, method="x_echo", body=body(data=bytes(200)), count=500, in_flight=32
-    )
-    assert (done["ok"], done["failed"]) == (500, 0), done
-
-
-async def rr_streamed(ground: Ground, one: Peer, other: Peer) -> None:
-    """An answer in parts, of all sizes up to the largest."""
-    del ground
-    for count, size in ((0, 0), (1, 1), (300, 7), (9, names.PART_BYTES_MAX)):
-        whole = b"".join(bytes([number % 256]) * size for number in range(count))
-        answer = await one.do(
-            "request_parts", peer=other.peer_id, method="x_parts", body=body(count=count, size=size)
-        )
-        assert (answer["parts"], answer["bytes"]) == (count, len(whole))
-        assert answer["hash"] == blake3(whole).hexdigest()
-        assert answer["last"] == body(count=count)
-
-
-async def rr_errors(ground: Ground, one: Peer, other: Peer) -> None:
-    """Every code with all that an error frame carries, in a session, alone, and for what is not served."""
-    del ground
-    for one_shot in (False, True):
-        for code in Code:
-            sent = {"code": int(code), "retry_after_ms": 1_234, "message": "why: ü", "detail": b"\x01\x02"}
-            error = await one.refused(
-                "request", "rr", peer=other.peer_id, method="x_error", body=body(**sent), one_shot=one_shot
-            )
-            assert (error["code"], error["name"]) == (int(code), code.name), error
-            assert (error["retry_after_ms"], error["detail"]) == (1_234, "0102"), error
-            assert error["message"] == "why: ü", error
-    unknown = await one.refused("request", "rr", peer=other.peer_id, method="no_such_method", body="a0")
-    assert unknown["name"] == "ERR_UNSUPPORTED", unknown
-    nobody = "a" * 32
-    unserved = await one.refused(
-        "request", "rr", peer=other.peer_id, method="get_genesis", body=body(world_id=nobody)
-    )
-    assert unserved["name"] in {"ERR_NOT_AVAILABLE", "ERR_NOT_FOUND"}, unserved
-    missing = await one.refused(
-        "request_parts", "rr", peer=other.peer_id, method="fetch_blob", body=body(content_hash=bytes(32))
-    )
-    assert missing["name"] == "ERR_NOT_FOUND", missing
-    for bad in ("80", "bf", "a1616101f6"):  # no map; indefinite; bytes after the end
-        refused = await one.refused("request", "rr", peer=other.peer_id, method="x_wait", body=bad)
-        assert refused["name"] == "ERR_BAD_REQUEST", refused
-    await one.do("request", peer=other.peer_id, method="x_echo", body="a0")
-
-
-async def rr_oversize(ground: Ground, one: Peer, other: Peer) -> None:
-    """Frames and bodies past their limits end their stream or request, and nothing else."""
-    del ground
-    async with one_connection(one, other):
-        await _oversize(one, other)
-
-
-async def _oversize(one: Peer, other: Peer) -> None:
-    # A frame one byte over 1 MiB by its length; the rest need not come.
-    length = names.FRAME_BYTES_MAX + 1
-    varint = bytes([length & 0x7F | 0x80, length >> 7 & 0x7F | 0x80, length >> 14])
-    answered = await one.do("send_raw", peer=other.peer_id, data=(varint + b"\x00\x00").hex())
-    assert answered["end"] != "open", answered
-    # A request over 64 KiB for a method that takes no more: told so, and the session goes on.
-    large = frames.encode_request(7, "x_echo", codec.encode({"data": bytes(names.REQUEST_BYTES_MAX)}))
-    small = frames.encode_request(8, "x_echo", b"\xa0")
-    answered = await one.do("send_raw", peer=other.peer_id, data=(large + small).hex())
-    error, answer = _frames(bytes.fromhex(answered["answer"]))
-    assert isinstance(error, frames.ErrorFrame), answered
-    assert (error.request_id, error.code) == (7, Code.ERR_BAD_REQUEST), error
-    assert answer == frames.Answer(8, b"\xa0"), answer
-    for garbage, request_id in GARBAGE.items():
-        answered = await one.do("send_raw", peer=other.peer_id, data=garbage)
-        assert answered["end"] != "open", (garbage, answered)
-        said = [
-            (frame.request_id, frame.code)
-            for frame in _frames(bytes.fromhex(answered["answer"]))
-            if isinstance(frame, frames.ErrorFrame)
-        ]
-        assert said == ([] if request_id is None else [(request_id, Code.ERR_BAD_REQUEST)]), (
-            garbage,
-            answered,
-        )
-
-
-def _frames(data: bytes) -> list[object]:
-    reader, found = frames.FrameReader(), list[object]()
-    reader.feed(data)
-    while (frame := reader.next_frame()) is not frames.NEED_DATA:
-        found.append(frame)
-    return found
-
-
-async def rr_reset(ground: Ground, one: Peer, other: Peer) -> None:
-    """A stream that either side resets in the middle of an answer is an error, and the connection lives."""
-    del ground
-    for after in (0, 1, 40):
-        async with one_connection(one, other):
-            await one.refused(
-                "request_parts", "stream", peer=other.peer_id, method="x_reset", body=body(after=after)
-            )
-    async with one_connection(one, other):  # who asks has had enough of it, long before its end
-        many = body(count=MANY_PARTS, size=names.PART_BYTES_MAX)
-        ask: dict[str, Any] = {"peer": other.peer_id, "method": "x_parts", "body": many}
-        await one.refused("request_parts", "timeout", timeout_ms=ENOUGH_MS, **ask)
-
-
-async def quick_streams(ground: Ground, one: Peer, other: Peer) -> None:
-    """1,000 streams, each for one request, many at a time: none is lost, and the connection lives."""
-    del ground
-    async with one_connection(one, other):
-        done = await one.do(
-            "requests",
-            peer=other.peer_id,
-            method="x_echo",
-            body="a0",
-            count=QUICK_STREAMS,
-            in_flight=QUICK_AT_ONCE,
-            one_shot=True,
-            timeout_ms=60_000,
-            within_s=180,
-        )
-        assert (done["ok"], done["failed"]) == (QUICK_STREAMS, 0), done
-
-
-async def blobs(ground: Ground, one: Peer, other: Peer) -> None:
-    """Blobs are fetched and checked; false bytes are refused."""
-    del ground
-    for size in SIZES:
-        put = await other.do("put_blob", seed=size, size=size)
-        made = blake3(size.to_bytes(8, "big")).digest(length=size)
-        assert put["content_hash"] == codec.content_id(made).hex()
-        begun = await one.do("fetch", peer=other.peer_id, content_hash=put["content_hash"], length=size // 2)
-        assert begun["size"] == size // 2
-        fetched = await one.do("fetch", peer=other.peer_id, content_hash=put["content_hash"])
-        assert fetched["size"] == size
-    wrong = codec.content_id(b"what was asked for").hex()
-    await other.do("forge_blob", content_hash=wrong, data=b"something else".hex())
-    await one.refused("fetch", "refused", peer=other.peer_id, content_hash=wrong)
-    await one.refused("fetch", "rr", peer=other.peer_id, content_hash=bytes(32).hex())
-
-
 # --- gossip ------------------------------------------------------------------------------------------------
 
 
-async def joined(world: HandMadeWorld, topic: str, *peers: Peer) -> None:
-    """All of them know the world, are subscribed, and know that the others are."""
-    for peer in peers:
-        await peer.do("world", genesis=world.genesis.to_bytes().hex())
-        await peer.do("join", topic=topic)
-    for one in peers:
-        for other in peers:
-            if one is not other:
-                await knows_subscriber(one, other, topic)
-
-
-async def knows_subscriber(one: Peer, other: Peer, topic: str) -> None:
-    """One knows that the other is subscribed."""
-
-    async def knows() -> bool:
-        return other.peer_id in (await one.do("mesh", topic=topic))["peers"]
-
-    await until(knows, f"{one.name} knows that {other.name} is subscribed to {topic}")
-
-
 async def gossip(ground: Ground, one: Peer, other: Peer) -> None:
-    """Signed messages are heard both ways; forged ones are rejected, one of another version is ignored."""
+    """Signed messages are heard and passed on; forged ones are rejected, one of another version is ignored."""
     world = HandMadeWorld(f"gossip-{one.name}-{other.name}")
     action, head = names.topic(world.world_id, "action"), names.topic(world.world_id, "head")
     await joined(world, action, one, other)
@@ -320,28 +93,32 @@ async def gossip(ground: Ground, one: Peer, other: Peer) -> None:
     )
     for topic, data, _verdict in bad:
         await one.refused("publish", "refused", topic=topic, data=data.hex())
-    liar = await ground.start(one.name.partition("-")[0], 900, careless=True)
+    liar = await ground.start(one.language, 900, careless=True)
     await connected(liar, other)
     await joined(world, head, liar)
     await joined(world, action, liar)
-    for topic, data, verdict in bad:
-        await knows_subscriber(liar, other, topic)
-        await liar.do("publish", topic=topic, data=data.hex())
-        await other.event("gossip", topic=topic, verdict=verdict, data=data.hex())
+    # It has no other neighbour, and takes whatever is passed on to it.
+    async with open_listener(other.addr, (head, action)) as listener:
+        for topic in (head, action):
+            await knows_subscriber(other, listener, topic)
+        for topic, data, verdict in bad:
+            await knows_subscriber(liar, other, topic)
+            await liar.do("publish", topic=topic, data=data.hex())
+            await other.event("gossip", topic=topic, verdict=verdict, data=data.hex())
+        sound = {(head, world.head(20)), (action, world.envelope(20))}
+        for topic, data in sound:
+            await one.do("publish", topic=topic, data=data.hex())
+
+        async def has_heard() -> bool:
+            return sound <= set(listener.heard)
+
+        await until(has_heard, f"{other.name} passes on what is sound")
+        refused = {(topic, data) for topic, data, _verdict in bad}
+        assert refused.isdisjoint(listener.heard), f"{other.name} passes on what it refuses"
     await liar.stop()
 
 
 # --- DHT ---------------------------------------------------------------------------------------------------
-
-
-async def in_table(one: Peer, other: Peer) -> None:
-    """Both have each other in their routing tables."""
-    for peer, about in ((one, other), (other, one)):
-
-        async def has(peer: Peer = peer, about: Peer = about) -> bool:
-            return about.peer_id in (await peer.do("dht_peers"))["peers"]
-
-        await until(has, f"{peer.name} has {about.name} in its table")
 
 
 async def dht_heads(ground: Ground, one: Peer, other: Peer) -> None:
@@ -359,14 +136,14 @@ async def dht_heads(ground: Ground, one: Peer, other: Peer) -> None:
         (one, other, world.head(5)),
         (other, one, world.head(6)),
         (one, other, newest),
-        (one, other, newest),
     ):
         await writer.do("dht_put", key=key, value=value.hex())
         await holds(holder, key, value)
         assert (await holder.do("dht_get", key=key))["value"] == value.hex()
+    await refreshed(one, other, key, newest)
     for forged in (world.head(7, by=world.actor), b"\xa0", HandMadeWorld("another").head(9)):
         await one.refused("dht_put", "refused", key=key, value=forged.hex())
-    liar = await ground.start(one.name.partition("-")[0], 901, careless=True)
+    liar = await ground.start(one.language, 901, careless=True)
     await connected(liar, other)
     await in_table(liar, other)
     for bad in (world.head(4), world.head(8, by=world.actor), HandMadeWorld("another").head(9)):
@@ -383,12 +160,31 @@ async def dht_heads(ground: Ground, one: Peer, other: Peer) -> None:
     await liar.stop()
 
 
+async def refreshed(writer: Peer, holder: Peer, key: str, value: bytes) -> None:
+    """The same value, put once more, is held anew."""
+
+    async def age_ms() -> int:
+        return int((await holder.do("dht_held", key=key))["age_ms"])
+
+    async def is_old() -> bool:
+        return await age_ms() >= AGED_MS
+
+    await until(is_old, f"{holder.name} has held it for a while")
+    before = await age_ms()
+    await writer.do("dht_put", key=key, value=value.hex())
+
+    async def is_younger() -> bool:
+        return await age_ms() < before
+
+    await until(is_younger, f"{holder.name} holds anew what is put again")
+
+
 async def dht_reads(ground: Ground, one: Peer, other: Peer) -> None:
     """A newcomer learns from others what nobody has put or provided to it, and the best of several answers.
 
     Who puts or provides something tells new servers of it, so whoever did is killed before the newcomer starts.
     """
-    asking, answering = (peer.name.partition("-")[0] for peer in (one, other))
+    asking, answering = one.language, other.language
     world = HandMadeWorld(f"reads-{one.name}-{other.name}")
     key, best = names.head_key(world.world_id), world.head(6)
     writer = await ground.start(asking, 903)
@@ -468,12 +264,12 @@ async def restart(ground: Ground, one: Peer, other: Peer) -> None:
     await joined(world, topic, one, other)
     await one.do("publish", topic=topic, data=world.envelope(0).hex())
     await other.event("gossip", topic=topic, data=world.envelope(0).hex())
-    language, seed = other.name.split("-")
-    for first, redials in ((100, one), (300, None)):
+    language, seed = other.language, int(other.name.removeprefix(f"{other.language}-"))
+    for first, redials in ((100, one), (300, None), (500, one)):  # the third time who dialled is killed
         one.events.clear()
         await other.kill()
         await one.event("disconnected", peer=other.peer_id, within_s=FROZEN_S)
-        back = await ground.start(language, int(seed), listen=other.addr.split("/p2p/")[0])
+        back = await ground.start(language, seed, listen=other.addr.split("/p2p/")[0])
         assert back.peer_id == other.peer_id
         await connected(*((one, back) if redials else (back, one)))
         for asker, asked in ((one, back), (back, one)):
@@ -501,8 +297,7 @@ async def heard_at_last(world: HandMadeWorld, topic: str, sender: Peer, hearer: 
 
 async def frozen(ground: Ground, one: Peer, other: Peer) -> None:
     """A peer that says nothing any more is dropped, and does not hold up whoever asks it."""
-    language = other.name.partition("-")[0]
-    stuck = await ground.start(language, 902)
+    stuck = await ground.start(other.language, 902)
     await connected(one, stuck)
     await stuck.freeze()
     await one.refused("request", "timeout", peer=stuck.peer_id, method="x_echo", body="a0", timeout_ms=2_000)
@@ -514,14 +309,7 @@ async def frozen(ground: Ground, one: Peer, other: Peer) -> None:
 PAIRS: Final[dict[str, Scenario]] = {
     "connect + identify": connect_identify,
     "disconnect + dial back": parting,
-    "rr one-shot": rr_one_shot,
-    "rr session": rr_session,
-    "rr streamed": rr_streamed,
-    "rr error codes": rr_errors,
-    "rr oversize": rr_oversize,
-    "rr reset midway": rr_reset,
-    "1,000 quick streams": quick_streams,
-    "fetch + verify": blobs,
+    **ASKING,
     "gossip": gossip,
     "dht heads": dht_heads,
     "dht providers": dht_providers,

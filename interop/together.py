@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -19,10 +19,11 @@ import trio
 
 from bootstrap.demo.processes import Network, end_process, free_ports
 from bootstrap.node import open_client, verify_world
-from interop.driver import CommandFailed, Ground, Peer
+from interop.driver import CommandFailed, Ground, Peer, PeerFailed
 from interop.liar import Liar, open_liar
-from interop.lies import HEAD_LIES, RECEIPT_LIES, STATE_LIES
-from interop.scenarios import connected, knows_subscriber, until
+from interop.lies import HEAD_LIES, PROMISE_LIES, RECEIPT_LIES, STATE_LIES, WORLD_LIES
+from interop.on_the_wire import on_the_wire
+from interop.steps import body, connected, knows_subscriber, until
 from interop.vectors_expected import expected_refusals, tampered
 from interop.worlds import HandMadeWorld
 from p2p import names
@@ -34,6 +35,7 @@ from runtime.records import Bounds, Genesis
 
 VECTORS: Final = Path(__file__).parent / "vectors"
 SETTLE_S: Final = 60.0
+WAIT_MS: Final = 60_000
 GENESIS_FILE: Final = "world.genesis"
 LAYOUT: Final = {
     "index": ("index",),  # has no blobs: when the other one is stopped, nobody of this world has any
@@ -43,6 +45,8 @@ LIES_ABOUT: Final[dict[str, Iterable[str]]] = {
     "head": HEAD_LIES,
     "state_proof": STATE_LIES,
     "receipt_proof": RECEIPT_LIES,
+    "submit": PROMISE_LIES,
+    "mirror": WORLD_LIES,
 }
 LATE: Final = {"observer": ("observer",)}
 Solo: TypeAlias = Callable[..., Awaitable[None]]
@@ -130,6 +134,27 @@ def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, A
     ]
 
 
+async def ends(ground: Ground, *, language: str) -> None:
+    """A peer ends by itself, with exit code 0, however it is told to, whatever it is doing then."""
+    other = await ground.start(language, 1)
+    for seed, end in enumerate((Peer.quit, Peer.hang_up, Peer.stop), start=2):
+        peer = await ground.start(language, seed)
+        await connected(peer, other)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_ever, peer, other)
+            await peer.do("request", peer=other.peer_id, method="x_echo", body="a0")
+            code = await end(peer)
+            assert code == 0, f"{end.__name__}: exit code {code}"
+        await other.event("disconnected", peer=peer.peer_id)
+
+
+async def wait_for_ever(peer: Peer, other: Peer) -> None:
+    """A command that would take longer than the peer has. Whether it is answered before the end is left open."""
+    ask: dict[str, Any] = {"peer": other.peer_id, "method": "x_wait", "body": body(ms=WAIT_MS)}
+    with suppress(CommandFailed, PeerFailed):
+        await peer.do("request", timeout_ms=WAIT_MS, **ask)
+
+
 @dataclass(frozen=True, slots=True)
 class PythonWorld:
     """A running world of real nodes, and one actor with fuel."""
@@ -195,7 +220,7 @@ async def world(ground: Ground, *, language: str) -> None:
         ] == running.world_id
         node = names.peer_text(running.network.nodes["world"].identity.peer_id)
         await act_and_prove(peer, node, running)
-        await see_through(peer, running)
+        await see_through(ground, language, running)
         height = await store(peer, node, running)
         await serve_a_verifier(peer, height, running)
         await serve_an_observer(peer, height, running)
@@ -211,6 +236,8 @@ async def act_and_prove(peer: Peer, node: str, running: PythonWorld) -> None:
         {"agent_id": "abroad", "x_cm": 1, "y_cm": 2, "z_cm": 0, "endow": {"fuel": 10}},
     ]
     move = ["move_agent", {"agent_id": "abroad", "x_cm": 30, "y_cm": 40, "z_cm": 0}]
+    codes = [[("Applied", 0)], [("AtomicRolledBack", 0), ("UnknownAction", 1)]]
+    # One after the other, so that each has a block of its own.
     for nonce, actions in enumerate(
         ([register], [move, ["say", {"text": "hello", "data": {"hex": "00ff"}}]])
     ):
@@ -220,11 +247,9 @@ async def act_and_prove(peer: Peer, node: str, running: PythonWorld) -> None:
         )
         assert submitted["outcome"] == "accepted", submitted
         running.told.append(submitted["envelope_hash"])
-    codes = [[("Applied", 0)], [("AtomicRolledBack", 0), ("UnknownAction", 1)]]
-    for envelope_hash, expected in zip(running.told, codes, strict=True):
-        proved = await proved_receipt(peer, node, world_id, envelope_hash)
-        assert [(one["code"], one["index"]) for one in proved["receipts"]] == expected, proved
-        assert proved["head_height"] >= proved["height"] >= 1
+        proved = await proved_receipt(peer, node, world_id, submitted["envelope_hash"])
+        assert [(one["code"], one["index"]) for one in proved["receipts"]] == codes[nonce], proved
+        assert proved["head_height"] >= proved["height"] >= nonce + 1
         assert proved["trust"] == "attested"
     ask: dict[str, Any] = {"peer": node, "world_id": world_id, "namespace": "agents"}
     found = await peer.do("state_proof", key=b"abroad".hex(), **ask)
@@ -259,19 +284,30 @@ async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: st
                 await trio.sleep(0.1)
 
 
-async def see_through(peer: Peer, running: PythonWorld) -> None:
-    """A liar between the peer and the node: what it says that is true is believed, and no lie is."""
-    world_id = running.world_id
+async def see_through(ground: Ground, language: str, running: PythonWorld) -> None:
+    """A liar between a new peer and the node: what it says that is true is believed, and no lie is."""
     asked: dict[str, dict[str, Any]] = {
         "head": {},
         "state_proof": {"namespace": "agents", "key": b"abroad".hex()},
         "receipt_proof": {"envelope_hash": running.told[-1]},
+        "submit": {
+            "seed": running.actor_seed.hex(),
+            "nonce": len(running.told),
+            "expires_at_height": 1_000,
+            "timestamp_ms": time.time_ns() // 1_000_000,
+            "atomic": False,
+            "actions": [["say", {"text": "to a liar"}]],
+        },
+        "mirror": {},
     }
     async with open_client([running.addr("world")]) as client, open_liar(client) as liar:
+        peer = await ground.start(language, 3)
         await peer.do("dial", addr=liar.addr)
         for do, fields in asked.items():
-            for lie in ("", *LIES_ABOUT[do], ""):
-                await believes(peer, liar, do, lie, {"world_id": world_id, **fields})
+            # What was mirrored once is not asked for again.
+            for lie in (*([] if do == "mirror" else [""]), *LIES_ABOUT[do], ""):
+                await believes(peer, liar, do, lie, {"world_id": running.world_id, **fields})
+        await peer.stop()
 
 
 async def believes(peer: Peer, liar: Liar, do: str, lie: str, fields: dict[str, Any]) -> None:
@@ -346,7 +382,7 @@ async def mixed(ground: Ground, *, languages: list[str]) -> None:
     await gossip_reaches_all(line, made)
     for height, (one, other) in enumerate(((line[0], line[-1]), (line[-1], line[0])), start=1):
         await record_reaches(one, other, made, height)
-        await blob_is_found(one, other)
+        await blob_is_found(one, other, seed=height)
 
 
 async def mixed_otherwise(ground: Ground, *, languages: list[str]) -> None:
@@ -391,9 +427,9 @@ async def record_reaches(writer: Peer, reader: Peer, made: HandMadeWorld, height
     await until(reads, f"{reader.name} reads what {writer.name} put")
 
 
-async def blob_is_found(holder: Peer, seeker: Peer) -> None:
+async def blob_is_found(holder: Peer, seeker: Peer, seed: int) -> None:
     """Found by its hash, dialled where its record says, fetched and checked."""
-    content = (await holder.do("put_blob", seed=5, size=256 * 1024))["content_hash"]
+    content = (await holder.do("put_blob", seed=seed, size=256 * 1024))["content_hash"]
     await holder.do("provide", content_hash=content)
     addrs: list[str] = []
 
@@ -411,6 +447,8 @@ async def blob_is_found(holder: Peer, seeker: Peer) -> None:
 SOLO: Final[dict[str, Solo]] = {
     "vectors": vectors,
     "malformed commands": malformed,
+    "start and end": ends,
+    "on the wire": on_the_wire,
     "a Python world": world,
 }
 NETWORKS: Final[dict[str, Solo]] = {

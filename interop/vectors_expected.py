@@ -7,7 +7,7 @@ told to refuse, without looking, by the wrong files.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 Vectors: TypeAlias = Any
@@ -65,9 +65,38 @@ def tampered(files: dict[str, Vectors]) -> Iterator[tuple[str, Vectors]]:
     merkle = changed("merkle")
     merkle["trees"][-1]["root"] = _flipped(merkle["trees"][-1]["root"])
     yield "merkle", merkle
+    merkle = changed("merkle")
+    merkle["trees"][-1]["paths"][-1][0] = _flipped(merkle["trees"][-1]["paths"][-1][0])
+    yield "merkle", merkle
+    for ids in _wrong_ids(files["ids"]):
+        yield "ids", ids
+    frames = changed("frames")
+    frames["frames"][-1]["id"] += 1
+    yield "frames", frames
+    state = changed("state")
+    state[-1]["root"] = _flipped(state[-1]["root"])
+    yield "state", state
     step = changed("step")
     step["block_hash"] = _flipped(step["block_hash"])
     yield "step", step
+
+
+def _wrong_ids(ids: Vectors) -> Iterator[Vectors]:
+    def wrong(change: Callable[[Vectors], None]) -> Vectors:
+        changed = copy.deepcopy(ids)
+        change(changed)
+        return changed
+
+    other_world = ids["head_key"].replace("/aw/world/", "/aw/world/a")[: len(ids["head_key"])]
+    yield wrong(lambda one: one["content_id"].update(hex=_flipped(ids["content_id"]["hex"])))
+    yield wrong(lambda one: one["content_id"].update(cid=ids["content_id"]["cid"][:-1] + "a"))
+    yield wrong(lambda one: one["peer"].update(key_id=ids["peer"]["key_id"][:-2] + "00"))
+    yield wrong(lambda one: one["peer"].update(text=ids["peer"]["text"][:-1] + "z"))
+    yield wrong(lambda one: one["world_id"].update(world_id="a" * 32))
+    yield wrong(lambda one: one.update(head_key=other_world))
+    yield wrong(lambda one: one.update(provider_key=ids["provider_key"][:-1] + "0"))
+    yield wrong(lambda one: one.update(world_content_id=_flipped(ids["world_content_id"])))
+    yield wrong(lambda one: one["topics"].append(ids["topics"][0] + "s"))
 
 
 def _flipped(text: str) -> str:

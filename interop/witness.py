@@ -1,0 +1,140 @@
+"""Python hosts beside the peers: one whose streams are answered by hand, and one that hears what is passed on to it.
+
+Hides: the hosts. Guarantees: nothing is answered, checked or asked but what the scenario says; both have ended when
+their block is left.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import secrets
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from bootstrap.node import now_ms
+from interop.py import raw
+from p2p import frames, names
+from p2p.host import HostConfig, Libp2pStream, open_network
+from p2p.identity import Identity
+from p2p.network import Message, Subscription, Verdict
+from runtime.services import HeadRecords
+
+FRAME_S: Final = 20.0  # for the peer to ask
+READ_BYTES: Final = 64 * 1024
+
+
+class Asked:
+    """A stream that a peer has opened, to be answered by hand."""
+
+    def __init__(self, stream: Libp2pStream) -> None:
+        self._stream = stream
+        self._reader = frames.FrameReader()
+        self.left = trio.Event()
+
+    async def request(self) -> frames.Request:
+        """The next request. Raises AssertionError for anything else, StreamBroken, TooSlowError."""
+        with trio.fail_after(FRAME_S):
+            while (frame := self._reader.next_frame()) is frames.NEED_DATA:
+                data = await self._stream.read(READ_BYTES)
+                assert data, "the stream was ended where a request was expected"
+                self._reader.feed(data)
+        assert isinstance(frame, frames.Request), frame
+        return frame
+
+    async def is_silent(self, for_s: float) -> bool:
+        """Whether nothing is asked for so long."""
+        with trio.move_on_after(for_s):
+            await self.request()
+            return False
+        return True
+
+    async def send(self, *frames_: bytes) -> None:
+        """Bytes as they are. Raises StreamBroken."""
+        await self._stream.write(b"".join(frames_))
+
+    async def end(self) -> None:
+        """Nothing more is sent."""
+        await self._stream.close()
+
+    async def reset(self) -> None:
+        """Give the stream up."""
+        await self._stream.reset()
+        self.left.set()
+
+
+@dataclass(slots=True)
+class Wire:
+    """Where a peer can ask; `opened` counts its streams."""
+
+    peer_id: str
+    addr: str
+    opened: int
+    _waiting: trio.MemoryReceiveChannel[Asked]
+
+    async def stream(self) -> Asked:
+        """The next stream that was opened. Raises TooSlowError."""
+        with trio.fail_after(FRAME_S):
+            return await self._waiting.receive()
+
+
+def _config(listen: tuple[str, ...]) -> HostConfig:
+    return HostConfig(
+        identity=Identity(secrets.token_bytes(32)),
+        listen=listen,
+        rng=random.Random(secrets.randbits(128)),
+        now_ms=now_ms,
+    )
+
+
+@asynccontextmanager
+async def open_wire() -> AsyncIterator[Wire]:
+    """A host that listens."""
+    tell, waiting = trio.open_memory_channel[Asked](
+        math.inf
+    )  # of one peer, which asks as often as it is told to
+    async with open_network(_config(("/ip4/127.0.0.1/tcp/0",)), {}, HeadRecords()) as network:
+        wire = Wire(names.peer_text(network.peer_id), network.addrs()[0], 0, waiting)
+
+        async def take(stream: Libp2pStream) -> None:
+            asked = Asked(stream)
+            wire.opened += 1
+            tell.send_nowait(asked)
+            await asked.left.wait()
+
+        raw.take_streams(network, take)
+        yield wire
+
+
+@dataclass(slots=True)
+class Listener:
+    """Who hears only what one neighbour passes on: topic and data of each message."""
+
+    peer_id: str
+    name: str = "a listener"
+    heard: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def open_listener(addr: str, topics: Iterable[str]) -> AsyncIterator[Listener]:
+    """A host that nobody can dial, subscribed to these, with one neighbour."""
+    async with open_network(_config(()), {}, HeadRecords()) as network, trio.open_nursery() as nursery:
+        listener = Listener(names.peer_text(network.peer_id))
+
+        def check(message: Message) -> Verdict:
+            listener.heard.append((message.topic, message.data))
+            return Verdict.ACCEPT
+
+        async def drain(subscription: Subscription) -> None:
+            while True:
+                await subscription.receive()
+
+        for topic in topics:
+            nursery.start_soon(drain, await network.join(topic, check))
+        await network.connect([addr])
+        yield listener
+        nursery.cancel_scope.cancel()
