@@ -101,3 +101,5 @@ wheel: $(STAMP)
 
 clean:
 	rm -rf .venv .cache .hypothesis .mypy_cache .ruff_cache build dist *.egg-info .coverage .coverage.*
+	rm -rf interop/go/peer interop/go/submit interop/rust/target interop/rust/Cargo.lock
+	rm -rf interop/js/node_modules interop/js/browser/node_modules interop/js/browser/dist

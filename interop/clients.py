@@ -59,7 +59,10 @@ EXAMPLES: Final = {
         # The peer's own build first: it makes the lock that cargo then goes by.
         (
             LANGUAGES["rust"].build,
-            ("cargo", "build", "--locked", "--profile", "interop", "--example", "submit"),
+            (
+                *("cargo", "build", "--locked", "--profile", "interop", "--example", "submit"),
+                *("--target-dir", "target"),
+            ),
         ),
         (str(HERE / "rust/target/interop/examples/submit"),),
     ),

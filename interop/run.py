@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -113,7 +113,7 @@ async def run_alone(
 def work_of(options: argparse.Namespace, open_one: OpenGround) -> list[Work]:
     """All that was asked for, each piece on a ground of its own."""
     languages: list[str] = options.languages
-    wanted = options.scenarios or [*PAIRS, *SOLO, *NETWORKS]
+    wanted = options.scenarios or ([*PAIRS] if options.pairs else [*PAIRS, *SOLO, *NETWORKS])
     names = [name for name in PAIRS if name in wanted]
     pairs = [(one, other) for one, other in itertools.product(languages, repeat=2)]
     chosen = options.pairs or [f"{one}>{other}" for one, other in pairs]
@@ -160,13 +160,14 @@ async def run_all(options: argparse.Namespace, logs: Path) -> list[Cell]:
 
 
 async def run_careless(options: argparse.Namespace, logs: Path) -> list[Cell]:
-    """Each language in turn checks nothing: the cells of those scenarios that would notice, with it on either side."""
+    """Each language in turn, as NAME*, checks nothing: cells of those scenarios that would notice, on either side."""
     cells: list[Cell] = []
     for language in options.languages:
         beside = next((one for one in options.languages if one != language), language)
         pairs = list(dict.fromkeys((f"{language}>{beside}", f"{beside}>{language}")))
         asked = {"careless": language, "pairs": pairs, "scenarios": list(NOTICED_BY)}
-        cells += await run_all(argparse.Namespace(**vars(options) | asked), logs)
+        found = await run_all(argparse.Namespace(**vars(options) | asked), logs)
+        cells += [replace(cell, peers=cell.peers.replace(language, f"{language}*")) for cell in found]
     return cells
 
 
@@ -192,7 +193,9 @@ def main() -> int:
     """Parse, build, run, print."""
     parser = argparse.ArgumentParser(prog="make interop", description=__doc__)
     parser.add_argument("--languages", type=lambda text: text.split(","), help="such as py,go")
-    parser.add_argument("--pairs", type=lambda text: text.split(","), help="such as go>py,py>go")
+    parser.add_argument(
+        "--pairs", type=lambda text: text.split(","), help="such as go>py,py>go, and nothing else"
+    )
     parser.add_argument("--scenarios", type=lambda text: text.split(";"), help="by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="compositions at a time")
     parser.add_argument("--repeat", type=int, default=1, help="the whole matrix so many times in a row")
@@ -210,6 +213,8 @@ def main() -> int:
     unknown |= set(options.scenarios or ()) - {*PAIRS, *SOLO, *NETWORKS}
     unknown |= {options.careless} - {"", *LANGUAGES}
     unknown |= set(options.pairs or ()) - {">".join(pair) for pair in itertools.product(LANGUAGES, repeat=2)}
+    if options.self_check and (options.pairs or options.scenarios or options.careless):
+        parser.error("--self-check chooses pairs, scenarios and who is careless by itself")
     if unknown or options.jobs < 1 or options.repeat < 1:
         parser.error(f"not known: {', '.join(sorted(unknown)) or 'jobs and repeat are at least 1'}")
     try:

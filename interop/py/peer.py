@@ -64,9 +64,10 @@ async def take_commands(table: Table, nursery: trio.Nursery) -> None:
     left = bytearray()
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
         async for chunk in stdin:
+            lines: list[bytearray] = []
             left += chunk
-            *lines, rest = left.split(b"\n")
-            left = bytearray(rest)
+            if b"\n" in chunk:  # a long line is not looked through again for each piece of it
+                *lines, left = left.split(b"\n")
             if len(left) > LINE_BYTES_MAX:
                 raise SystemExit(f"error: stdin: a line over {LINE_BYTES_MAX} bytes")
             for line in filter(None, lines):

@@ -63,7 +63,9 @@ def main() -> None:
                 write_lock()
         case _:
             sys.exit("usage: ./build [release | --update]")
-    cargo("build", "--locked", "--profile", "release" if "release" in sys.argv else "interop")
+    profile = "release" if "release" in sys.argv else "interop"
+    # Where CARGO_TARGET_DIR says otherwise nobody would find the peer.
+    cargo("build", "--locked", "--profile", profile, "--target-dir", str(HERE / "target"))
 
 
 main()
