@@ -12,7 +12,7 @@ import trio
 from blake3 import blake3
 
 from interop.driver import Ground, Peer
-from interop.steps import Scenario, body, encoded, one_connection
+from interop.steps import Scenario, body, connected, encoded, one_connection
 from p2p import frames, names
 from p2p.errors import Code
 from runtime import codec
@@ -22,6 +22,7 @@ QUICK_AT_ONCE: Final = 48  # below streams_per_peer_max, beside the session
 SLOW_MS: Final = 3_000
 QUICK_MIN: Final = 10  # requests, while a slow one is answered
 BRIEF_MS: Final = 300
+BUSY_MS: Final = 500  # longer than anybody waits before it says BUSY, shorter than send_raw waits for more
 SIZES: Final = (1_024, 256 * 1_024, 8 << 20)
 MANY_PARTS: Final = 250  # of 256 KiB: more than anybody reads in ENOUGH_MS
 ENOUGH_MS: Final = 40
@@ -68,7 +69,7 @@ async def _answered_as_they_finish(one: Peer, other: Peer) -> None:
     answered = await one.do("send_raw", peer=other.peer_id, data=both.hex())
     assert _frames(answered)[0] == frames.Answer(2, first), answered
     # A session has so many places; whoever asks for more is told so, and the session goes on.
-    places = names.IN_FLIGHT_PER_SESSION_MAX
+    places, slow = names.IN_FLIGHT_PER_SESSION_MAX, encoded(ms=BUSY_MS)
     asked = b"".join(frames.encode_request(number, "x_wait", slow) for number in range(1, places + 2))
     answered = await one.do("send_raw", peer=other.peer_id, data=asked.hex())
     busy, *others = _frames(answered)
@@ -123,9 +124,12 @@ async def rr_errors(ground: Ground, one: Peer, other: Peer) -> None:
 
 async def rr_oversize(ground: Ground, one: Peer, other: Peer) -> None:
     """Frames and bodies past their limits end their stream or request, and nothing else."""
-    del ground
-    async with one_connection(one, other):
-        await _oversize(one, other)
+    # Who breaks the rules so often may be cut off for it: not who asks on.
+    breaker = await ground.start(one.language, 907)
+    await connected(breaker, other)
+    async with one_connection(one, other), one_connection(breaker, other):
+        await _oversize(breaker, other)
+    await breaker.stop()
 
 
 async def _oversize(one: Peer, other: Peer) -> None:

@@ -5,40 +5,55 @@ Guarantees: streams, ids and places are counted where they arrive. Implements do
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
 
 import trio
 from blake3 import blake3
 
-from interop.driver import Ground, Peer
+from interop.driver import CommandFailed, Ground, Peer
 from interop.steps import body, encoded
 from interop.witness import Asked, Wire, open_wire
 from p2p import frames, names
-from p2p.errors import StreamBroken
+from p2p.errors import Code, StreamBroken
 
 ALONE: Final = 20  # requests, each on a stream of its own
+ALONE_BY: Final[dict[str, dict[str, Any]]] = {"request": {"one_shot": True}, "request_parts": {}}
 PLACES: Final = names.IN_FLIGHT_PER_SESSION_MAX
 SILENT_S: Final = 0.5
 BRIEF_MS: Final = 300
 PART: Final = bytes(names.PART_BYTES_MAX)
 TOO_MANY_PARTS: Final = names.ANSWER_PARTS_BYTES_MAX // len(PART) + 1
+LENGTH_BYTES: Final = 3  # of a frame that is longer than 16 KiB
+PART_TYPE: Final = 2
+UNKNOWN_TYPE: Final = 4
+Answering: TypeAlias = Callable[[int], bytes]
+"""A frame for the request of this id, which is below 128."""
 TOO_LONG: Final = bytes.fromhex("818040")  # the length of a frame: one byte over 1 MiB
 
 
 async def on_the_wire(ground: Ground, *, language: str) -> None:
     """Streams of their own, one session, places, late answers, cut and false ones, and too large ones."""
+    asker = await ground.start(language, 1)
     async with open_wire() as wire:
-        asker = await ground.start(language, 1)
         await asker.do("dial", addr=wire.addr)
         await each_alone(asker, wire)
         session = await one_session(asker, wire)
         await late_answer(asker, wire, session)
         await parts_alone(asker, wire)
-        await asks_in(session, asker, wire)
+        await given_up(asker, wire)
         await cut_short(asker, wire)
-        session = await false_answers(asker, wire, session)
         await too_much(asker, wire)
         await asks_in(session, asker, wire)
+    # Who answers falsely may be cut off for it, so that each kind has a host of its own.
+    async with open_wire() as wire:
+        await asker.do("dial", addr=wire.addr)
+        await false_in_a_session(asker, wire)
+    for do, fields in ALONE_BY.items():
+        async with open_wire() as wire:
+            await asker.do("dial", addr=wire.addr)
+            await false_alone(asker, wire, do, fields)
 
 
 def _ask(wire: Wire, number: int = 0) -> dict[str, Any]:
@@ -135,7 +150,7 @@ async def parts_alone(asker: Peer, wire: Wire) -> None:
 async def cut_short(asker: Peer, wire: Wire) -> None:
     """A stream that ends before the last frame is whole, however it ends, is no answer."""
     whole = frames.encode_answer(0, encoded(text="the last"))
-    for do, fields in (("request", {"one_shot": True}), ("request_parts", {})):
+    for do, fields in ALONE_BY.items():
         for sent in (b"", whole[: len(whole) // 2], whole[:1]):
             for is_reset in (False, True):
                 async with trio.open_nursery() as nursery:
@@ -150,40 +165,98 @@ async def cut_short(asker: Peer, wire: Wire) -> None:
                     await asker.refused(do, "stream", **fields, **_ask(wire))
 
 
-async def false_answers(asker: Peer, wire: Wire, session: Asked) -> Asked:
+def _of_another(number: int) -> bytes:
+    return frames.encode_answer(number + 1, b"\xa0")
+
+
+def _error_of_another(number: int) -> bytes:
+    return frames.encode_error(number + 1, Code.ERR_NOT_FOUND, "nobody asked")
+
+
+def _a_request(number: int) -> bytes:
+    return frames.encode_request(number, "x_echo", b"\xa0")
+
+
+def _a_part(number: int) -> bytes:
+    return frames.encode_part(number, b"a part")
+
+
+def _a_part_of_another(number: int) -> bytes:
+    return frames.encode_part(number + 1, b"a part")
+
+
+def _a_part_too_large(number: int) -> bytes:
+    part = bytearray(frames.encode_answer(number, bytes(len(PART) + 1)))
+    part[LENGTH_BYTES] = PART_TYPE
+    return bytes(part)
+
+
+def _of_no_type(number: int) -> bytes:
+    return bytes([3, UNKNOWN_TYPE, number, 0xA0])
+
+
+def _too_long(number: int) -> bytes:
+    del number
+    return TOO_LONG
+
+
+FALSE: Final = (_of_another, _error_of_another, _a_request, _of_no_type, _too_long)
+FALSE_BY: Final = {
+    "request": (*FALSE, _a_part),
+    "request_parts": (*FALSE, _a_part_of_another, _a_part_too_large),
+}
+
+
+async def false_in_a_session(asker: Peer, wire: Wire) -> None:
     """What no server sends ends the session, and those who wait in it learn so; the next request begins another."""
-
-    def of_another(number: int) -> bytes:
-        return frames.encode_answer(number + 1, b"\xa0")
-
-    def a_request(number: int) -> bytes:
-        return frames.encode_request(number, "x_echo", b"\xa0")
-
-    def a_part(number: int) -> bytes:
-        return frames.encode_part(number, b"a part of no parts method")
-
-    def unknown(number: int) -> bytes:
-        frame = bytearray(frames.encode_answer(number, b"\xa0"))
-        frame[1] = 4  # its type
-        return bytes(frame)
-
-    def too_long(number: int) -> bytes:
-        del number
-        return TOO_LONG
-
-    for false in (of_another, a_request, a_part, unknown, too_long):
+    for false in (*FALSE, _a_part):
+        session = await next_session(asker, wire)
         async with trio.open_nursery() as nursery:
 
-            async def answer(session: Asked = session, false: Any = false) -> None:
+            async def answer(session: Asked = session, false: Answering = false) -> None:
                 await session.send(false((await session.request()).request_id))
+                await session.ended()
 
             nursery.start_soon(answer)
-            try:
-                await asker.refused("request", "stream", **_ask(wire))
-            except AssertionError as error:
-                raise AssertionError(f"{false.__name__}: {error}") from error
-        session = await next_session(asker, wire)
-    return session
+            await no_answer(asker, "request", false, _ask(wire))
+
+
+async def false_alone(asker: Peer, wire: Wire, do: str, fields: dict[str, Any]) -> None:
+    """The same on a stream of its own, which is given up."""
+    for false in FALSE_BY[do]:
+        async with trio.open_nursery() as nursery:
+
+            async def answer(false: Answering = false) -> None:
+                stream = await wire.stream()
+                await stream.send(false((await stream.request()).request_id))
+                await stream.ended()
+
+            nursery.start_soon(answer)
+            await no_answer(asker, do, false, fields | _ask(wire))
+
+
+async def no_answer(asker: Peer, do: str, false: Answering, fields: dict[str, Any]) -> None:
+    """It is told that there was none. Raises AssertionError with the name of what was taken for one."""
+    try:
+        await asker.refused(do, "stream", **fields)
+    except (AssertionError, CommandFailed) as error:
+        raise AssertionError(f"{do}: {false.__name__}: {error}") from error
+
+
+async def given_up(asker: Peer, wire: Wire) -> None:
+    """Whose time is over gives its stream up."""
+    for do, fields in ALONE_BY.items():
+        async with trio.open_nursery() as nursery:
+
+            async def answer(do: str = do) -> None:
+                stream = await wire.stream()
+                number = (await stream.request()).request_id
+                if do == "request_parts":
+                    await stream.send(frames.encode_part(number, PART))
+                await stream.ended()
+
+            nursery.start_soon(answer)
+            await asker.refused(do, "timeout", timeout_ms=BRIEF_MS, **fields, **_ask(wire))
 
 
 async def next_session(asker: Peer, wire: Wire) -> Asked:
@@ -203,28 +276,16 @@ async def next_session(asker: Peer, wire: Wire) -> Asked:
 
 
 async def too_much(asker: Peer, wire: Wire) -> None:
-    """An answer in parts above the limit is given up, and so is a frame, and a part of one."""
+    """An answer whose parts are above the limit is given up."""
     async with trio.open_nursery() as nursery:
 
         async def pour() -> None:
             stream = await wire.stream()
             number = (await stream.request()).request_id
-            try:
+            with suppress(StreamBroken):  # it may be given up at the last part that it takes
                 for _ in range(TOO_MANY_PARTS):
                     await stream.send(frames.encode_part(number, PART))
-                await stream.send(frames.encode_answer(number, b"\xa0"))
-            except StreamBroken:  # has been given up, as it should be
-                return
+            await stream.ended()
 
         nursery.start_soon(pour)
         await asker.refused("request_parts", "too_large", timeout_ms=60_000, **_ask(wire))
-        nursery.cancel_scope.cancel()
-    async with trio.open_nursery() as nursery:
-
-        async def answer() -> None:
-            stream = await wire.stream()
-            await stream.request()
-            await stream.send(TOO_LONG)
-
-        nursery.start_soon(answer)
-        await asker.refused("request_parts", "stream", **_ask(wire))

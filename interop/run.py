@@ -194,7 +194,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make interop", description=__doc__)
     parser.add_argument("--languages", type=lambda text: text.split(","), help="such as py,go")
     parser.add_argument(
-        "--pairs", type=lambda text: text.split(","), help="such as go>py,py>go, and nothing else"
+        "--pairs",
+        type=lambda text: text.split(","),
+        help="such as go>py,py>go: of what is no pairing only what --scenarios names",
     )
     parser.add_argument("--scenarios", type=lambda text: text.split(";"), help="by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="compositions at a time")

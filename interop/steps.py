@@ -18,6 +18,7 @@ from runtime import codec
 
 Scenario: TypeAlias = Callable[[Ground, Peer, Peer], Awaitable[None]]
 MESH_S: Final = 30.0
+TOLD_S: Final = 0.2
 
 
 class Named(Protocol):
@@ -60,6 +61,7 @@ async def one_connection(one: Peer, other: Peer) -> AsyncIterator[None]:
     before = len(one.events), len(other.events)
     yield
     await one.do("request", peer=other.peer_id, method="x_echo", body="a0")
+    await trio.sleep(TOLD_S)  # that one has gone may be told later than that another one is there
     assert not one.lost(other, before[0]), f"{one.name} has lost {other.name}"
     assert not other.lost(one, before[1]), f"{other.name} has lost {one.name}"
 

@@ -10,7 +10,7 @@ import math
 import random
 import secrets
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +19,7 @@ import trio
 from bootstrap.node import now_ms
 from interop.py import raw
 from p2p import frames, names
+from p2p.errors import StreamBroken
 from p2p.host import HostConfig, Libp2pStream, open_network
 from p2p.identity import Identity
 from p2p.network import Message, Subscription, Verdict
@@ -52,6 +53,12 @@ class Asked:
             await self.request()
             return False
         return True
+
+    async def ended(self) -> None:
+        """Wait until the peer has given the stream up. Raises TooSlowError where it does not."""
+        with trio.fail_after(FRAME_S), suppress(StreamBroken):
+            while await self._stream.read(READ_BYTES):
+                continue
 
     async def send(self, *frames_: bytes) -> None:
         """Bytes as they are. Raises StreamBroken."""

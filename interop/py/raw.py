@@ -75,9 +75,9 @@ async def request_alone(
             reader = frames.FrameReader()
             while True:
                 match reader.next_frame():
-                    case frames.Answer(body=answer):
+                    case frames.Answer(request_id=0, body=answer):
                         return answer
-                    case frames.ErrorFrame() as failure:
+                    case frames.ErrorFrame(request_id=0) as failure:
                         raise RequestFailed(
                             failure.code,
                             failure.message,

@@ -307,7 +307,7 @@ func (c *Client) Parts(ctx context.Context, p peer.ID, method string, body []byt
 			return nil, total, IOError(err)
 		}
 		switch {
-		case f.ID != 0 || f.Kind == KindRequest:
+		case f.ID != 0 || f.Kind == KindRequest || f.Kind == KindPart && len(f.Body) > PartMax:
 			return nil, total, &StreamError{errors.New("a frame that answers nothing")}
 		case f.Kind == KindPart:
 			if total += len(f.Body); total > AnswerPartsMax {

@@ -35,14 +35,14 @@ export async function askParts (stream, method, body, timeoutMs, onPart) {
       if (Date.now() >= deadline) throw timedOut() // also where parts never cease to come
       const frame = await answerFrom(reader, deadline - Date.now())
       if (frame === undefined) throw new Failure('stream', 'the stream ended before the answer')
-      if (frame.id !== 0 || frame.type === REQUEST) throw unexpected()
+      if (frame.id !== 0 || frame.type === REQUEST || (frame.type === PART && frame.body.length > LIMITS.partBytes)) throw unexpected()
       if (frame.type !== PART) {
         void closeStream(stream)
         if (frame.type === ERROR) throw rrFailure(frame)
         return frame.body
       }
       bytes += Math.max(frame.body.length, PART_BYTES_MIN)
-      if (frame.body.length > LIMITS.partBytes || bytes > LIMITS.answerPartsBytes) throw new Failure('too_large', 'more bytes than an answer may have')
+      if (bytes > LIMITS.answerPartsBytes) throw new Failure('too_large', 'more bytes than an answer may have')
       onPart(frame.body)
     }
   } catch (error) {

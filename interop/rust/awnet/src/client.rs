@@ -85,7 +85,7 @@ impl Client {
     /// One request by its bytes: in the session with this peer, or on a stream of its own.
     pub async fn request(&self, peer: PeerId, method: &str, body: Vec<u8>, one_shot: bool) -> Result<Vec<u8>, Failure> {
         if one_shot {
-            let part = |_: &[u8]| Err(Failure::Refused("an answer in parts".into()));
+            let part = |_: &[u8]| Err(Failure::Stream("an answer in parts".into()));
             return self.request_parts(peer, method, body, part).await;
         }
         loop {

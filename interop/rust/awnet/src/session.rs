@@ -19,6 +19,8 @@ use crate::streams::Conduit;
 use crate::wire::{FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, lock, outbox, write_frames};
 
 pub const ANSWER_PARTS_MAX: usize = 64 << 20;
+const PART_MAX: usize = 256 << 10;
+const PART_LEAST: usize = 64; // what one counts, so that empty ones have an end
 const SESSION_IDLE: Duration = Duration::from_secs(60);
 
 /// Why something was not done.
@@ -218,8 +220,8 @@ pub async fn request_alone(
             _ = closed.changed() => Err(ReadError::Gone),
         };
         match next {
-            Ok(Some(Frame::Part { id: 0, body })) => {
-                total += body.len();
+            Ok(Some(Frame::Part { id: 0, body })) if body.len() <= PART_MAX => {
+                total += body.len().max(PART_LEAST);
                 if total > ANSWER_PARTS_MAX {
                     return Err(Failure::TooLarge(format!("more than {ANSWER_PARTS_MAX} bytes")));
                 }
