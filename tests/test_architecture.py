@@ -91,6 +91,18 @@ STRAY = {"tests", "interop", "docs", "benchmarks", "examples"}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
 BANNED_NAMES = {"manager", "base", "utils", "util", "common", "misc", "helpers"}
 MODULE_LINES_MAX, FUNCTION_LINES_MAX = 600, 80
+PEER_LINES_MAX = 1_500
+PEER_PARTS = {
+    "the Go program": ("go", "go/vectors"),
+    "the Go library: records": ("go/aw",),
+    "the Go library: requests": ("go/rr", "go/share"),
+    "the Go library: a node": ("go/awnet", "go/mirror", "go/jsonargs"),
+    "the Rust program": ("rust/src",),
+    "the Rust library: records": ("rust/aw/src",),
+    "the Rust library: a node": ("rust/awnet/src",),
+    "the JavaScript program": ("js/peer.js", "js/node"),
+    "the JavaScript library": ("js/lib",),
+}
 
 Rule = Callable[[str, ast.Module], Iterator[str]]
 
@@ -240,6 +252,22 @@ def test_every_file_keeps_the_rule(rule: Rule) -> None:
         for what in rule(path, ast.parse((ROOT / path).read_text("utf-8")))
     ]
     assert not broken, "\n".join(broken)
+
+
+def lines_of(part: str) -> int:
+    """Of the source files of a part of a foreign peer: those of a folder, or one file."""
+    path = ROOT / "interop" / part
+    files = (
+        [path] if path.is_file() else [one for one in path.iterdir() if one.suffix in {".go", ".rs", ".js"}]
+    )
+    return sum(len(one.read_text("utf-8").splitlines()) for one in files if one.name != "dht.js")
+
+
+@pytest.mark.parametrize("name", PEER_PARTS)
+def test_each_part_of_a_foreign_peer_can_be_read_in_one_sitting(name: str) -> None:
+    """Its Kademlia stands apart: go/kad, rust/awnet/src/dht, js/node/dht.js."""
+    lines = sum(lines_of(part) for part in PEER_PARTS[name])
+    assert 0 < lines < PEER_LINES_MAX, f"{name}: {lines} lines, fewer than {PEER_LINES_MAX} are wanted"
 
 
 def unfinished(text: str) -> list[str]:
