@@ -1,7 +1,8 @@
 """The page of interop/js/browser in a headless Chromium, against a Python node that listens on tcp and ws at once.
 
 A world of real nodes is made and an agent moved in it; then the page must show its position proved, and another agent
-proved absent; it must refuse a wrong world id, what it cannot reach, and every lie of interop/lies.py.
+proved absent; it must refuse a wrong world id, what it cannot reach, and every lie of interop/lies.py about heads and
+state.
 stdout: the cases as JSON. stderr: a line for each, and one at the end. Exit 0 when all held, 1 otherwise, 2 on wrong
 use or where a tool is missing, 130 after Ctrl-C.
 """

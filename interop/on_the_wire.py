@@ -23,11 +23,14 @@ ALONE_BY: Final[dict[str, dict[str, Any]]] = {"request": {"one_shot": True}, "re
 PLACES: Final = names.IN_FLIGHT_PER_SESSION_MAX
 SILENT_S: Final = 0.5
 BRIEF_MS: Final = 300
+GIVE_UP_MS: Final = 2_000  # long enough for a new stream and the request on it
 PART: Final = bytes(names.PART_BYTES_MAX)
 TOO_MANY_PARTS: Final = names.ANSWER_PARTS_BYTES_MAX // len(PART) + 1
 LENGTH_BYTES: Final = 3  # of a frame that is longer than 16 KiB
 PART_TYPE: Final = 2
+ERROR_TYPE: Final = 3
 UNKNOWN_TYPE: Final = 4
+OTHER: Final = 50  # so far is the id that nobody has asked with
 Answering: TypeAlias = Callable[[int], bytes]
 """A frame for the request of this id, which is below 128."""
 TOO_LONG: Final = bytes.fromhex("818040")  # the length of a frame: one byte over 1 MiB
@@ -166,11 +169,11 @@ async def cut_short(asker: Peer, wire: Wire) -> None:
 
 
 def _of_another(number: int) -> bytes:
-    return frames.encode_answer(number + 1, b"\xa0")
+    return frames.encode_answer(number + OTHER, b"\xa0")
 
 
 def _error_of_another(number: int) -> bytes:
-    return frames.encode_error(number + 1, Code.ERR_NOT_FOUND, "nobody asked")
+    return frames.encode_error(number + OTHER, Code.ERR_NOT_FOUND, "nobody asked")
 
 
 def _a_request(number: int) -> bytes:
@@ -182,7 +185,7 @@ def _a_part(number: int) -> bytes:
 
 
 def _a_part_of_another(number: int) -> bytes:
-    return frames.encode_part(number + 1, b"a part")
+    return frames.encode_part(number + OTHER, b"a part")
 
 
 def _a_part_too_large(number: int) -> bytes:
@@ -195,12 +198,16 @@ def _of_no_type(number: int) -> bytes:
     return bytes([3, UNKNOWN_TYPE, number, 0xA0])
 
 
+def _of_no_code(number: int) -> bytes:
+    return bytes([6, ERROR_TYPE, number, 0, 0, 0, 0])
+
+
 def _too_long(number: int) -> bytes:
     del number
     return TOO_LONG
 
 
-FALSE: Final = (_of_another, _error_of_another, _a_request, _of_no_type, _too_long)
+FALSE: Final = (_of_another, _error_of_another, _a_request, _of_no_type, _of_no_code, _too_long)
 FALSE_BY: Final = {
     "request": (*FALSE, _a_part),
     "request_parts": (*FALSE, _a_part_of_another, _a_part_too_large),
@@ -214,11 +221,13 @@ async def false_in_a_session(asker: Peer, wire: Wire) -> None:
         async with trio.open_nursery() as nursery:
 
             async def answer(session: Asked = session, false: Answering = false) -> None:
-                await session.send(false((await session.request()).request_id))
-                await session.ended()
+                first, _second = await session.request(), await session.request()
+                await session.send(false(first.request_id))
+                await session.given_up()
 
             nursery.start_soon(answer)
-            await no_answer(asker, "request", false, _ask(wire))
+            nursery.start_soon(no_answer, asker, "request", false, _ask(wire, 1))
+            nursery.start_soon(no_answer, asker, "request", false, _ask(wire, 2))
 
 
 async def false_alone(asker: Peer, wire: Wire, do: str, fields: dict[str, Any]) -> None:
@@ -229,7 +238,7 @@ async def false_alone(asker: Peer, wire: Wire, do: str, fields: dict[str, Any]) 
             async def answer(false: Answering = false) -> None:
                 stream = await wire.stream()
                 await stream.send(false((await stream.request()).request_id))
-                await stream.ended()
+                await stream.given_up()
 
             nursery.start_soon(answer)
             await no_answer(asker, do, false, fields | _ask(wire))
@@ -252,11 +261,11 @@ async def given_up(asker: Peer, wire: Wire) -> None:
                 stream = await wire.stream()
                 number = (await stream.request()).request_id
                 if do == "request_parts":
-                    await stream.send(frames.encode_part(number, PART))
-                await stream.ended()
+                    await stream.send(frames.encode_part(number, b"a part"))
+                await stream.given_up()
 
             nursery.start_soon(answer)
-            await asker.refused(do, "timeout", timeout_ms=BRIEF_MS, **fields, **_ask(wire))
+            await asker.refused(do, "timeout", timeout_ms=GIVE_UP_MS, **fields, **_ask(wire))
 
 
 async def next_session(asker: Peer, wire: Wire) -> Asked:
@@ -276,16 +285,20 @@ async def next_session(asker: Peer, wire: Wire) -> Asked:
 
 
 async def too_much(asker: Peer, wire: Wire) -> None:
-    """An answer whose parts are above the limit is given up."""
+    """An answer whose parts are above the limit is given up, and not before."""
+    sent = 0
     async with trio.open_nursery() as nursery:
 
         async def pour() -> None:
+            nonlocal sent
             stream = await wire.stream()
             number = (await stream.request()).request_id
             with suppress(StreamBroken):  # it may be given up at the last part that it takes
                 for _ in range(TOO_MANY_PARTS):
                     await stream.send(frames.encode_part(number, PART))
-            await stream.ended()
+                    sent += 1
+            await stream.given_up()
 
         nursery.start_soon(pour)
         await asker.refused("request_parts", "too_large", timeout_ms=60_000, **_ask(wire))
+    assert sent >= TOO_MANY_PARTS - 1, f"given up after {sent} parts of {len(PART)} bytes"

@@ -18,7 +18,7 @@ from runtime import codec
 
 Scenario: TypeAlias = Callable[[Ground, Peer, Peer], Awaitable[None]]
 MESH_S: Final = 30.0
-TOLD_S: Final = 0.2
+TOLD_S: Final = 0.5
 
 
 class Named(Protocol):

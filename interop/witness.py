@@ -27,6 +27,7 @@ from runtime.services import HeadRecords
 
 FRAME_S: Final = 20.0  # for the peer to ask
 READ_BYTES: Final = 64 * 1024
+NOTHING: Final = b"\x00"  # a frame of no bytes, which is none
 
 
 class Asked:
@@ -54,11 +55,14 @@ class Asked:
             return False
         return True
 
-    async def ended(self) -> None:
-        """Wait until the peer has given the stream up. Raises TooSlowError where it does not."""
+    async def given_up(self) -> None:
+        """Wait until the peer has reset the stream: to end its own side is not enough. Raises TooSlowError."""
         with trio.fail_after(FRAME_S), suppress(StreamBroken):
             while await self._stream.read(READ_BYTES):
                 continue
+            while True:  # py-libp2p tells a reset from an end only to who writes
+                await self._stream.write(NOTHING)
+                await trio.sleep(0.05)
 
     async def send(self, *frames_: bytes) -> None:
         """Bytes as they are. Raises StreamBroken."""
@@ -119,7 +123,7 @@ async def open_wire() -> AsyncIterator[Wire]:
 
 @dataclass(slots=True)
 class Listener:
-    """Who hears only what one neighbour passes on: topic and data of each message."""
+    """Who hears what its one neighbour passes on: topic and data of each message."""
 
     peer_id: str
     name: str = "a listener"
@@ -130,10 +134,13 @@ class Listener:
 async def open_listener(addr: str, topics: Iterable[str]) -> AsyncIterator[Listener]:
     """A host that nobody can dial, subscribed to these, with one neighbour."""
     async with open_network(_config(()), {}, HeadRecords()) as network, trio.open_nursery() as nursery:
+        neighbour = await network.connect([addr])
+        raw.keep_to(network, neighbour)
         listener = Listener(names.peer_text(network.peer_id))
 
         def check(message: Message) -> Verdict:
-            listener.heard.append((message.topic, message.data))
+            if message.forwarder == neighbour:
+                listener.heard.append((message.topic, message.data))
             return Verdict.ACCEPT
 
         async def drain(subscription: Subscription) -> None:
@@ -142,6 +149,6 @@ async def open_listener(addr: str, topics: Iterable[str]) -> AsyncIterator[Liste
 
         for topic in topics:
             nursery.start_soon(drain, await network.join(topic, check))
-        await network.connect([addr])
         yield listener
+        assert network.peers() == [neighbour], network.peers()
         nursery.cancel_scope.cancel()

@@ -31,6 +31,7 @@ from p2p.sessions import Outside, failure_of, gone
 from p2p.streams import RawStream
 
 PARTS_QUEUED_MAX: Final = 4  # parts read but not taken by the caller; then we stop reading
+PART_COUNTS_BYTES_MIN: Final = 64  # as what a part counts at least, so that empty ones have an end
 
 
 class StreamedCall:
@@ -47,6 +48,7 @@ class StreamedCall:
         self._deadline_ms = deadline_ms
         self._bytes_max = bytes_max
         self._bytes = 0
+        self._counted_bytes = 0  # of parts, small ones as more
         self._send, self._receive = trio.open_memory_channel[bytes](PARTS_QUEUED_MAX)
         self._left = trio.Event()
         self._watch: streams.StreamWatch | None = None  # of the stream while it is open
@@ -174,6 +176,9 @@ class StreamedCall:
         return True
 
     async def _pass_on(self, part: bytes) -> bool:
+        self._counted_bytes += max(len(part), PART_COUNTS_BYTES_MIN)
+        if self._counted_bytes > names.ANSWER_PARTS_BYTES_MAX:
+            return self._too_large(names.ANSWER_PARTS_BYTES_MAX)
         if not self._count(len(part)):
             return False
         try:
@@ -193,7 +198,8 @@ class StreamedCall:
 
     def _count(self, size: int) -> bool:
         self._bytes += size
-        if self._bytes <= self._bytes_max:
-            return True
-        self._outcome = AnswerTooLarge(names.peer_text(self._peer), self._method, self._bytes_max)
+        return self._bytes <= self._bytes_max or self._too_large(self._bytes_max)
+
+    def _too_large(self, bytes_max: int) -> bool:
+        self._outcome = AnswerTooLarge(names.peer_text(self._peer), self._method, bytes_max)
         return False

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 
 from p2p import frames, names
@@ -46,6 +47,19 @@ def take_streams(network: Libp2pNetwork, take: Callable[[Libp2pStream], Awaitabl
             await _end(taken)
 
     network._host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
+
+
+def keep_to(network: Libp2pNetwork, peer: bytes) -> None:
+    """Dial nobody but this peer from now on: its DHT names others."""
+    swarm = network._host.get_network()
+    dial = swarm.dial_peer
+
+    async def dial_peer(peer_id: ID) -> Any:
+        if peer_id.to_bytes() != peer:
+            raise SwarmException("this host keeps to one neighbour")
+        return await dial(peer_id)
+
+    swarm.dial_peer = dial_peer
 
 
 async def reset_served_stream() -> None:

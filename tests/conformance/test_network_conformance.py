@@ -304,6 +304,23 @@ async def test_an_answer_over_the_callers_limit_is_cut_off(make_nodes, local):
 
 
 @pytest.mark.parametrize("local", [False, True])
+async def test_an_answer_of_empty_parts_has_an_end(make_nodes, local, monkeypatch):
+    monkeypatch.setattr(names, "ANSWER_PARTS_BYTES_MAX", 64 * 10)
+
+    async def nothing(caller, body, send_part):
+        while True:
+            await send_part(b"")
+
+    async with make_nodes(2, serving(nothing=PartsRoute(nothing))) as (one, other):
+        server = one if local else other
+        async with one.network.request_parts(server.network.peer_id, "nothing", b"") as answer:
+            for _ in range(10):
+                assert await answer.part() == b""
+            with pytest.raises(AnswerTooLarge):
+                await answer.part()
+
+
+@pytest.mark.parametrize("local", [False, True])
 async def test_an_error_after_parts_reaches_the_caller(make_nodes, local):
     async def half(caller, body, send_part):
         await send_part(b"first")

@@ -300,7 +300,7 @@ func (c *Client) Parts(ctx context.Context, p peer.ID, method string, body []byt
 	if _, err := s.Write((&Frame{Kind: KindRequest, Method: method, Body: body}).Encode()); err != nil {
 		return nil, 0, IOError(err)
 	}
-	r := bufio.NewReaderSize(s, joinedMax)
+	r, counted := bufio.NewReaderSize(s, joinedMax), 0
 	for {
 		f, err := ReadFrame(r, FrameMax)
 		if err != nil {
@@ -310,9 +310,10 @@ func (c *Client) Parts(ctx context.Context, p peer.ID, method string, body []byt
 		case f.ID != 0 || f.Kind == KindRequest || f.Kind == KindPart && len(f.Body) > PartMax:
 			return nil, total, &StreamError{errors.New("a frame that answers nothing")}
 		case f.Kind == KindPart:
-			if total += len(f.Body); total > AnswerPartsMax {
+			if counted += max(len(f.Body), smallPart); counted > AnswerPartsMax {
 				return nil, total, ErrTooLarge
 			}
+			total += len(f.Body)
 			if err := take(f.Body); err != nil {
 				return nil, total, err
 			}
