@@ -20,7 +20,7 @@ TEST_LIMITS: Final = RouterLimits(requests_per_s_max=1_000_000, request_bytes_pe
 
 
 class _AnyRecord:
-    """Takes every record and prefers the one that was met last."""
+    """Takes every record and prefers the one that was met last; of equal ones the later, so that it is held anew."""
 
     def __init__(self) -> None:
         self._met: dict[bytes, int] = {}
@@ -32,7 +32,7 @@ class _AnyRecord:
     def select(self, key: str, values: Sequence[bytes]) -> int:
         for value in values:
             self.validate(key, value)
-        return max(range(len(values)), key=lambda index: self._met[values[index]])
+        return max(range(len(values)), key=lambda index: (self._met[values[index]], index))
 
 
 def careless_records() -> RecordRule:
