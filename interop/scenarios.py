@@ -168,9 +168,15 @@ async def dht_heads(ground: Ground, one: Peer, other: Peer) -> None:
                 raise
         held = (await other.do("dht_held", key=key))["value"]
         assert held == newest.hex(), f"{other.name} holds what {liar.name} put"
-    honest = world.head(6, as_of_ms=CREATED_MS + 20_000)
-    await liar.do("dht_put", key=key, value=honest.hex())
-    await holds(other, key, honest)  # so what the liar puts arrives
+    # So what the liar puts arrives. Whoever was refused so often may not be believed, or sent to, at once.
+    later = count(CREATED_MS + 20_000)
+
+    async def arrives() -> bool:
+        honest = world.head(6, as_of_ms=next(later))
+        await liar.do("dht_put", key=key, value=honest.hex())
+        return await has_record(other, key, honest)
+
+    await until(arrives, f"a sound record of {liar.name} arrives at {other.name}")
     await liar.stop()
 
 
