@@ -6,7 +6,6 @@ their block is left.
 
 from __future__ import annotations
 
-import math
 import random
 import secrets
 from collections.abc import AsyncIterator, Iterable
@@ -27,6 +26,7 @@ from runtime.services import HeadRecords
 
 FRAME_S: Final = 20.0  # for the peer to ask
 READ_BYTES: Final = 64 * 1024
+STREAMS_WAITING_MAX: Final = 256  # opened, and not yet taken by the scenario: more are a fault of the peer
 NOTHING: Final = b"\x00"  # a frame of no bytes, which is none
 
 
@@ -105,9 +105,7 @@ def _config(listen: tuple[str, ...]) -> HostConfig:
 @asynccontextmanager
 async def open_wire() -> AsyncIterator[Wire]:
     """A host that listens."""
-    tell, waiting = trio.open_memory_channel[Asked](
-        math.inf
-    )  # of one peer, which asks as often as it is told to
+    tell, waiting = trio.open_memory_channel[Asked](STREAMS_WAITING_MAX)
     async with open_network(_config(("/ip4/127.0.0.1/tcp/0",)), {}, HeadRecords()) as network:
         wire = Wire(names.peer_text(network.peer_id), network.addrs()[0], 0, waiting)
 

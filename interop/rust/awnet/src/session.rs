@@ -1,5 +1,5 @@
 //! The asking side of request / response: sessions, single requests and parts. Hides ids and who waits for what; guarantees
-//! that every request ends with its answer or a [`Failure`], or when its caller drops it. Implements "Request / response" of docs/protocol.md.
+//! that each ends with its answer, a [`Failure`], or its caller. Implements "Request / response" of docs/protocol.md.
 
 use std::collections::HashMap;
 use std::fmt;
