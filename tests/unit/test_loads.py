@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2p import names
-from p2p.loads import LOOK_AGAIN_S, NAMED_AGAIN_S, UNREAD_S_MAX, Loads, RouterLimits
+from p2p.loads import LOOK_AGAIN_S, NAMED_AGAIN_S, UNREAD_S_MAX, Loads, RouterLimits, TokenBucket
 
 KEPT, ONE, OTHER = b"kept", b"one", b"other"
 
@@ -66,3 +66,15 @@ def test_an_idle_peer_is_forgotten_before_a_new_one_and_a_busy_one_never() -> No
     held.of(KEPT, 0.0)
     assert held.of(ONE, 0.0) is busy
     assert held.of(OTHER, 0.0) is not idle
+
+
+def test_a_token_bucket_holds_one_second_and_says_when() -> None:
+    bucket = TokenBucket(10, 0.0)
+    for _ in range(10):
+        assert bucket.wait_ms(1, 0.0) == 0
+        bucket.take(1)
+    assert bucket.wait_ms(1, 0.0) == 100
+    assert bucket.wait_ms(5, 0.3) == 200
+    assert bucket.wait_ms(5, 0.5) == 0
+    bucket.take(5)
+    assert bucket.wait_ms(1_000, 100.0) == 0  # more than a second's worth costs a full bucket, not for ever
