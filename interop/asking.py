@@ -24,6 +24,8 @@ QUICK_MIN: Final = 10  # requests, while a slow one is answered
 BRIEF_MS: Final = 300
 BUSY_MS: Final = 500  # longer than anybody waits before it says BUSY, shorter than send_raw waits for more
 SIZES: Final = (1_024, 256 * 1_024, 8 << 20)
+LARGE: Final = 60_000  # nearly request_bytes_max
+LARGE_AT_ONCE: Final = 8
 MANY_PARTS: Final = 250  # of 256 KiB: more than anybody reads in ENOUGH_MS
 ENOUGH_MS: Final = 40
 # Frames that are none, and the id of the error that is due before the reset; None where no id can be read.
@@ -61,6 +63,7 @@ async def rr_session(ground: Ground, one: Peer, other: Peer) -> None:
     )
     assert (done["ok"], done["failed"]) == (500, 0), done
     await _answered_as_they_finish(one, other)
+    await _large_ones_at_once(one, other)
 
 
 async def _answered_as_they_finish(one: Peer, other: Peer) -> None:
@@ -77,6 +80,19 @@ async def _answered_as_they_finish(one: Peer, other: Peer) -> None:
     assert busy == [(places + 1, Code.ERR_BUSY)], answered
     done = {frame.request_id for frame in told if isinstance(frame, frames.Answer)}
     assert done == set(range(1, places + 1)), answered
+
+
+async def _large_ones_at_once(one: Peer, other: Peer) -> None:
+    """Requests of which a server holds one at a time come in one piece, and nothing after them: all are answered."""
+    data = encoded(data=bytes(LARGE))
+    requests = b"".join(frames.encode_request(n, "x_echo", data) for n in range(LARGE_AT_ONCE))
+    answered = await one.do("send_raw", peer=other.peer_id, data=requests.hex())
+    answers = {
+        frame.request_id: frame.body == data
+        for frame in _frames(answered)
+        if isinstance(frame, frames.Answer)
+    }
+    assert answers == dict.fromkeys(range(LARGE_AT_ONCE), True), answers
 
 
 async def rr_streamed(ground: Ground, one: Peer, other: Peer) -> None:

@@ -91,9 +91,9 @@ export class FrameReader {
         if (this.#end === null && this.isBetweenFrames) return undefined
         throw this.#end ?? gone('the stream ended inside a frame')
       }
-      if (this.#stream.readStatus === 'paused') this.#stream.resume()
-      const deadline = this.isBetweenFrames ? began + idleMs : Math.min(began + totalMs, this.#frameSince + LIMITS.requestTotalMs)
       const more = new Promise((resolve) => { this.#wake = resolve })
+      if (this.#stream.readStatus === 'paused') this.#stream.resume() // tells what waited before it returns
+      const deadline = this.isBetweenFrames ? began + idleMs : Math.min(began + totalMs, this.#frameSince + LIMITS.requestTotalMs)
       await inTime(more, deadline - Date.now(), () => new Failure('timeout', 'no frame in time'))
     }
   }
