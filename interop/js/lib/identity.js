@@ -1,18 +1,12 @@
-/**
- * Hashes and ids: the sections "Hashes" and "Identity" of docs/protocol.md. Hides every domain prefix and how the
- * ids of people (base32, base58) are written.
- */
+/** Hashes and ids: the sections "Hashes" and "Identity" of docs/protocol.md. Hides every domain prefix, and how people write ids (base32, base58). */
 import { ed25519 } from '@noble/curves/ed25519.js'
-import { blake3 } from '@noble/hashes/blake3.js'
 import { base32 } from 'multiformats/bases/base32'
 import { base58btc } from 'multiformats/bases/base58'
 import { concat, fromHex, utf8 } from './bytes.js'
 
 const KEY_ID_PREFIX = fromHex('002408011220')
 const NUL = new Uint8Array(1)
-
-/** BLAKE3-256 of all parts joined. @param {...Uint8Array} parts @returns {Uint8Array} */
-export const H = (...parts) => blake3(parts.length === 1 ? parts[0] : concat(...parts))
+export { H } from '#crypto'
 
 /** The blob that stands for a record: what its hash is of, and what is stored under it. */
 export const preimage = (record, body) => concat(utf8(`aw/${record}/1`), NUL, body)

@@ -1,8 +1,8 @@
 /**
  * Which signatures hold: the section "Signatures" of docs/protocol.md. Hides that no library has exactly this rule: encodings and small
- * orders are judged here, before an implementation of the equation (`#ed25519`, one for Node and one for browsers) is asked.
+ * orders are judged here, before an implementation of the equation (`#crypto`, one for Node and one for browsers) is asked.
  */
-import * as native from '#ed25519'
+import * as native from '#crypto'
 import { ed25519 } from '@noble/curves/ed25519.js'
 import { compareBytes, fromHex, toHex } from './bytes.js'
 import { isKeyId, publicKeyOf, signedMessage } from './identity.js'

@@ -1,5 +1,6 @@
 /** Blobs by content id, in memory: "Hashes" and fetch_blob of docs/protocol.md. Hides how bytes are kept, made and fetched in parts. */
 import { blake3 } from '@noble/hashes/blake3.js'
+import { createBLAKE3 } from 'hash-wasm'
 import { equalBytes, toHex } from '../lib/bytes.js'
 import { decode, encode } from '../lib/codec.js'
 import { must } from '../lib/errors.js'
@@ -9,7 +10,6 @@ import { COUNT, open } from '../lib/schema.js'
 
 const TOTAL_BYTES_MAX = 2 ** 30
 const PIECE_BYTES = 2 ** 20
-export const hasher = () => blake3.create({})
 const LAST = open({ size: COUNT })
 
 export class Blobs {
@@ -46,7 +46,7 @@ export function u64be (value) {
 
 /** The first `size` bytes of BLAKE3's extended output of a seed; others run between its pieces. */
 export async function seededBytes (seed, size) {
-  const hash = hasher().update(u64be(seed))
+  const hash = blake3.create({}).update(u64be(seed))
   const bytes = new Uint8Array(size)
   for (let at = 0; at < size; at += PIECE_BYTES) {
     bytes.set(hash.xof(Math.min(PIECE_BYTES, size - at)), at)
@@ -61,7 +61,7 @@ export async function seededBytes (seed, size) {
  * @returns {Promise<Uint8Array>} bytes of this hash; hashed as they come, so that no long pause blocks the peer
  */
 export async function fetchBlob (askParts, contentHash, { length, bytesMax = LIMITS.answerPartsBytes } = {}) {
-  const hash = hasher()
+  const hash = await createBLAKE3()
   const parts = []
   let size = 0
   const last = await askParts('fetch_blob', encode({ content_hash: contentHash, length }), (part) => {
@@ -71,7 +71,7 @@ export async function fetchBlob (askParts, contentHash, { length, bytesMax = LIM
     must(size <= (length ?? bytesMax), 'fetch_blob: more than it may be')
   })
   const { size: whole } = LAST(decode(last), 'fetch_blob')
-  must(length !== undefined || (whole === size && equalBytes(hash.digest(), contentHash)), 'fetch_blob: bytes of another hash')
+  must(length !== undefined || (whole === size && equalBytes(hash.digest('binary'), contentHash)), 'fetch_blob: bytes of another hash')
   return new Uint8Array(Buffer.concat(parts))
 }
 

@@ -1,6 +1,7 @@
 /** The commands of docs/interop.md, on a Peer. Hides the difference between JSON and bytes: fields are read by the table of FIELDS. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { peerIdFromString } from '@libp2p/peer-id'
+import { createBLAKE3 } from 'hash-wasm'
 import { fromHex } from '../lib/bytes.js'
 import { encode } from '../lib/codec.js'
 import { Failure } from '../lib/errors.js'
@@ -8,7 +9,7 @@ import { METHOD } from '../lib/frames.js'
 import { checkHead, compareHeads } from '../lib/head.js'
 import { LIMITS } from '../lib/limits.js'
 import { World, signEnvelope } from '../lib/world.js'
-import { fetchBlob, hasher, seededBytes } from './blobs.js'
+import { fetchBlob, seededBytes } from './blobs.js'
 import { headKey } from './dht.js'
 import { topicOf } from './gossip.js'
 import { fromJson } from './json.js'
@@ -59,14 +60,14 @@ const COMMANDS = {
   request: [['peer', 'method', 'body', 'one_shot?', 'timeout_ms?'], async (peer, { peer: other, method, body, one_shot: oneShot, timeout_ms: timeoutMs }) =>
     ({ body: await peer.ask(other, method, body, { oneShot, timeoutMs }) })],
   request_parts: [['peer', 'method', 'body', 'timeout_ms?'], async (peer, { peer: other, method, body, timeout_ms: timeoutMs }) => {
-    const hash = hasher()
+    const hash = await createBLAKE3()
     let [parts, size] = [0, 0]
     const last = await peer.askParts(other, method, body, (part) => {
       hash.update(part)
       parts++
       size += part.length
     }, timeoutMs)
-    return { parts, bytes: size, hash: hash.digest(), last }
+    return { parts, bytes: size, hash: hash.digest('binary'), last }
   }],
   requests: [['peer', 'method', 'body', 'count', 'in_flight', 'one_shot?', 'timeout_ms?'], many],
   send_raw: [['peer', 'data', 'timeout_ms?'], async (peer, { peer: other, data, timeout_ms: timeoutMs = DEFAULT_MS }) =>

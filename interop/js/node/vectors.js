@@ -3,8 +3,8 @@ import { readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { equalBytes, fromHex, toHex } from '../lib/bytes.js'
 import { decode, encode } from '../lib/codec.js'
-import * as native from '../lib/ed25519_node.js'
-import * as portable from '../lib/ed25519_noble.js'
+import * as native from '../lib/crypto_node.js'
+import * as portable from '../lib/crypto_plain.js'
 import { Failure, Ignored, Refused, must } from '../lib/errors.js'
 import { ANSWER, ERROR, FrameSplitter, PART, REQUEST, encodeFrame } from '../lib/frames.js'
 import { checkCommit, checkGenesis, checkHead } from '../lib/head.js'
@@ -125,8 +125,8 @@ const FILES = {
   },
 
   ids (tally, { content_id: content, head_key: key, peer, provider_key: provider, topics, world_content_id: worldContent, world_id: world }) {
-    const contentId = H(fromHex(content.blob))
-    tally.holds(toHex(contentId) === content.hex && cidOf(contentId).toString() === content.cid, 'content id')
+    const [contentId, portableId] = [native, portable].map((crypto) => crypto.H(fromHex(content.blob)))
+    tally.holds([contentId, portableId].every((id) => toHex(id) === content.hex) && cidOf(contentId).toString() === content.cid, 'content id')
     tally.is(providerKey(contentId), provider, 'provider key')
     const keyId = seedToKeyId(fromHex(peer.seed))
     tally.holds(toHex(keyId) === peer.key_id && peerIdText(keyId) === peer.text, 'peer id')

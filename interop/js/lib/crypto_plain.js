@@ -1,12 +1,16 @@
-/** The Ed25519 equation [S]B = R + [k]A without the cofactor, in plain JavaScript: for browsers, whose own differ among each other. */
+/** BLAKE3 and Ed25519 in plain JavaScript: for browsers, which have none of the one, and others among each other. */
 import { ed25519 } from '@noble/curves/ed25519.js'
+import { blake3 } from '@noble/hashes/blake3.js'
 import { sha512 } from '@noble/hashes/sha2.js'
 import { concat } from './bytes.js'
 
 const { Point } = ed25519
 const littleEndian = (bytes) => bytes.reduceRight((sum, byte) => (sum << 8n) | BigInt(byte), 0n)
 
-/** Of keys and signatures whose encodings have been judged already. @returns {boolean} */
+/** BLAKE3-256 of all parts joined. @param {...Uint8Array} parts @returns {Uint8Array} */
+export const H = (...parts) => blake3(concat(...parts))
+
+/** [S]B = R + [k]A without the cofactor, of keys and signatures whose encodings have been judged already. @returns {boolean} */
 export function equationHolds (publicKey, message, signature) {
   let A, R
   try {
