@@ -24,6 +24,7 @@ from interop.liar import Liar, open_liar
 from interop.lies import HEAD_LIES, PROMISE_LIES, RECEIPT_LIES, STATE_LIES, WORLD_LIES
 from interop.on_the_wire import on_the_wire
 from interop.steps import body, connected, knows_subscriber, until
+from interop.strangers import strangers
 from interop.vectors_expected import expected_refusals, tampered
 from interop.worlds import HandMadeWorld
 from p2p import names
@@ -449,6 +450,7 @@ SOLO: Final[dict[str, Solo]] = {
     "malformed commands": malformed,
     "start and end": ends,
     "on the wire": on_the_wire,
+    "strangers": strangers,
     "a Python world": world,
 }
 NETWORKS: Final[dict[str, Solo]] = {

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 import trio
+from libp2p.kad_dht.pb.kademlia_pb2 import Message as DhtMessage
 
 from bootstrap.node import now_ms
 from interop.py import raw
 from p2p import frames, names
 from p2p.errors import StreamBroken
-from p2p.host import HostConfig, Libp2pStream, open_network
+from p2p.host import HostConfig, Libp2pNetwork, Libp2pStream, open_network
 from p2p.identity import Identity
 from p2p.network import Message, Subscription, Verdict
 from runtime.services import HeadRecords
@@ -40,12 +41,17 @@ class Asked:
 
     async def request(self) -> frames.Request:
         """The next request. Raises AssertionError for anything else, StreamBroken, TooSlowError."""
+        frame = await self.frame()
+        assert isinstance(frame, frames.Request), frame
+        return frame
+
+    async def frame(self) -> object:
+        """The next frame, whichever. Raises StreamBroken, TooSlowError, AssertionError at the end of the stream."""
         with trio.fail_after(FRAME_S):
             while (frame := self._reader.next_frame()) is frames.NEED_DATA:
                 data = await self._stream.read(READ_BYTES)
-                assert data, "the stream was ended where a request was expected"
+                assert data, "the stream was ended where a frame was expected"
                 self._reader.feed(data)
-        assert isinstance(frame, frames.Request), frame
         return frame
 
     async def is_silent(self, for_s: float) -> bool:
@@ -86,11 +92,23 @@ class Wire:
     addr: str
     opened: int
     _waiting: trio.MemoryReceiveChannel[Asked]
+    _network: Libp2pNetwork
 
     async def stream(self) -> Asked:
         """The next stream that was opened. Raises TooSlowError."""
         with trio.fail_after(FRAME_S):
             return await self._waiting.receive()
+
+    async def ask(self, *frames_: bytes) -> Asked:
+        """A stream to the one peer that is connected, on which these are written. Raises Unreachable, StreamBroken."""
+        (peer,) = self._network.peers()
+        asked = Asked(await raw.open_stream(self._network, peer))
+        await asked.send(*frames_)
+        return asked
+
+    def answer_dht(self, answer: Callable[[DhtMessage], DhtMessage]) -> None:
+        """From now on this is what the DHT says here."""
+        raw.answer_dht(self._network, answer)
 
 
 def _config(listen: tuple[str, ...]) -> HostConfig:
@@ -107,7 +125,7 @@ async def open_wire() -> AsyncIterator[Wire]:
     """A host that listens."""
     tell, waiting = trio.open_memory_channel[Asked](STREAMS_WAITING_MAX)
     async with open_network(_config(("/ip4/127.0.0.1/tcp/0",)), {}, HeadRecords()) as network:
-        wire = Wire(names.peer_text(network.peer_id), network.addrs()[0], 0, waiting)
+        wire = Wire(names.peer_text(network.peer_id), network.addrs()[0], 0, waiting, network)
 
         async def take(stream: Libp2pStream) -> None:
             asked = Asked(stream)

@@ -3,8 +3,8 @@
 import './lib/polyfill.js'
 import { parseArgs } from 'node:util'
 import { fromHex } from './lib/bytes.js'
-import { perform } from './node/commands.js'
-import { parseJson, toLine } from './node/json.js'
+import { perform } from './commands/commands.js'
+import { parseJson, toLine } from './commands/json.js'
 import { Peer } from './node/peer.js'
 
 const STOP_MS = 2_000

@@ -47,6 +47,7 @@ REQUEST_MS: Final = 10_000
 HASH_BYTES: Final = 32
 SEED_BYTES: Final = 32
 HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
+FRAME_START_BYTES: Final = 16  # at most, beside method and body
 METHOD: Final = re.compile(rf"[a-z_]{{1,{names.METHOD_BYTES_MAX}}}")
 BLOB_BYTES_MAX: Final = 64 << 20
 BLOBS_BYTES_MAX: Final = 1 << 30
@@ -90,6 +91,13 @@ class Command(dict[str, Any]):
         if METHOD.fullmatch(name) is None:
             raise Usage(f"method: {name[:80]!r} is no name of a method")
         return name
+
+    def request(self) -> tuple[str, bytes]:
+        """Method and body of a request."""
+        method, body = self.method(), self.hex("body")
+        if len(method) + len(body) + FRAME_START_BYTES > names.FRAME_BYTES_MAX:
+            raise Usage("body: a request larger than a frame")
+        return method, body
 
     def wait_ms(self) -> int:
         """How long the answer may take."""
@@ -201,14 +209,14 @@ class Commands:
 
     def _asker(self, command: Command) -> Callable[[], Awaitable[bytes]]:
         """What sends the request of a command, whose fields are read here."""
-        peer, method, body = command.peer(), command.method(), command.hex("body")
+        peer, (method, body) = command.peer(), command.request()
         wait_ms = command.wait_ms()
         if command.get("one_shot"):
             return partial(raw.request_alone, self._network, peer, method, body, wait_ms)
         return partial(self._network.request, peer, method, body, deadline_ms=wait_ms)
 
     async def request_parts(self, command: Command) -> Json:
-        peer, method, body = command.peer(), command.method(), command.hex("body")
+        peer, (method, body) = command.peer(), command.request()
         parts = size = 0
         hasher = blake3()
         async with self._network.request_parts(peer, method, body, deadline_ms=command.wait_ms()) as answer:

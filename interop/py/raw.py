@@ -7,13 +7,19 @@ opened here is closed or reset here.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import IncompleteReadError
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 
 from p2p import frames, names
 from p2p.errors import AnswerTooLarge, FrameError, RequestFailed, RequestTimeout, StreamBroken, Unreachable
@@ -47,6 +53,21 @@ def take_streams(network: Libp2pNetwork, take: Callable[[Libp2pStream], Awaitabl
             await _end(taken)
 
     network._host.set_stream_handler(TProtocol(names.RR_PROTOCOL), serve)
+
+
+def answer_dht(network: Libp2pNetwork, answer: Callable[[Message], Message]) -> None:
+    """Answer what comes on DHT streams so, in place of the DHT."""
+
+    async def serve(stream: Any) -> None:
+        with suppress(IncompleteReadError, StreamError, MuxedStreamError):  # who asked has gone
+            while True:
+                asked = Message()
+                asked.ParseFromString(
+                    await read_varint_prefixed_bytes_limited(stream, names.DHT_MESSAGE_BYTES_MAX)
+                )
+                await stream.write(encode_varint_prefixed(answer(asked).SerializeToString()))
+
+    network._host.set_stream_handler(TProtocol(names.KAD_PROTOCOL), serve)
 
 
 def keep_to(network: Libp2pNetwork, peer: bytes) -> None:

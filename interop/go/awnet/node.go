@@ -23,6 +23,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 
 	"aw/interop/aw"
@@ -33,6 +34,7 @@ const (
 	dialTime       = 5 * time.Second
 	livenessPeriod = 5 * time.Second
 	livenessTime   = 4 * time.Second
+	connsPerIP     = 32
 )
 
 // ErrNotFound: this node, or the one asked, has nothing of that name.
@@ -43,6 +45,7 @@ type Node struct {
 	Host host.Host
 	RR   *rr.Client
 
+	heard   *heard
 	mu      sync.Mutex
 	geneses map[string]aw.Map
 }
@@ -81,7 +84,12 @@ func limits() (network.ResourceManager, error) {
 		System: system, Transient: streams(2048), ProtocolDefault: streams(8192),
 		ProtocolPeerDefault: streams(1024), PeerDefault: streams(2048),
 	}.Build(rcmgr.DefaultLimits.AutoScale())
-	return rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised))
+	each := func(bits int) []rcmgr.ConnLimitPerSubnet {
+		return []rcmgr.ConnLimitPerSubnet{{PrefixLength: bits, ConnCount: connsPerIP}}
+	}
+	// The library takes 8 connections of an address, and 16 new ones, then one in 5 s; loopback it does not count.
+	return rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised), rcmgr.WithLimitPerSubnet(each(32), each(64)),
+		rcmgr.WithConnRateLimiters(&rate.Limiter{}))
 }
 
 // New starts a host that listens at these multiaddrs; without any it only dials. A nil key is a fresh one. Until the context ends, connections that
@@ -101,14 +109,15 @@ func New(ctx context.Context, key ed25519.PrivateKey, listen []string) (*Node, e
 	if err != nil {
 		return nil, err
 	}
+	heard := newHeard()
 	h, err := libp2p.New(libp2p.Identity(private), libp2p.ListenAddrStrings(listen...), libp2p.ResourceManager(resources),
-		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(noise.ID, noise.New), libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
+		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(noise.ID, heard.security), libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
 		libp2p.ConnectionGater(onlyEd25519{}), libp2p.WithDialTimeout(dialTime), libp2p.UserAgent("aw-interop-go/1"),
 		libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.DisableIdentifyAddressDiscovery())
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Host: h, RR: rr.NewClient(h), geneses: map[string]aw.Map{}}
+	n := &Node{Host: h, RR: rr.NewClient(h), heard: heard, geneses: map[string]aw.Map{}}
 	go n.watch(ctx)
 	return n, nil
 }
@@ -155,7 +164,7 @@ func (n *Node) Genesis(world string) aw.Map {
 	return n.geneses[world]
 }
 
-// watch closes what gives no sign of life twice in a row: the muxer alone takes 40 s to notice a frozen peer.
+// watch closes what says nothing and gives no sign of life twice in a row: the muxer alone takes 40 s to notice a frozen peer.
 func (n *Node) watch(ctx context.Context) {
 	tick := time.NewTicker(livenessPeriod)
 	defer tick.Stop()
@@ -170,7 +179,10 @@ func (n *Node) watch(ctx context.Context) {
 		silent := make([]bool, len(peers))
 		var wg sync.WaitGroup
 		for i, p := range peers {
-			wg.Go(func() { silent[i] = n.silent(ctx, p) })
+			wg.Go(func() {
+				quiet := func() bool { return n.heard.silence(p) >= livenessPeriod }
+				silent[i] = quiet() && n.silent(ctx, p) && quiet()
+			})
 		}
 		wg.Wait()
 		still := map[peer.ID]int{}
@@ -184,6 +196,7 @@ func (n *Node) watch(ctx context.Context) {
 			}
 		}
 		missed = still
+		n.heard.keep(peers)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -22,6 +23,8 @@ import (
 
 const (
 	alpha      = 3
+	askingEach = 8 // of one peer
+	foundMax   = providersMax * bucketSize
 	knownMax   = 1024 // peers that one lookup hears of
 	lookupTime = 15 * time.Second
 	askTime    = 4 * time.Second
@@ -53,7 +56,7 @@ type DHT struct {
 	store    *store
 	streams  *share.Share
 	handlers *share.Share
-	asking   chan struct{}
+	asking   *share.Share // of each peer: one that is silent holds up no question to others
 
 	mu   sync.Mutex
 	keys map[string]bool // what this node provides
@@ -67,7 +70,7 @@ func New(ctx context.Context, h host.Host, c Config) (*DHT, error) {
 		store:    newStore(c),
 		streams:  share.New(streamsEach, streamsMax),
 		handlers: share.New(handlersEach, handlersMax),
-		asking:   make(chan struct{}, handlersEach),
+		asking:   share.New(askingEach, math.MaxInt),
 		keys:     map[string]bool{},
 	}
 	identified, err := h.EventBus().Subscribe(new(event.EvtPeerIdentificationCompleted))
@@ -75,6 +78,9 @@ func New(ctx context.Context, h host.Host, c Config) (*DHT, error) {
 		return nil, err
 	}
 	h.SetStreamHandler(c.Protocol, d.serve)
+	for _, p := range h.Network().Peers() { // who was there before
+		d.noticed(p)
+	}
 	go d.run(ctx, identified)
 	return d, nil
 }
@@ -217,28 +223,35 @@ func (d *DHT) tellProvided(ctx context.Context, key []byte) int {
 	return len(closest)
 }
 
-// FindProviders gives each provider once.
+// providers are those that this node knows of, itself among them.
+func (d *DHT) providers(key []byte) (out []peer.AddrInfo) {
+	d.mu.Lock()
+	if d.keys[string(key)] {
+		out = append(out, peer.AddrInfo{ID: d.host.ID(), Addrs: d.host.Addrs()})
+	}
+	d.mu.Unlock()
+	return append(out, d.store.getProviders(key)...)
+}
+
+// FindProviders gives each provider once, with addresses where anybody has told any.
 func (d *DHT) FindProviders(ctx context.Context, key []byte) ([]peer.AddrInfo, error) {
 	if err := d.checkProviderKey(key); err != nil {
 		return nil, err
 	}
 	var mu sync.Mutex
-	seen := map[peer.ID]bool{}
+	at := map[peer.ID]int{}
 	var out []peer.AddrInfo
 	take := func(p peer.AddrInfo) {
 		mu.Lock()
 		defer mu.Unlock()
-		if !seen[p.ID] && len(out) < providersMax {
-			seen[p.ID] = true
+		if i, ok := at[p.ID]; !ok && len(out) < foundMax {
+			at[p.ID] = len(out)
 			out = append(out, p)
+		} else if ok && len(out[i].Addrs) == 0 {
+			out[i].Addrs = p.Addrs
 		}
 	}
-	d.mu.Lock()
-	if d.keys[string(key)] {
-		take(peer.AddrInfo{ID: d.host.ID(), Addrs: d.host.Addrs()})
-	}
-	d.mu.Unlock()
-	for _, p := range d.store.getProviders(key) {
+	for _, p := range d.providers(key) {
 		take(p)
 	}
 	d.lookup(ctx, key, func(ctx context.Context, p peer.ID) (*message, error) {
@@ -246,7 +259,7 @@ func (d *DHT) FindProviders(ctx context.Context, key []byte) ([]peer.AddrInfo, e
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range a.providers {
+		for _, e := range a.providers[:min(len(a.providers), providersMax)] { // who names more hides nobody else's
 			if d.validPeer(e) {
 				take(d.addrInfo(e))
 			}
@@ -339,15 +352,12 @@ func (d *DHT) each(peers []peer.ID, do func(peer.ID)) {
 	wg.Wait()
 }
 
-// ask sends one message on a stream of its own, so that no answer can be taken for another's. No more are in flight than
-// one peer would serve.
+// ask sends one message on a stream of its own, so that no answer can be taken for another's.
 func (d *DHT) ask(ctx context.Context, p peer.ID, q *message) (*message, error) {
-	select {
-	case d.asking <- struct{}{}:
-		defer func() { <-d.asking }()
-	case <-ctx.Done():
+	if !d.asking.AwaitIn(ctx, p) {
 		return nil, ctx.Err()
 	}
+	defer d.asking.Give(p)
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	a, err := d.exchange(ctx, p, q)

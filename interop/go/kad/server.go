@@ -17,8 +17,8 @@ import (
 const (
 	streamsMax   = 1024
 	streamsEach  = 64 // of one peer
-	handlersMax  = 64
-	handlersEach = 8
+	handlersMax  = 1024
+	handlersEach = 16
 	idleMax      = 30 * time.Second
 )
 
@@ -93,7 +93,7 @@ func (d *DHT) answer(from peer.ID, q *message) (*message, error) {
 		if err := d.checkProviderKey(q.key); err != nil {
 			return nil, err
 		}
-		for _, p := range d.store.getProviders(q.key) {
+		for _, p := range d.providers(q.key) {
 			a.providers = append(a.providers, toEntry(p))
 		}
 	case findNode:

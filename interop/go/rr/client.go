@@ -60,8 +60,8 @@ func openStream(ctx context.Context, h host.Host, p peer.ID) (network.Stream, er
 
 // await takes a place within the context's time.
 func await(ctx context.Context, places *share.Share, p peer.ID) error {
-	if until, _ := ctx.Deadline(); !places.Await(p, time.Until(until)) {
-		return context.DeadlineExceeded
+	if !places.AwaitIn(ctx, p) {
+		return IOError(ctx.Err())
 	}
 	return nil
 }

@@ -3,6 +3,7 @@
 package share
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -38,17 +39,22 @@ func (s *Share) Await(p peer.ID, most time.Duration) bool {
 	if s.Take(p) {
 		return true
 	}
-	over := false
-	defer time.AfterFunc(most, func() {
+	ctx, stop := context.WithTimeout(context.Background(), most)
+	defer stop()
+	return s.AwaitIn(ctx, p)
+}
+
+// AwaitIn waits for a place until the context ends.
+func (s *Share) AwaitIn(ctx context.Context, p peer.ID) bool {
+	defer context.AfterFunc(ctx, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		over = true
 		s.freed.Broadcast()
-	}).Stop()
+	})()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for !s.take(p) {
-		if over {
+		if ctx.Err() != nil {
 			return false
 		}
 		s.freed.Wait()

@@ -81,11 +81,12 @@ export class Session {
     const deadline = Date.now() + timeoutMs
     // A server ends a session that rests, twice as late: no request shall meet that end.
     if (this.#pending.size === 0 && Date.now() - this.#lastMs >= LIMITS.sessionIdleMs) this.#end(new Failure('stream', 'the session rested'))
-    while (this.isOpen && this.#pending.size >= LIMITS.inFlightPerSession) await this.#slot(deadline - Date.now())
-    if (!this.isOpen) return undefined
     const id = this.#nextId
     this.#nextId = id === ID_MAX ? 1 : id + 1
+    // Before it waits: whoever is let in and then throws would keep the place from who waits behind.
     const frame = encodeFrame({ type: REQUEST, id, method, body })
+    while (this.isOpen && this.#pending.size >= LIMITS.inFlightPerSession) await this.#slot(deadline - Date.now())
+    if (!this.isOpen) return undefined
     const request = { isLate: false }
     const answer = new Promise((resolve, reject) => this.#pending.set(id, Object.assign(request, { resolve, reject })))
     this.#lastMs = Date.now()

@@ -3,7 +3,7 @@
  * pieces that a stream delivers. No input or output here.
  */
 import { concat, fromUtf8, utf8 } from './bytes.js'
-import { Refused, must } from './errors.js'
+import { Failure, Refused, must } from './errors.js'
 import { LIMITS } from './limits.js'
 
 export const REQUEST = 0
@@ -59,7 +59,7 @@ export function encodeFrame ({ type, id, method, code, retryAfterMs = 0, message
     parts.push(Uint8Array.of(code), varint(retryAfterMs), Uint8Array.of(words.length >> 8, words.length & 0xff), words)
   }
   const rest = concat(...parts, body)
-  must(rest.length <= LIMITS.frameBytes, 'frame: larger than it may be')
+  if (rest.length > LIMITS.frameBytes) throw new Failure('usage', 'frame: larger than it may be')
   return concat(varint(rest.length), rest)
 }
 

@@ -10,7 +10,6 @@ import { LIMITS } from './limits.js'
 /** Above this, js-yamux would send one DATA frame so large that py-libp2p closes the connection. */
 const UNSENT_MAX = 262_144
 const QUEUE_BYTES_MAX = 1_048_576
-const STALL_MS = 10_000
 const LINGER_MS = 100
 const CLOSE_MS = 5_000
 
@@ -179,7 +178,7 @@ export class FrameWriter {
     const deadline = Date.now() + LIMITS.requestTotalMs
     while (this.#stream.writableNeedsDrain && this.#stream.writeBufferLength > UNSENT_MAX) {
       const before = this.#stream.writeBufferLength
-      const moved = await eventOf(this.#stream, ['drain', 'close'], STALL_MS)
+      const moved = await eventOf(this.#stream, ['drain', 'close'], deadline - Date.now())
       if (Date.now() > deadline || (!moved && this.#stream.writeBufferLength === before)) throw gone('the reader is too slow')
       if (this.#stream.writeStatus === 'closed') throw gone('the stream is closed')
     }
@@ -188,7 +187,7 @@ export class FrameWriter {
   /** Ends the stream after all that was written. */
   async close () {
     await this.flush()
-    await closeStream(this.#stream)
+    await closeStream(this.#stream, LIMITS.requestTotalMs) // it may still be read
   }
 
   /** Resets the stream, after what was written had its chance to leave. */
@@ -201,12 +200,12 @@ export class FrameWriter {
 }
 
 /** Ends a stream that has done its work, and forgets it even where the other side never ends it. */
-export async function closeStream (stream) {
+export async function closeStream (stream, timeoutMs = CLOSE_MS) {
   if (stream.status !== 'open') return
-  const late = setTimeout(() => stream.abort(gone('the other side did not end the stream')), CLOSE_MS)
+  const late = setTimeout(() => stream.abort(gone('the other side did not end the stream')), timeoutMs)
   stream.addEventListener('close', () => clearTimeout(late), { once: true }) // else a program that has ended would wait for it
   try {
-    await stream.close({ signal: AbortSignal.timeout(CLOSE_MS) })
+    await stream.close({ signal: AbortSignal.timeout(timeoutMs) })
   } catch (error) {
     stream.abort(error)
   }

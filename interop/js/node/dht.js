@@ -184,6 +184,7 @@ export const kademlia = (careless) => (components) => {
   boundAnswers(kad.network)
   passOverForgotten(kad.providers, components.peerStore)
   components.datastore.isNeeded = (name) => {
+    if (name.startsWith(PROVIDER)) return name.endsWith(`/${components.peerId}`) // a server's own records never go for others'
     if (!name.startsWith(PEER)) return false
     const peerId = peerIdFromCID(CID.parse(name.slice(PEER.length)))
     return peerId.equals(components.peerId) || components.connectionManager.getConnections(peerId).length > 0
@@ -239,11 +240,12 @@ export class Dht {
     if (found.length === 0) throw new Failure('not_found', `nothing under ${key}`)
     const best = found[bestIndex(found.map(({ value }) => value))].value
     const record = new Libp2pRecord(utf8(key), best, new Date()).serialize()
-    for (const { value, from } of found) {
-      if (equalBytes(value, best) || from.equals(this.#kad.components.peerId)) continue
+    const stale = found.filter(({ value, from }) => !equalBytes(value, best) && !from.equals(this.#kad.components.peerId))
+    await Promise.all(stale.map(async ({ from }) => { // at once, and not for long: whoever takes no correction must not hold up the reader
       const path = { index: -1, queued: 0, running: 0, total: 0 }
-      for await (const event of this.#kad.network.sendRequest(from, { type: 'PUT_VALUE', key: utf8(key), record }, { ...options(), path })) void event
-    }
+      const request = { type: 'PUT_VALUE', key: utf8(key), record }
+      for await (const event of this.#kad.network.sendRequest(from, request, { signal: AbortSignal.timeout(LIMITS.dialMs), path })) void event
+    }))
     return best
   }
 

@@ -20,18 +20,48 @@ export const IDENTIFY_MS = 10_000
 /** The library closes a connection at the first ping that fails: one that may take twice as long is no sign of life twice in a row. */
 const SILENCE_MS = 2 * LIMITS.livenessTimeoutMs
 
+/** Gossip that waits for a slow reader, and one message of it on the wire. */
+const OUT_QUEUE_BYTES_MAX = 1 << 24
+const RPC_BYTES_MAX = 1 << 20
+const REOPEN_MS = 1_000
+
 const pubsub = (components) => {
   const service = gossipsub({
     globalSignaturePolicy: 'StrictSign',
     fallbackToFloodsub: false,
     allowPublishToZeroTopicPeers: true,
-    maxInboundDataLength: 1 << 20,
-    maxOutboundBufferSize: 1 << 24,
+    maxInboundDataLength: RPC_BYTES_MAX,
+    maxOutboundBufferSize: OUT_QUEUE_BYTES_MAX,
     msgIdFn: ({ from, sequenceNumber }) => concat(from.toMultihash().bytes, u64be(sequenceNumber)), // as py, go and rust have it
     scoreParams: { IPColocationFactorWeight: 0 } // many peers of a test share one address
   })(components)
   service.protocols = ['/meshsub/1.1.0']
+  sendAsReadersTake(service)
   return service
+}
+
+/**
+ * The library answers IWANTs with one RPC of any size, for which readers reset the stream; it aborts the stream where too much waits for a
+ * slow reader; and it opens no other while the connection lasts: that peer would hear nothing any more.
+ */
+function sendAsReadersTake (service) {
+  const { sendRpc, createOutboundStream } = service
+  const sendOne = (id, rpc) => {
+    const waiting = service.streamsOutbound.get(id)?.rawStream.writeBufferLength ?? 0
+    const bytes = rpc.messages.reduce((sum, { data }) => sum + data.length, 0)
+    return waiting + bytes <= OUT_QUEUE_BYTES_MAX - RPC_BYTES_MAX && sendRpc.call(service, id, rpc) // what is above is lost, as everywhere
+  }
+  service.sendRpc = (id, rpc) => {
+    const [first, ...more] = rpc.messages ?? []
+    const isSent = sendOne(id, { ...rpc, messages: first === undefined ? [] : [first] })
+    return more.reduce((sent, message) => sendOne(id, { subscriptions: [], messages: [message] }) && sent, isSent)
+  }
+  service.createOutboundStream = async (peerId, connection) => {
+    await createOutboundStream.call(service, peerId, connection)
+    service.streamsOutbound.get(peerId.toString())?.rawStream.addEventListener('close', () => setTimeout(() => {
+      if (connection.status === 'open') void service.createOutboundStream(peerId, connection)
+    }, REOPEN_MS).unref(), { once: true })
+  }
 }
 
 /** @param {{seed: Uint8Array, listen: string[], careless: boolean}} settings */

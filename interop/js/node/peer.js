@@ -5,6 +5,7 @@ import { RR_PROTOCOL, Session, askOnce, askParts } from '../lib/client.js'
 import { argument, unreachable } from '../lib/connect.js'
 import { Failure, must } from '../lib/errors.js'
 import { LIMITS } from '../lib/limits.js'
+import { inTime } from '../lib/stream.js'
 import { Blobs } from './blobs.js'
 import { Dht, KAD_PROTOCOL } from './dht.js'
 import { judge, parseTopic } from './gossip.js'
@@ -33,6 +34,7 @@ export class Peer {
     peer.careless = settings.careless
     peer.emit = emit
     peer.host = await createHost(settings)
+    await peer.host.peerStore.merge(peer.host.peerId, { multiaddrs: peer.host.getMultiaddrs() }) // else it names itself to nobody as a provider
     peer.dht = new Dht(peer.host.services.dht, settings.careless)
     peer.host.addEventListener('peer:connect', ({ detail }) => emit({ event: 'connected', peer: detail.toString() }))
     peer.host.addEventListener('peer:disconnect', ({ detail }) => peer.#forget(detail.toString()))
@@ -91,7 +93,7 @@ export class Peer {
     const deadline = Date.now() + timeoutMs
     if (oneShot) return await askOnce(await this.openStream(peer, timeoutMs), method, body, deadline - Date.now())
     for (;;) {
-      const session = await this.#session(peer, Math.max(0, deadline - Date.now()))
+      const session = await inTime(this.#session(peer), deadline - Date.now(), () => new Failure('timeout', 'no stream in time'))
       const answer = await session.ask(method, body, deadline - Date.now())
       if (answer !== undefined) return answer
     }
@@ -111,11 +113,12 @@ export class Peer {
     }
   }
 
-  #session (peer, timeoutMs) {
+  /** One for all who ask: each gives up in its own time. */
+  #session (peer) {
     const held = this.#sessions.get(peer)
     if (held !== undefined && held.session?.isOpen !== false) return held.opening
     const fresh = {}
-    fresh.opening = this.openStream(peer, timeoutMs).then((stream) => (fresh.session = new Session(stream)))
+    fresh.opening = this.openStream(peer, LIMITS.requestTotalMs).then((stream) => (fresh.session = new Session(stream)))
     this.#sessions.set(peer, fresh)
     fresh.opening.catch(() => { if (this.#sessions.get(peer) === fresh) this.#sessions.delete(peer) })
     return fresh.opening

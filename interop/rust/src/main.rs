@@ -132,8 +132,10 @@ async fn obey(own: Arc<Peer>) -> Result<(), Box<dyn Error>> {
                 return Ok(());
             }
             Ok(command) => {
-                let (own, place) = (own.clone(), places.clone().acquire_owned().await?);
+                // Not here: `quit` must be read, however many commands are under way.
+                let (own, places) = (own.clone(), places.clone());
                 tokio::spawn(async move {
+                    let Ok(place) = places.acquire_owned().await else { return };
                     say(&commands::run(own, command).await);
                     drop(place);
                 });

@@ -6,6 +6,7 @@ use aw::cbor::Bad;
 const FRAME_MAX: usize = 1 << 20;
 const REQUEST_MAX: usize = 65_536;
 const LENGTH_BYTES_MAX: usize = 3;
+const MESSAGE_MAX: usize = 1_024;
 /// Type, id, length of the method and the method: what of a frame is judged before the rest is here.
 const START_MAX: usize = 1 + 5 + 1 + 64;
 
@@ -46,7 +47,10 @@ pub const NOT_AVAILABLE: u8 = 10;
 impl RrError {
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         let retry_after_ms = if code == BUSY { 100 } else { 0 };
-        RrError { code, retry_after_ms, message: message.into(), detail: Vec::new() }
+        let mut message = message.into(); // it may name what the other side sent
+        let end = (0..=MESSAGE_MAX).rev().find(|end| message.is_char_boundary(*end));
+        message.truncate(end.unwrap_or(0));
+        RrError { code, retry_after_ms, message, detail: Vec::new() }
     }
 
     pub fn name(&self) -> String {
@@ -195,38 +199,33 @@ fn parse_rest(mut at: Cursor, kind: u8, id: u32, method: String) -> Result<Frame
 
 impl Frame {
     pub fn encode(&self) -> Vec<u8> {
-        let mut rest = Vec::new();
-        let start = |kind: u8, id: &u32, rest: &mut Vec<u8>| {
-            rest.push(kind);
-            varint(u64::from(*id), rest);
+        let (kind, id, body) = match self {
+            Frame::Request { id, body, .. } => (0, id, body),
+            Frame::Answer { id, body } => (1, id, body),
+            Frame::Part { id, body } => (2, id, body),
+            Frame::Error { id, error } => (3, id, &error.detail),
         };
-        match self {
-            Frame::Request { id, method, body } => {
-                start(0, id, &mut rest);
-                rest.push(method.len() as u8);
-                rest.extend_from_slice(method.as_bytes());
-                rest.extend_from_slice(body);
-            }
-            Frame::Answer { id, body } => {
-                start(1, id, &mut rest);
-                rest.extend_from_slice(body);
-            }
-            Frame::Part { id, body } => {
-                start(2, id, &mut rest);
-                rest.extend_from_slice(body);
-            }
-            Frame::Error { id, error } => {
-                start(3, id, &mut rest);
-                rest.push(error.code);
-                varint(u64::from(error.retry_after_ms), &mut rest);
-                rest.extend_from_slice(&(error.message.len() as u16).to_be_bytes());
-                rest.extend_from_slice(error.message.as_bytes());
-                rest.extend_from_slice(&error.detail);
-            }
+        let mut rest = vec![kind];
+        varint(u64::from(*id), &mut rest);
+        if let Frame::Request { method, .. } = self {
+            rest.push(method.len() as u8);
+            rest.extend_from_slice(method.as_bytes());
+        } else if let Frame::Error { error, .. } = self {
+            rest.push(error.code);
+            varint(u64::from(error.retry_after_ms), &mut rest);
+            rest.extend_from_slice(&(error.message.len() as u16).to_be_bytes());
+            rest.extend_from_slice(error.message.as_bytes());
         }
+        rest.extend_from_slice(body);
         let mut out = Vec::with_capacity(rest.len() + LENGTH_BYTES_MAX);
         varint(rest.len() as u64, &mut out);
         out.extend_from_slice(&rest);
         out
     }
+}
+
+/// The frame of a request; none where it would be longer than a frame may be.
+pub fn request(id: u32, method: &str, body: Vec<u8>) -> Option<Vec<u8>> {
+    let frame = Frame::Request { id, method: method.into(), body }.encode();
+    (frame.len() <= FRAME_MAX + LENGTH_BYTES_MAX).then_some(frame)
 }

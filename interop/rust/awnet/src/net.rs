@@ -120,7 +120,7 @@ impl Net {
             }
             match node.swarm.behaviour_mut().gossip.publish(IdentTopic::new(topic), data) {
                 // Nobody who listens is no failure: gossip is a hint.
-                Ok(_) | Err(PublishError::NoPeersSubscribedToTopic) => Ok(()),
+                Ok(_) | Err(PublishError::NoPeersSubscribedToTopic | PublishError::AllQueuesFull(_)) => Ok(()),
                 Err(error @ PublishError::MessageTooLarge) => Err(Failure::Refused(error.to_string())),
                 Err(error) => Err(Failure::Fault(error.to_string())),
             }

@@ -13,7 +13,7 @@ use libp2p::gossipsub::{self, MessageAcceptance, MessageAuthenticity, Validation
 use libp2p::identity::Keypair;
 use libp2p::kad::{QueryId, QueryResult};
 use libp2p::multiaddr::{Multiaddr, Protocol};
-use libp2p::swarm::dial_opts::DialOpts;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
 use libp2p::{PeerId, Swarm, connection_limits, identify, noise, ping, tcp, yamux};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -227,14 +227,13 @@ impl Node {
             return;
         }
         self.dials.retain(|dial| !dial.done.is_closed());
-        let options = DialOpts::peer_id(peer).addresses(vec![address]).build();
+        // Beside a dial that is on its way, too: that one may be at a dead address.
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(vec![address]).build();
         let connection = options.connection_id();
         match self.swarm.dial(options) {
-            // Where a connection is there or on its way, identify is all that is waited for.
+            // Where a connection is there, identify is all that is waited for.
             Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => self.dials.push(Dial { peer, connection, done }),
-            Err(error) => {
-                let _ = done.send(Err(Failure::Stream(error.to_string())));
-            }
+            Err(error) => drop(done.send(Err(Failure::Stream(error.to_string())))),
         }
     }
 
@@ -259,9 +258,7 @@ impl Node {
             }
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
                 if info.protocols.contains(&KAD) {
-                    for address in info.listen_addrs.iter().filter(|a| usable(a, &peer_id)).take(16) {
-                        self.swarm.behaviour_mut().kad.0.add_address(&peer_id, address.clone());
-                    }
+                    self.place(&peer_id, &info.listen_addrs);
                 }
                 self.identified.insert(peer_id, info);
                 self.finish_dials(|dial| dial.peer == peer_id, None);

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use aw::cbor::Bad;
 
-use crate::frames::{Frame, RrError};
+use crate::frames::{self, Frame, RrError};
 use crate::streams::Conduit;
 use crate::wire::{FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, lock, outbox, write_frames};
 
@@ -106,6 +106,10 @@ pub struct Session {
     task: AbortHandle,
 }
 
+fn too_large() -> Failure {
+    Failure::Usage("a request larger than a frame".into())
+}
+
 fn ended() -> Failure {
     Failure::Stream("the stream ended before the answer".into())
 }
@@ -146,10 +150,10 @@ impl Session {
 
     pub async fn request(&self, place: Place, method: &str, body: Vec<u8>) -> Result<Vec<u8>, Failure> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let frame = frames::request(id, method, body).ok_or_else(too_large)?;
         let (tell, told) = oneshot::channel();
         let mut waiter = Waiter { session: self, id, is_sent: false, told };
         self.shared.with(|state| state.waiting.insert(id, Asked { tell, _place: place }));
-        let frame = Frame::Request { id, method: method.into(), body }.encode();
         waiter.is_sent = self.outbox.send(frame).await;
         if !waiter.is_sent {
             return Err(ended());
@@ -205,7 +209,7 @@ pub async fn request_alone(
     mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<Vec<u8>, Failure> {
     let Conduit { mut stream, mut closed, .. } = conduit;
-    let request = Frame::Request { id: 0, method: method.into(), body }.encode();
+    let request = frames::request(0, method, body).ok_or_else(too_large)?;
     let written = async {
         stream.write_all(&request).await?;
         stream.flush().await

@@ -5,16 +5,17 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use aw::cbor::{self, refuse};
-use aw::crypto::{Hash, provider_key};
+use aw::crypto::{Hash, KEY_ID_PREFIX, provider_key};
 use aw::records::{self, Head};
 use aw::schema;
+use futures::future::join_all;
 use libp2p::kad::store::RecordStore;
 use libp2p::kad::{
     self, GetClosestPeersOk, GetProvidersOk, GetRecordOk, QueryId, QueryResult, Quorum, Record, RecordKey,
 };
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::net::Net;
 use crate::node::{Node, usable};
@@ -26,6 +27,10 @@ pub(crate) mod store;
 pub(crate) const KAD: StreamProtocol = StreamProtocol::new("/aw/kad/1.0.0");
 
 const IDENTIFY: Duration = Duration::from_secs(1);
+const LOOKUP: Duration = Duration::from_secs(15);
+/// Providers that are taken of one answer.
+const PEERS_MAX: usize = 20;
+const MESSAGE_BYTES_MAX: usize = 262_144;
 
 pub fn head_key(world_id: &str) -> String {
     format!("/aw/world/{world_id}/head")
@@ -49,7 +54,7 @@ pub(crate) fn behaviour(peer: PeerId, serves: bool, careless: bool) -> store::Be
         // Who refuses a put says nothing: the reset that libp2p means to send waits until something else happens.
         .set_substreams_timeout(Duration::from_secs(5))
         .set_provider_publication_interval(Some(Duration::from_secs(300)))
-        .set_max_packet_size(1 << 20)
+        .set_max_packet_size(MESSAGE_BYTES_MAX)
         // Addresses come from identify, where their form is judged.
         .set_kbucket_inserts(kad::BucketInserts::Manual);
     let mut behaviour = kad::Behaviour::with_config(peer, HeadStore::new(peer, careless), config);
@@ -72,6 +77,23 @@ impl Node {
         }
         if step.last {
             self.queries.remove(&id);
+        }
+    }
+
+    /// Puts a peer into the table, with what can be dialled of its addresses. Those that it told earlier go: pushes of
+    /// identify would add up without end.
+    pub(crate) fn place(&mut self, peer: &PeerId, addresses: &[Multiaddr]) {
+        let told = addresses.iter().filter(|address| usable(address, peer)).take(store::ADDRESSES_MAX);
+        let told: Vec<_> = told.filter_map(|address| address.clone().with_p2p(*peer).ok()).collect();
+        let kad = &mut self.swarm.behaviour_mut().kad.0;
+        for address in &told {
+            kad.add_address(peer, address.clone());
+        }
+        let Some(bucket) = kad.kbucket(*peer) else { return };
+        let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer);
+        let held = entry.map(|entry| entry.node.value.clone().into_vec()).unwrap_or_default();
+        for address in held.iter().filter(|address| !told.is_empty() && !told.contains(address)) {
+            kad.remove_address(peer, address);
         }
     }
 
@@ -179,25 +201,32 @@ impl Net {
         let mut peers = Vec::new();
         while let Some(result) = results.recv().await {
             if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) = result {
-                peers.extend(providers);
+                let ours = providers.into_iter().filter(|peer| peer.to_bytes().starts_with(&KEY_ID_PREFIX));
+                peers.extend(ours.take(PEERS_MAX));
             }
         }
         peers.sort();
         peers.dedup();
-        let mut found = Vec::new();
-        for peer in peers {
-            let mut addresses = self.with(move |node| node.known_addresses(&peer)).await?;
-            if addresses.is_empty() {
-                addresses = self.look_up(peer).await?;
-            }
-            // Whom the query itself has just reached may not have said yet what it is.
-            if addresses.is_empty() && self.peers().await?.contains(&peer) {
-                let _ = timeout(IDENTIFY, self.identify(peer)).await;
-                addresses = self.with(move |node| node.known_addresses(&peer)).await?;
-            }
-            found.push((peer, addresses));
+        // All at once, and no longer than one look-up: who gives many that nobody knows holds up nobody.
+        let deadline = Instant::now() + LOOKUP;
+        let found = peers.into_iter().map(async |peer| match timeout_at(deadline, self.addresses(peer)).await {
+            Ok(addresses) => Ok((peer, addresses?)),
+            Err(_) => Ok((peer, Vec::new())),
+        });
+        join_all(found).await.into_iter().collect()
+    }
+
+    async fn addresses(&self, peer: PeerId) -> Result<Vec<Multiaddr>, Failure> {
+        let mut addresses = self.with(move |node| node.known_addresses(&peer)).await?;
+        if addresses.is_empty() {
+            addresses = self.look_up(peer).await?;
         }
-        Ok(found)
+        // Whom the query itself has just reached may not have said yet what it is.
+        if addresses.is_empty() && self.peers().await?.contains(&peer) {
+            let _ = timeout(IDENTIFY, self.identify(peer)).await;
+            addresses = self.with(move |node| node.known_addresses(&peer)).await?;
+        }
+        Ok(addresses)
     }
 
     /// Addresses of a peer, from those nearest to its id: an answer about providers tells only who they are.

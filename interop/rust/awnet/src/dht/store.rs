@@ -21,7 +21,7 @@ use aw::crypto::MULTIHASH_PREFIX;
 use super::validate;
 
 const RECORD_MAX: usize = 8_192;
-const ADDRESSES_MAX: usize = 16;
+pub(super) const ADDRESSES_MAX: usize = 16;
 const RECORDS_MAX: usize = 4_096;
 const PROVIDED_KEYS_MAX: usize = 65_536;
 const PROVIDERS_PER_KEY_MAX: usize = 20;

@@ -14,11 +14,11 @@ import { checkHeadBlock } from '../lib/proofs.js'
 import { decodeRecord, decodeSealed, hashOf, mustBeSigned, preimageOf, signerOf } from '../lib/records.js'
 import { verify } from '../lib/signature.js'
 import { provedValue } from '../lib/state.js'
-import { MerkleTree, checkHeight, rootOf } from './chain.js'
-import { cidOf, headKey, providerKey, worldContentId } from './dht.js'
-import { judge, parseTopic, topicOf } from './gossip.js'
+import { MerkleTree, checkHeight, rootOf } from '../node/chain.js'
+import { cidOf, headKey, providerKey, worldContentId } from '../node/dht.js'
+import { judge, parseTopic, topicOf } from '../node/gossip.js'
 import { fromJson, parseJson } from './json.js'
-import { genesisCells, stateRoot } from './trie.js'
+import { genesisCells, stateRoot } from '../node/trie.js'
 
 /** Counts each entry once: what is to be refused, and all else. */
 class Tally {

@@ -9,13 +9,13 @@ import { METHOD } from '../lib/frames.js'
 import { checkHead, compareHeads } from '../lib/head.js'
 import { LIMITS } from '../lib/limits.js'
 import { World, signEnvelope } from '../lib/world.js'
-import { fetchBlob, seededBytes } from './blobs.js'
-import { headKey } from './dht.js'
-import { topicOf } from './gossip.js'
+import { fetchBlob, seededBytes } from '../node/blobs.js'
+import { headKey } from '../node/dht.js'
+import { topicOf } from '../node/gossip.js'
 import { fromJson } from './json.js'
 import { sendRaw } from './raw.js'
 import { checkVectors } from './vectors.js'
-import { mirror } from './worlds.js'
+import { mirror } from '../node/worlds.js'
 
 const DEFAULT_MS = 10_000
 const HEAD_SKEW_MS = 60_000

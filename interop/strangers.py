@@ -1,0 +1,168 @@
+"""What a peer makes of those that are slow, dead, greedy or not there: one row for each language.
+
+Guarantees: no check depends on how fast a machine is, only on what comes first. Implements docs/protocol.md, "Request /
+response", "Connections" and "Finding things".
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+import trio
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
+
+from interop.driver import CommandFailed, Ground, Peer
+from interop.steps import body, connected, encoded, in_table, until
+from interop.witness import open_wire
+from p2p import frames, names
+
+REST_S: Final = 12.0  # less than a reader may take (request_total_ms)
+PARTS: Final = 40  # of 256 KiB: more than anybody sends ahead of who reads
+SHORT_MS, BETWEEN_MS, LONG_MS = 500, 1_500, 3_000
+TIMES: Final = {"short": SHORT_MS, "long": LONG_MS}
+SOON_S: Final = 0.1  # for a command to be on its way before the next one
+PROVIDERS: Final = 5_000  # as many as a DHT message holds
+LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
+ED25519_PREFIX: Final = bytes.fromhex("002408011220")
+
+
+async def strangers(ground: Ground, *, language: str) -> None:
+    """Slow readers, dead addresses, words that are too long, peers that stand still, who names thousands, nobody."""
+    peer, other, third = [await ground.start(language, number) for number in (1, 2, 3)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow_reader, peer)
+        await dead_address(peer, other)
+        await long_words(peer, other)
+        await place_given_back(peer, other)
+    await stands_still(ground, peer, other)
+    await names_thousands(peer, other)
+    await alone(ground, third)
+
+
+async def slow_reader(peer: Peer) -> None:
+    """Who reads the whole answer, but not at once, gets all of it."""
+    async with open_wire() as wire:
+        await peer.do("dial", addr=wire.addr)
+        request = encoded(count=PARTS, size=names.PART_BYTES_MAX)
+        stream = await wire.ask(frames.encode_request(0, "x_parts", request))
+        await trio.sleep(REST_S)
+        came = [await stream.frame() for _ in range(PARTS + 1)]
+    parts = [frames.Part(0, bytes([number]) * names.PART_BYTES_MAX) for number in range(PARTS)]
+    assert came == [*parts, frames.Answer(0, encoded(count=PARTS))], [type(frame) for frame in came]
+
+
+async def dead_address(peer: Peer, other: Peer) -> None:
+    """A dial to an address where nobody answers holds up none to another address of that peer."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    silent = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{other.peer_id}"
+
+    async def dial() -> None:
+        with suppress(
+            CommandFailed
+        ):  # who waits for it may be told that the peer is connected, or that nobody answers
+            await peer.do("dial", addr=silent)
+
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(dial)
+        await trio.sleep(SOON_S)
+        await connected(peer, other)
+
+
+async def long_words(peer: Peer, other: Peer) -> None:
+    """What an error says of a request is cut: a frame against the rules would end the session for all."""
+    async with trio.open_nursery() as nursery:
+        wait = partial(peer.do, "request", peer=other.peer_id, method="x_wait", body=body(ms=SHORT_MS))
+        nursery.start_soon(wait)
+        await trio.sleep(SOON_S)
+        asked = body(world_id="a" * 32, envelopes=[[{"k" * LONG_KEY: 1}, bytes(64)]])
+        await peer.refused("request", "rr", peer=other.peer_id, method="submit_actions", body=asked)
+
+
+async def place_given_back(peer: Peer, other: Peer) -> None:
+    """A request that waits for a place, and then is larger than a frame, keeps it from nobody."""
+    order = list[str]()
+
+    async def ask(name: str, method: str, body: str) -> None:
+        await peer.do("request", peer=other.peer_id, method=method, body=body, timeout_ms=2 * LONG_MS)
+        order.append(name)
+
+    async def ask_too_much() -> None:
+        data = body(data=bytes(names.FRAME_BYTES_MAX))
+        await peer.refused("request", "usage", peer=other.peer_id, method="x_echo", body=data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, "short", "x_wait", body(ms=SHORT_MS))
+        for _ in range(names.IN_FLIGHT_PER_SESSION_MAX - 1):
+            nursery.start_soon(ask, "long", "x_wait", body(ms=LONG_MS))
+        await trio.sleep(SOON_S)
+        nursery.start_soon(ask_too_much)
+        await trio.sleep(SOON_S)
+        nursery.start_soon(ask, "behind", "x_echo", "a0")
+    assert "behind" in order[: order.index("long")], order
+
+
+async def stands_still(ground: Ground, peer: Peer, other: Peer) -> None:
+    """Of requests to a peer that says nothing each ends in its own time, whoever opened the session."""
+    for number, first in enumerate(TIMES, start=904):
+        stuck, order = await ground.start(peer.language, number), list[str]()
+        await connected(peer, stuck)
+        await stuck.freeze()
+
+        async def give_up(name: str, stuck: Peer = stuck, order: list[str] = order) -> None:
+            with suppress(CommandFailed):
+                await peer.do(
+                    "request", peer=stuck.peer_id, method="x_echo", body="a0", timeout_ms=TIMES[name]
+                )
+            order.append(name)
+
+        async def wait(order: list[str] = order) -> None:
+            await peer.do("request", peer=other.peer_id, method="x_wait", body=body(ms=BETWEEN_MS))
+            order.append("between")
+
+        async with trio.open_nursery() as nursery:
+            for name in sorted(TIMES, key=lambda name: name != first):
+                nursery.start_soon(give_up, name)
+                await trio.sleep(SOON_S)
+            nursery.start_soon(wait)
+        assert order == ["short", "between", "long"], (first, order)
+        await stuck.stop()
+
+
+async def names_thousands(peer: Peer, other: Peer) -> None:
+    """Of one answer of the DHT so many are taken as a bucket has, and they hide nobody that another one names."""
+    content = (await other.do("put_blob", data="bcde"))["content_hash"]
+    await in_table(other, peer)
+    await other.do("provide", content_hash=content)
+    async with open_wire() as wire:
+        wire.answer_dht(_thousands)
+        await peer.do("dial", addr=wire.addr)
+
+        async def is_in_table() -> bool:
+            return wire.peer_id in (await peer.do("dht_peers"))["peers"]
+
+        await until(is_in_table, f"{peer.name} has the liar in its table")
+        found = (await peer.do("find_providers", content_hash=content))["providers"]
+    assert other.peer_id in {one["peer"] for one in found}, found
+    assert len(found) <= names.DHT_PEERS_MAX + 1, len(found)
+
+
+def _thousands(asked: Message) -> Message:
+    answer = Message(type=asked.type, key=asked.key)
+    if asked.type == Message.MessageType.GET_PROVIDERS:
+        for number in range(PROVIDERS):
+            answer.providerPeers.add(id=ED25519_PREFIX + number.to_bytes(32, "big"))
+    return answer
+
+
+async def alone(ground: Ground, peer: Peer) -> None:
+    """A server that has provided names itself, also to who comes later."""
+    content = (await peer.do("put_blob", data="abcd"))["content_hash"]
+    with suppress(CommandFailed):  # of kind stream: there is nobody to be told
+        await peer.do("provide", content_hash=content)
+    late = await ground.start(peer.language, 4)
+    await connected(late, peer)
+    await in_table(late, peer)
+    found = (await late.do("find_providers", content_hash=content))["providers"]
+    assert [one["peer"] for one in found] == [peer.peer_id], found
