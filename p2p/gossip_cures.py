@@ -142,15 +142,89 @@ def bound_prunes(pubsub: Any, counters: Counter[str]) -> None:
         if message.topicID not in router.mesh:
             counters["cure.prune_of_no_topic"] += 1
             return
-        back_offs = router.back_off.get(message.topicID, {})
-        if len(back_offs) >= BACK_OFFS_MAX:
-            for peer in list(back_offs)[: BACK_OFFS_MAX // 2]:
-                del back_offs[peer]
+        bound_back_offs(router, message.topicID)
         del message.peers[:]
         message.backoff = min(message.backoff, BACK_OFF_S_MAX)
         await handle(message, sender)
 
     router.handle_prune = handle_prune
+
+
+def bound_back_offs(router: Any, topic: str) -> None:
+    """Make room for another one."""
+    back_offs = router.back_off.get(topic, {})
+    if len(back_offs) >= BACK_OFFS_MAX:
+        for peer in list(back_offs)[: BACK_OFFS_MAX // 2]:
+            del back_offs[peer]
+
+
+def note_own_prunes(pubsub: Any, counters: Counter[str]) -> None:
+    """Whom a heartbeat prunes the next one may graft again: the peer refuses it so soon, and holds it against us.
+
+    gossipsub.py:1449. The specification has the back-off of a PRUNE hold for both sides.
+    Test: test_who_was_pruned_is_not_grafted_again_at_once.
+    """
+    router = pubsub.router
+    beat = router.mesh_heartbeat
+
+    def mesh_heartbeat() -> Any:
+        grafts, prunes = beat()
+        for peer, topics in prunes.items():
+            for topic in topics:
+                bound_back_offs(router, topic)
+                router._add_back_off(peer, topic, False)  # noqa: SLF001
+                counters["cure.own_prune_noted"] += 1
+        return grafts, prunes
+
+    router.mesh_heartbeat = mesh_heartbeat
+
+
+def gossip_to_who_has_pruned_us(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """A peer that may not be grafted yet gets no IHAVE either: of what is published for a minute it hears nothing.
+
+    gossipsub.py:1511. The specification tells all who are not in the mesh, for just these.
+    Test: test_who_has_pruned_us_still_hears_what_there_is.
+    """
+    router = pubsub.router
+    beat, select = router.gossip_heartbeat, router._get_in_topic_gossipsub_peers_from_minus  # noqa: SLF001
+
+    def gossip_heartbeat() -> Any:
+        def select_all(topic: str, count: int, minus: Any, backoff_check: bool = False) -> Any:  # noqa: ARG001  # its shape
+            return select(topic, count, minus)
+
+        router._get_in_topic_gossipsub_peers_from_minus = select_all  # noqa: SLF001
+        try:
+            return beat()
+        finally:
+            router._get_in_topic_gossipsub_peers_from_minus = select  # noqa: SLF001
+
+    router.gossip_heartbeat = gossip_heartbeat
+
+
+def tell_each_what_is_for_it(pubsub: Any, counters: Counter[str]) -> None:  # noqa: ARG001  # one shape for all
+    """What a heartbeat says to one peer it says to those after it too: GRAFTs, PRUNEs and IHAVEs add up.
+
+    gossipsub.py:1243. So peers take us into meshes in which we do not have them, and send us all of it; or leave ours.
+    Test: test_each_peer_is_told_what_is_for_it.
+    """
+    router = pubsub.router
+
+    async def emit(grafts: Any, prunes: Any, gossip: Any) -> None:
+        for peer in dict.fromkeys((*grafts, *prunes, *gossip)):
+            backoff = router.prune_back_off
+            control = rpc_pb2.ControlMessage(
+                graft=[rpc_pb2.ControlGraft(topicID=topic) for topic in grafts.get(peer, ())],
+                prune=[
+                    rpc_pb2.ControlPrune(topicID=topic, backoff=backoff) for topic in prunes.get(peer, ())
+                ],
+                ihave=[
+                    rpc_pb2.ControlIHave(topicID=topic, messageIDs=ids)
+                    for topic, ids in gossip.get(peer, {}).items()
+                ],
+            )
+            await router.emit_control_message(control, peer)
+
+    router._emit_control_msgs = emit  # noqa: SLF001
 
 
 def bound_asking(pubsub: Any, counters: Counter[str]) -> None:
@@ -504,6 +578,9 @@ OF_GOSSIP_MODULES: Final = (consume_records_once, keep_own_record)
 OF_GOSSIP: Final = (
     forget_verdicts,
     bound_prunes,
+    note_own_prunes,
+    gossip_to_who_has_pruned_us,
+    tell_each_what_is_for_it,
     bound_asking,
     bound_subscriptions,
     ignore_messages,

@@ -42,6 +42,10 @@ class Hears:
                 self.rpcs.append(rpc)
                 held = held[used + length :]
 
+    def told(self):
+        """The ids of all IHAVEs, as they are written there."""
+        return {name for rpc in self.rpcs for one in rpc.control.ihave for name in one.messageIDs}
+
     def messages(self):
         return [bytes(message.data) for rpc in self.rpcs for message in rpc.publish]
 
@@ -206,3 +210,62 @@ async def test_a_peer_that_refuses_our_stream_leaves_nothing_behind(
             with patience():
                 await until(lambda peer=peer: peer not in gossip_cures.known_to_router(router))
         assert victim.counters()["cure.gone_peer_forgotten"] >= 2
+
+
+async def test_who_was_pruned_is_not_grafted_again_at_once(open_node):
+    async with open_node(1) as node:
+        await node.join(TOPIC, accept)
+        pubsub = node._gossip._pubsub
+        router, before = pubsub.router, pubsub.peers
+        crowd = {ID(names.PEER_ID_PREFIX + bytes([number]) * 32) for number in range(router.degree_high + 1)}
+        router.peer_protocol.update(dict.fromkeys(crowd, names.GOSSIP_PROTOCOL))
+        pubsub.peer_topics[TOPIC], router.mesh[TOPIC] = set(crowd), set(crowd)
+        pubsub.peers = dict.fromkeys(crowd)
+        _, pruned = router.mesh_heartbeat()
+        router.mesh[TOPIC] = set(list(router.mesh[TOPIC])[: router.degree_low - 1])
+        grafted, _ = router.mesh_heartbeat()
+        pubsub.peers = before
+        assert len(pruned) == router.degree_high + 1 - router.degree
+        assert grafted
+        assert not pruned.keys() & grafted.keys()
+
+
+async def test_who_has_pruned_us_still_hears_what_there_is(open_node, open_stranger, patience, until):
+    hears = Hears()
+    async with (
+        open_node(1) as node,
+        open_stranger(handlers={names.GOSSIP_PROTOCOL: hears}) as stranger,
+    ):
+        subscription = await node.join(TOPIC, accept)
+        router, peer = node._gossip._pubsub.router, stranger.host.get_id()
+        stream = await stranger.stream(node, names.GOSSIP_PROTOCOL)
+        subscribed = rpc_pb2.RPC.SubOpts(subscribe=True, topicid=TOPIC)
+        refused = rpc_pb2.ControlMessage(prune=[rpc_pb2.ControlPrune(topicID=TOPIC, backoff=60)])
+        await stream.write(prefixed(rpc_pb2.RPC(subscriptions=[subscribed], control=refused)))
+        with patience():
+            await until(lambda: router._check_back_off(peer, TOPIC))
+        await subscription.publish(b"meanwhile")
+        name = message_id(node, b"meanwhile")
+        with patience():
+            await until(lambda: name in hears.told())
+        assert peer not in router.mesh[TOPIC]
+
+
+async def test_each_peer_is_told_what_is_for_it(open_node, monkeypatch):
+    one, other = (ID(names.PEER_ID_PREFIX + bytes([number]) * 32) for number in range(2))
+    told = {}
+
+    async def emit(control, peer):
+        told[peer] = (
+            [graft.topicID for graft in control.graft],
+            [prune.topicID for prune in control.prune],
+            {have.topicID: list(have.messageIDs) for have in control.ihave},
+        )
+
+    async with open_node(1) as node:
+        router = node._gossip._pubsub.router
+        monkeypatch.setattr(router, "emit_control_message", emit)
+        await router._emit_control_msgs(
+            {one: ["a"], other: ["b"]}, {one: ["c"], other: ["d"]}, {one: {"e": [b"1"]}, other: {"f": [b"2"]}}
+        )
+    assert told == {one: (["a"], ["c"], {"e": [b"1"]}), other: (["b"], ["d"], {"f": [b"2"]})}
