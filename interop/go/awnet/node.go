@@ -180,7 +180,7 @@ func (n *Node) watch(ctx context.Context) {
 		var wg sync.WaitGroup
 		for i, p := range peers {
 			wg.Go(func() {
-				quiet := func() bool { return n.heard.silence(p) >= livenessPeriod }
+				quiet := func() bool { return n.heard.silence(n.Host.Network().ConnsToPeer(p)) >= livenessPeriod }
 				silent[i] = quiet() && n.silent(ctx, p) && quiet()
 			})
 		}
@@ -196,7 +196,7 @@ func (n *Node) watch(ctx context.Context) {
 			}
 		}
 		missed = still
-		n.heard.keep(peers)
+		n.heard.keep(n.Host.Network().Conns())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -223,14 +224,15 @@ func (d *DHT) tellProvided(ctx context.Context, key []byte) int {
 	return len(closest)
 }
 
-// providers are those that this node knows of, itself among them.
+// providers are those that this node knows of, itself among them: as many as a reader takes, so that the newest are not cut off.
 func (d *DHT) providers(key []byte) (out []peer.AddrInfo) {
 	d.mu.Lock()
 	if d.keys[string(key)] {
 		out = append(out, peer.AddrInfo{ID: d.host.ID(), Addrs: d.host.Addrs()})
 	}
 	d.mu.Unlock()
-	return append(out, d.store.getProviders(key)...)
+	held := d.store.getProviders(key)
+	return append(out, held[max(0, len(out)+len(held)-providersMax):]...)
 }
 
 // FindProviders gives each provider once, with addresses where anybody has told any.
@@ -259,10 +261,9 @@ func (d *DHT) FindProviders(ctx context.Context, key []byte) ([]peer.AddrInfo, e
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range a.providers[:min(len(a.providers), providersMax)] { // who names more hides nobody else's
-			if d.validPeer(e) {
-				take(d.addrInfo(e))
-			}
+		valid := slices.DeleteFunc(a.providers, func(e entry) bool { return !d.validPeer(e) })
+		for _, e := range valid[:min(len(valid), providersMax)] { // who names more hides nobody else's
+			take(d.addrInfo(e))
 		}
 		return a, nil
 	})

@@ -36,7 +36,7 @@ const pubsub = (components) => {
     scoreParams: { IPColocationFactorWeight: 0 } // many peers of a test share one address
   })(components)
   service.protocols = ['/meshsub/1.1.0']
-  sendAsReadersTake(service)
+  sendAsReadersTake(service, components.connectionManager)
   return service
 }
 
@@ -44,12 +44,24 @@ const pubsub = (components) => {
  * The library answers IWANTs with one RPC of any size, for which readers reset the stream; it aborts the stream where too much waits for a
  * slow reader; and it opens no other while the connection lasts: that peer would hear nothing any more.
  */
-function sendAsReadersTake (service) {
+function sendAsReadersTake (service, connections) {
   const { sendRpc, createOutboundStream } = service
+  const [opening, closed, watched] = [new Set(), new Set(), new WeakSet()] // ids of peers, and streams
   const sendOne = (id, rpc) => {
     const waiting = service.streamsOutbound.get(id)?.rawStream.writeBufferLength ?? 0
-    const bytes = rpc.messages.reduce((sum, { data }) => sum + data.length, 0)
-    return waiting + bytes <= OUT_QUEUE_BYTES_MAX - RPC_BYTES_MAX && sendRpc.call(service, id, rpc) // what is above is lost, as everywhere
+    const bytes = rpc.messages.reduce((sum, { data }) => sum + (data?.length ?? 0), 0)
+    const hasRoom = bytes === 0 || waiting + bytes <= OUT_QUEUE_BYTES_MAX - RPC_BYTES_MAX // the rest is for who joins and leaves a mesh
+    return hasRoom && sendRpc.call(service, id, rpc)
+  }
+  const reopen = (peerId) => {
+    const id = peerId.toString()
+    if (closed.has(id)) return
+    closed.add(id)
+    setTimeout(() => {
+      closed.delete(id)
+      const connection = connections.getConnections(peerId).find(({ status }) => status === 'open')
+      if (connection !== undefined) void service.createOutboundStream(peerId, connection)
+    }, REOPEN_MS).unref()
   }
   service.sendRpc = (id, rpc) => {
     const [first, ...more] = rpc.messages ?? []
@@ -57,10 +69,17 @@ function sendAsReadersTake (service) {
     return more.reduce((sent, message) => sendOne(id, { subscriptions: [], messages: [message] }) && sent, isSent)
   }
   service.createOutboundStream = async (peerId, connection) => {
-    await createOutboundStream.call(service, peerId, connection)
-    service.streamsOutbound.get(peerId.toString())?.rawStream.addEventListener('close', () => setTimeout(() => {
-      if (connection.status === 'open') void service.createOutboundStream(peerId, connection)
-    }, REOPEN_MS).unref(), { once: true })
+    const id = peerId.toString()
+    if (opening.has(id)) return // the library looks for a stream before it waits for one
+    opening.add(id)
+    await createOutboundStream.call(service, peerId, connection).finally(() => opening.delete(id))
+    const stream = service.streamsOutbound.get(id)?.rawStream
+    if (stream === undefined) {
+      if (service.peers.has(id)) reopen(peerId)
+    } else if (!watched.has(stream)) {
+      watched.add(stream)
+      stream.addEventListener('close', () => reopen(peerId), { once: true })
+    }
   }
 }
 

@@ -24,12 +24,13 @@ use serde_json::{Value as Json, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, stdin};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use library::Library;
 
 const IN_FLIGHT_TOTAL: usize = 1_024;
-const COMMANDS_MAX: u32 = 1_024;
+const COMMANDS_MAX: usize = 1_024;
 const LINE_MAX: u64 = 64 << 20;
 /// For what is still under way when stdin has ended.
 const LAST: Duration = Duration::from_secs(1);
@@ -114,13 +115,13 @@ async fn run() -> Result<(), Box<dyn Error>> {
 
 /// Carries out the commands on stdin, at the same time, until `quit` or the end.
 async fn obey(own: Arc<Peer>) -> Result<(), Box<dyn Error>> {
-    let (mut stdin, places) = (BufReader::new(stdin()), Arc::new(Semaphore::new(COMMANDS_MAX as usize)));
+    let (mut stdin, places) = (BufReader::new(stdin()), Arc::new(Semaphore::new(COMMANDS_MAX)));
+    let mut running = JoinSet::new();
     loop {
         let mut line = Vec::new();
         (&mut stdin).take(LINE_MAX + 1).read_until(b'\n', &mut line).await?;
         if line.is_empty() {
-            // Whatever takes longer is given up.
-            let _ = timeout(LAST, places.acquire_many(COMMANDS_MAX)).await;
+            let _ = timeout(LAST, running.join_all()).await; // whatever takes longer is given up
             return Ok(());
         }
         if line.len() as u64 > LINE_MAX && !line.ends_with(b"\n") {
@@ -134,10 +135,10 @@ async fn obey(own: Arc<Peer>) -> Result<(), Box<dyn Error>> {
             Ok(command) => {
                 // Not here: `quit` must be read, however many commands are under way.
                 let (own, places) = (own.clone(), places.clone());
-                tokio::spawn(async move {
-                    let Ok(place) = places.acquire_owned().await else { return };
+                while running.try_join_next().is_some() {}
+                running.spawn(async move {
+                    let Ok(_place) = places.acquire_owned().await else { return };
                     say(&commands::run(own, command).await);
-                    drop(place);
                 });
             }
             Err(error) => say(&json!({"id": null, "error": {"kind": "usage", "message": error.to_string()}})),

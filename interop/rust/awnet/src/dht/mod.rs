@@ -86,12 +86,17 @@ impl Node {
         let told = addresses.iter().filter(|address| usable(address, peer)).take(store::ADDRESSES_MAX);
         let told: Vec<_> = told.filter_map(|address| address.clone().with_p2p(*peer).ok()).collect();
         let kad = &mut self.swarm.behaviour_mut().kad.0;
+        let held = kad.kbucket(*peer).and_then(|bucket| {
+            let mut entries = bucket.iter();
+            entries.find(|entry| entry.node.key.preimage() == peer).map(|entry| entry.node.value.clone().into_vec())
+        });
+        if held.is_none() {
+            kad.remove_peer(peer); // it may wait for a place, with addresses that nobody can list
+        }
         for address in &told {
             kad.add_address(peer, address.clone());
         }
-        let Some(bucket) = kad.kbucket(*peer) else { return };
-        let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer);
-        let held = entry.map(|entry| entry.node.value.clone().into_vec()).unwrap_or_default();
+        let held = held.unwrap_or_default();
         for address in held.iter().filter(|address| !told.is_empty() && !told.contains(address)) {
             kad.remove_address(peer, address);
         }
