@@ -25,7 +25,6 @@ TIMES: Final = {"short": SHORT_MS, "long": LONG_MS}
 SOON_S: Final = 0.1  # for a command to be on its way before the next one
 PROVIDERS: Final = 5_000  # as many as a DHT message holds
 LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
-ED25519_PREFIX: Final = bytes.fromhex("002408011220")
 
 
 async def strangers(ground: Ground, *, language: str) -> None:
@@ -59,9 +58,7 @@ async def dead_address(peer: Peer, other: Peer) -> None:
     silent = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{other.peer_id}"
 
     async def dial() -> None:
-        with suppress(
-            CommandFailed
-        ):  # who waits for it may be told that the peer is connected, or that nobody answers
+        with suppress(CommandFailed):  # or it is told of the other dial's connection
             await peer.do("dial", addr=silent)
 
     async with listener, trio.open_nursery() as nursery:
@@ -152,7 +149,7 @@ def _thousands(asked: Message) -> Message:
     answer = Message(type=asked.type, key=asked.key)
     if asked.type == Message.MessageType.GET_PROVIDERS:
         for number in range(PROVIDERS):
-            answer.providerPeers.add(id=ED25519_PREFIX + number.to_bytes(32, "big"))
+            answer.providerPeers.add(id=names.PEER_ID_PREFIX + number.to_bytes(32, "big"))
     return answer
 
 
