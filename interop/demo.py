@@ -44,6 +44,7 @@ from interop.demo_report import Result, print_result
 from interop.driver import CommandFailed, Ground, Peer, PeerFailed, open_ground
 from interop.languages import BuildFailed, Missing, build, command
 from interop.run import reasons
+from interop.steps import SETTLE_S, proved_receipt, until
 from p2p import names
 from runtime import codec
 from runtime import genesis as genesis_module
@@ -68,6 +69,9 @@ READ_S: Final = 60.0
 
 class Lied(Exception):
     """A peer said what does not agree with what this program computes itself."""
+
+
+FAULTS: Final = (Lied, CommandFailed, PeerFailed, NodeFailed, trio.TooSlowError, AssertionError)
 
 
 @dataclass(slots=True)
@@ -171,12 +175,13 @@ async def check_on_the_way(stage: Stage) -> None:
 
 
 async def prove_receipt(stage: Stage, envelope_hash: bytes) -> None:
-    """What became of an envelope, as the observer proves it to the Rust peer. Raises Lied, CommandFailed."""
-    proved = await stage.peers["rust"].do(
-        "receipt_proof",
-        peer=stage.node("observer"),
-        world_id=stage.world_id,
-        envelope_hash=envelope_hash.hex(),
+    """What became of an envelope, as the observer proves it to the Rust peer. Raises FAULTS.
+
+    The observer has replayed its block, and may still be on its way to the head that proves it: of a burst of heads it
+    takes the newest, and applies what is below it block by block.
+    """
+    proved = await proved_receipt(
+        stage.peers["rust"], stage.node("observer"), stage.world_id, envelope_hash.hex()
     )
     if any(receipt["code"] != "Applied" for receipt in proved["receipts"]):
         raise Lied(f"rust-2: receipt_proof: {proved['receipts']} for {envelope_hash.hex()}")
@@ -184,21 +189,36 @@ async def prove_receipt(stage: Stage, envelope_hash: bytes) -> None:
 
 
 async def prove_receipts(stage: Stage) -> None:
-    """Some of all flights, evenly. Raises Lied, CommandFailed."""
+    """Some of all flights, evenly. Raises FAULTS."""
     for envelope in stage.plan.flights[:: max(1, len(stage.plan.flights) // PROVED_AT_END)]:
         await prove_receipt(stage, envelope.hash())
+
+
+async def position(stage: Stage, agent_id: bytes) -> dict[str, Any]:
+    """An aircraft's cell, as the executor proves it to the Rust peer: {height, value, ..}. Raises CommandFailed."""
+    return await stage.peers["rust"].do(
+        "state_proof",
+        peer=stage.node("executor"),
+        world_id=stage.world_id,
+        namespace="agents",
+        key=agent_id.hex(),
+    )
+
+
+async def vouched_for(stage: Stage, height: int) -> None:
+    """The executor holds a head of that height: it executes a block, and vouches for it after. Raises FAULTS."""
+    some_agent = min(stage.places)
+
+    async def is_head() -> bool:
+        return bool((await position(stage, some_agent))["height"] >= height)
+
+    await until(is_head, f"the executor's head of height {height}", SETTLE_S)
 
 
 async def prove_positions(stage: Stage) -> None:
     """Where aircraft stand after all flights, as the executor proves it. Raises Lied, CommandFailed."""
     for agent_id in sorted(stage.places)[:: max(1, len(stage.places) // PROVED_AT_END)]:
-        found = await stage.peers["rust"].do(
-            "state_proof",
-            peer=stage.node("executor"),
-            world_id=stage.world_id,
-            namespace="agents",
-            key=agent_id.hex(),
-        )
+        found = await position(stage, agent_id)
         cell = codec.decode(bytes.fromhex(found["value"]), 4_096, "agents cell")
         assert isinstance(cell, dict)
         if (cell["x_cm"], cell["y_cm"]) != stage.places[agent_id]:
@@ -278,7 +298,7 @@ async def fly(stage: Stage, flights: Sequence[Flight]) -> None:
 
 
 async def run(flights: Sequence[Flight], directory: Path) -> Result:
-    """The whole demo. Raises Lied, CommandFailed, PeerFailed, NodeFailed (maybe in a group), TooSlowError."""
+    """The whole demo. Raises FAULTS, maybe in a group."""
     began = time.monotonic()
     logging.getLogger().addHandler(logging.NullHandler())
     network = Network(directory, layout=LAYOUT)
@@ -297,6 +317,7 @@ async def run(flights: Sequence[Flight], directory: Path) -> Result:
             await fly(stage, flights)
             executed, observed = await same_height(clients, stage.world_id)
         await prove_receipts(stage)
+        await vouched_for(stage, executed.height)
         await prove_positions(stage)
         note("the Go peer stores the world; then it is the only one left that has it")
         await store(stage)
@@ -359,7 +380,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="aw-polyglot-") as directory:
         try:
             result = interrupt.run(partial(run, data.flights[: options.flights], Path(directory)))
-        except* (Lied, CommandFailed, PeerFailed, NodeFailed, trio.TooSlowError) as group:
+        except* FAULTS as group:
             print(*(f"error: {reason}" for reason in reasons(group)), sep="\n", file=sys.stderr)
             return_code = 1
         else:

@@ -12,13 +12,15 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import trio
 
-from interop.driver import Ground, Peer
+from interop.driver import CommandFailed, Ground, Peer
 from interop.worlds import HandMadeWorld
 from runtime import codec
 
 Scenario: TypeAlias = Callable[[Ground, Peer, Peer], Awaitable[None]]
 MESH_S: Final = 30.0
 TOLD_S: Final = 0.5
+SETTLE_S: Final = 60.0  # until a world that is at work has come where it was going
+ASK_S: Final = 0.1
 
 
 class Named(Protocol):
@@ -94,3 +96,21 @@ async def in_table(one: Peer, other: Peer) -> None:
             return about.peer_id in (await peer.do("dht_peers"))["peers"]
 
         await until(has, f"{peer.name} has {about.name} in its table")
+
+
+async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: str) -> dict[str, Any]:
+    """The receipt, as soon as the node holds a head of its block or of a later one.
+
+    Raises CommandFailed, and AssertionError after SETTLE_S.
+    """
+    with trio.move_on_after(SETTLE_S):
+        while True:
+            try:
+                return await peer.do(
+                    "receipt_proof", peer=node, world_id=world_id, envelope_hash=envelope_hash
+                )
+            except CommandFailed as failure:
+                if failure.kind != "rr" or failure.error["name"] != "ERR_NOT_FOUND":
+                    raise
+            await trio.sleep(ASK_S)
+    raise AssertionError(f"{peer.name}: receipt of {envelope_hash}: not held within {SETTLE_S:.0f} s")

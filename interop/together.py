@@ -23,7 +23,7 @@ from interop.driver import CommandFailed, Ground, Peer, PeerFailed
 from interop.liar import Liar, open_liar
 from interop.lies import HEAD_LIES, PROMISE_LIES, RECEIPT_LIES, STATE_LIES, WORLD_LIES
 from interop.on_the_wire import on_the_wire
-from interop.steps import body, connected, knows_subscriber, until
+from interop.steps import SETTLE_S, body, connected, knows_subscriber, proved_receipt, until
 from interop.strangers import strangers
 from interop.vectors_expected import expected_refusals, tampered
 from interop.worlds import HandMadeWorld
@@ -35,7 +35,6 @@ from runtime.keys import SigningKey
 from runtime.records import Bounds, Genesis
 
 VECTORS: Final = Path(__file__).parent / "vectors"
-SETTLE_S: Final = 60.0
 WAIT_MS: Final = 60_000
 GENESIS_FILE: Final = "world.genesis"
 LAYOUT: Final = {
@@ -269,20 +268,6 @@ async def act_and_prove(peer: Peer, node: str, running: PythonWorld) -> None:
         return bool(head["height"] >= proved["height"])
 
     await until(head_is_in_the_dht, "the head in the DHT", SETTLE_S)
-
-
-async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: str) -> dict[str, Any]:
-    """The receipt as soon as a block has it."""
-    with trio.fail_after(SETTLE_S):
-        while True:
-            try:
-                return await peer.do(
-                    "receipt_proof", peer=node, world_id=world_id, envelope_hash=envelope_hash
-                )
-            except CommandFailed as failure:
-                if failure.kind != "rr" or failure.error["name"] != "ERR_NOT_FOUND":
-                    raise
-                await trio.sleep(0.1)
 
 
 async def see_through(ground: Ground, language: str, running: PythonWorld) -> None:
