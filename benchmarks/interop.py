@@ -10,11 +10,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -31,7 +31,8 @@ SIZE: Final = 200
 BLOB_BYTES: Final = 8 << 20
 PARTING_S: Final = 1.0  # then whoever dialled again is disconnected again
 LOOK_S: Final = 0.005
-Measure = Callable[[Process, Process, int], Awaitable[float]]
+Commands: TypeAlias = dict[str, Sequence[str]]
+Measure: TypeAlias = Callable[[Process, Process, int], Awaitable[float]]
 
 
 async def rows(options: Options) -> list[Row]:
@@ -45,27 +46,32 @@ async def rows(options: Options) -> list[Row]:
     except (Missing, BuildFailed) as failed:
         raise SystemExit(f"error: {failed}") from None
     runs, scale = (1, 10) if options.quick else (5, 1)
+    commands = {language: command(language, optimised=True) for language in LANGUAGES}
+    with tempfile.TemporaryDirectory(prefix="aw-bench-") as directory:
+        return await _rows(commands, Path(directory), runs, scale)
+
+
+async def _rows(commands: Commands, directory: Path, runs: int, scale: int) -> list[Row]:
+    """The same of peers that are built; their logs go to `directory`, and a tenth of the work is done at scale 10."""
     measures: tuple[tuple[str, str, str, Measure], ...] = (
         ("rr-1", "rr, one in flight, 200 B", "requests/s", requests(500 // scale, 1)),
         ("rr-32", "rr, 32 in flight, 200 B", "requests/s", requests(4_000 // scale, 32)),
         ("blob-8m", "blob of 8 MiB, hash checked", "MB/s", fetched),
         ("gossip", "one action published, judged and told by the other", "messages/s", gossip(50 // scale)),
-        ("connect", "dial, noise, yamux, identify", "connects/s", connects(20 // scale)),
+        ("connect", "dial, noise, yamux, identify", "connects/s", connects(commands, directory, 10 // scale)),
     )
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    commands = {language: command(language, optimised=True) for language in LANGUAGES}
-    with tempfile.TemporaryDirectory(prefix="aw-bench-") as directory:
-        async with open_ground(commands, Path(directory)) as ground:
-            pairs = await start_all(ground)
-            for name, _what, unit, measure in measures:
-                for run in range(runs + 1):
-                    for pair, (one, other) in pairs.items():
-                        value = await measure(one, other, run)
-                        if run:  # the first warms caches, connections and windows up
-                            found[name, pair].append(value)
-                    if run:
-                        told = ", ".join(f"{pair} {rounded(found[name, pair][-1])}" for pair in pairs)
-                        progress(f"{name}: run {run} of {runs}: {told} {unit}")
+    async with open_ground(commands, directory) as ground:
+        pairs = await start_all(ground)
+        for name, _what, unit, measure in measures:
+            for run in range(runs + 1):
+                for pair, (one, other) in pairs.items():
+                    value = await measure(one, other, run)
+                    if run:  # the first warms caches, connections and windows up
+                        found[name, pair].append(value)
+                if run:
+                    told = ", ".join(f"{pair} {rounded(found[name, pair][-1])}" for pair in pairs)
+                    progress(f"{name}: run {run} of {runs}: {told} {unit}")
     own = f"{HERE}>{HERE}"
     return [
         Row(
@@ -115,27 +121,38 @@ async def fetched(one: Process, other: Process, run: int) -> float:
     return float(BLOB_BYTES / 1_000 / done["ms"])
 
 
-def connects(count: int) -> Measure:
-    """Dialled and identified, one after the other, by the median; what it takes to part is not counted."""
+def connects(commands: Commands, directory: Path, count: int) -> Measure:
+    """Dialled and identified, one after the other, by the median; what it takes to part is not counted.
+
+    By two peers that have just started: js-libp2p dials the neighbours in its DHT, whom it chooses every five seconds,
+    again as soon as they part, whoever of the two parted.
+    """
 
     async def measure(one: Process, other: Process, run: int) -> float:
-        del run
-        took_s: list[float] = []
-        for _ in range(2 * count):
-            await until(partial(parted, one, other), f"{one.name} parts from {other.name}")
-            began_s = time.perf_counter()
-            try:
-                await one.do("dial", addr=other.addr)
-            except CommandFailed as failure:  # met the other's own dial, and one of the two is given up
-                if failure.kind != "stream":
-                    raise
-            else:
-                took_s.append(time.perf_counter() - began_s)
-            if len(took_s) == count:
-                return 1 / median(took_s)
-        raise AssertionError(f"{one.name}: {len(took_s)} of {2 * count} dials reached {other.name}")
+        async with open_ground(commands, directory / f"{one.name}-{other.name}-{run}") as apart:
+            dialler = await apart.start(one.name.partition("-")[0], 201)
+            answerer = await apart.start(other.name.partition("-")[0], 202)
+            return 1 / median((await dialled(dialler, answerer, count + 1))[1:])
 
     return measure
+
+
+async def dialled(one: Process, other: Process, count: int) -> list[float]:
+    """What so many dials took, in seconds. Raises AssertionError, CommandFailed."""
+    took_s: list[float] = []
+    for _ in range(2 * count):
+        began_s = time.perf_counter()
+        try:
+            await one.do("dial", addr=other.addr)
+        except CommandFailed as failure:  # met the other's own dial, and one of the two is given up
+            if failure.kind != "stream":
+                raise
+        else:
+            took_s.append(time.perf_counter() - began_s)
+        if len(took_s) == count:
+            return took_s
+        await until(partial(parted, one, other), f"{one.name} parts from {other.name}")
+    raise AssertionError(f"{one.name}: {len(took_s)} of {2 * count} dials reached {other.name}")
 
 
 async def parted(one: Process, other: Process) -> bool:
