@@ -98,6 +98,11 @@ async def in_table(one: Peer, other: Peer) -> None:
         await until(has, f"{peer.name} has {about.name} in its table")
 
 
+def is_not_held(failure: CommandFailed) -> bool:
+    """Whether a node said that it does not hold what it was asked for: it may later."""
+    return failure.kind == "rr" and failure.error["name"] == "ERR_NOT_FOUND"
+
+
 async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: str) -> dict[str, Any]:
     """The receipt, as soon as the node holds a head of its block or of a later one.
 
@@ -110,7 +115,7 @@ async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: st
                     "receipt_proof", peer=node, world_id=world_id, envelope_hash=envelope_hash
                 )
             except CommandFailed as failure:
-                if failure.kind != "rr" or failure.error["name"] != "ERR_NOT_FOUND":
+                if not is_not_held(failure):
                     raise
             await trio.sleep(ASK_S)
     raise AssertionError(f"{peer.name}: receipt of {envelope_hash}: not held within {SETTLE_S:.0f} s")
