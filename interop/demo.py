@@ -44,7 +44,7 @@ from interop.demo_report import Result, print_result
 from interop.driver import CommandFailed, Ground, Peer, PeerFailed, open_ground
 from interop.languages import BuildFailed, Missing, build, command
 from interop.run import reasons
-from interop.steps import SETTLE_S, is_not_held, proved_receipt, until
+from interop.steps import SETTLE_S, if_held, proved_receipt, until
 from p2p import names
 from runtime import codec
 from runtime import genesis as genesis_module
@@ -210,12 +210,8 @@ async def vouched_for(stage: Stage, height: int) -> None:
     some_agent = min(stage.places)
 
     async def is_head() -> bool:
-        try:
-            return bool((await position(stage, some_agent))["height"] >= height)
-        except CommandFailed as failure:
-            if not is_not_held(failure):
-                raise
-            return False  # its newest head is of a height whose state it has let go
+        found = await if_held(partial(position, stage, some_agent))  # of a head whose state was let go: not
+        return found is not None and bool(found["height"] >= height)
 
     await until(is_head, f"the executor's head of height {height}", SETTLE_S)
 

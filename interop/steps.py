@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 import trio
 
-from interop.driver import CommandFailed, Ground, Peer
+from interop.driver import CommandFailed, Ground, Json, Peer
 from interop.worlds import HandMadeWorld
 from runtime import codec
 
@@ -20,7 +21,7 @@ Scenario: TypeAlias = Callable[[Ground, Peer, Peer], Awaitable[None]]
 MESH_S: Final = 30.0
 TOLD_S: Final = 0.5
 SETTLE_S: Final = 60.0  # until a world that is at work has come where it was going
-ASK_S: Final = 0.1
+LOOK_S: Final = 0.05  # between two looks: what is waited for, no peer tells by itself
 
 
 class Named(Protocol):
@@ -46,7 +47,7 @@ async def until(holds: Callable[[], Awaitable[bool]], what: str, within_s: float
     """Look until it holds. Raises AssertionError."""
     with trio.move_on_after(within_s):
         while not await holds():
-            await trio.sleep(0.05)
+            await trio.sleep(LOOK_S)
         return
     raise AssertionError(f"{what}: not within {within_s:.0f} s")
 
@@ -98,24 +99,26 @@ async def in_table(one: Peer, other: Peer) -> None:
         await until(has, f"{peer.name} has {about.name} in its table")
 
 
-def is_not_held(failure: CommandFailed) -> bool:
-    """Whether a node said that it does not hold what it was asked for: it may later."""
-    return failure.kind == "rr" and failure.error["name"] == "ERR_NOT_FOUND"
+async def if_held(ask: Callable[[], Awaitable[Json]]) -> Json | None:
+    """The answer; None where the node that was asked does not hold it, and may later. Raises CommandFailed."""
+    try:
+        return await ask()
+    except CommandFailed as failure:
+        if failure.kind != "rr" or failure.error["name"] != "ERR_NOT_FOUND":
+            raise
+        return None
 
 
-async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: str) -> dict[str, Any]:
-    """The receipt, as soon as the node holds a head of its block or of a later one.
+async def proved_receipt(peer: Peer, node: str, world_id: str, envelope_hash: str) -> Json:
+    """The receipt, once the node holds a head of its block or a later one. Raises CommandFailed, AssertionError."""
+    ask = partial(peer.do, "receipt_proof", peer=node, world_id=world_id, envelope_hash=envelope_hash)
+    proved: Json | None = None
 
-    Raises CommandFailed, and AssertionError after SETTLE_S.
-    """
-    with trio.move_on_after(SETTLE_S):
-        while True:
-            try:
-                return await peer.do(
-                    "receipt_proof", peer=node, world_id=world_id, envelope_hash=envelope_hash
-                )
-            except CommandFailed as failure:
-                if not is_not_held(failure):
-                    raise
-            await trio.sleep(ASK_S)
-    raise AssertionError(f"{peer.name}: receipt of {envelope_hash}: not held within {SETTLE_S:.0f} s")
+    async def is_held() -> bool:
+        nonlocal proved
+        proved = await if_held(ask)
+        return proved is not None
+
+    await until(is_held, f"{node} proves to {peer.name} the receipt of {envelope_hash}", SETTLE_S)
+    assert proved is not None
+    return proved
