@@ -1,8 +1,8 @@
 """The same work between peers of every language: `make bench ARGS=interop`.
 
 Each row is a pairing X>Y (X asks, Y answers) beside py>py, measured in turn in one run: `ours` is py>py, the peer's
-side the pairing. The peers are those of interop/, driven by the commands of docs/interop.md. They are built first, and
-optimised.
+side the pairing. The peers are those of interop/, driven by the commands of docs/interop.md. They are built first,
+and optimised; with --quick they are those of `make interop`, as it is then not asked how fast they are.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ async def rows(options: Options) -> list[Row]:
 
     Ends the process where a peer cannot be built.
     """
+    optimised = not options.quick
     try:
         for language in LANGUAGES:
-            build(language, optimised=True)
+            build(language, optimised=optimised)
     except (Missing, BuildFailed) as failed:
         raise SystemExit(f"error: {failed}") from None
     runs, scale = (1, 10) if options.quick else (5, 1)
-    commands = {language: command(language, optimised=True) for language in LANGUAGES}
+    commands = {language: command(language, optimised=optimised) for language in LANGUAGES}
     with tempfile.TemporaryDirectory(prefix="aw-bench-") as directory:
         return await _rows(commands, Path(directory), runs, scale)
 

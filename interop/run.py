@@ -133,7 +133,7 @@ def work_of(options: argparse.Namespace, open_one: OpenGround) -> list[Work]:
         for name in NETWORKS
         if name in wanted and len(languages) > 1
     ]
-    return [*alone, *paired, *together]
+    return [*together, *alone, *paired]
 
 
 async def run_all(options: argparse.Namespace, logs: Path) -> list[Cell]:

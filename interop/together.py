@@ -23,6 +23,7 @@ from interop.driver import CommandFailed, Ground, Peer, PeerFailed
 from interop.liar import Liar, open_liar
 from interop.lies import HEAD_LIES, PROMISE_LIES, RECEIPT_LIES, STATE_LIES, WORLD_LIES
 from interop.on_the_wire import on_the_wire
+from interop.slow_links import slow_links
 from interop.steps import SETTLE_S, body, connected, knows_subscriber, proved_receipt, until
 from interop.strangers import strangers
 from interop.vectors_expected import expected_refusals, tampered
@@ -441,4 +442,5 @@ SOLO: Final[dict[str, Solo]] = {
 NETWORKS: Final[dict[str, Solo]] = {
     "a mixed network": mixed,
     "the same, the other way round": mixed_otherwise,
+    "slow links": slow_links,
 }

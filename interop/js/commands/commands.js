@@ -18,6 +18,7 @@ import { checkVectors } from './vectors.js'
 import { mirror } from '../node/worlds.js'
 
 const DEFAULT_MS = 10_000
+const TRANSFER_MS = 60_000 // of a blob, or of a piece of a world
 const HEAD_SKEW_MS = 60_000
 const TIMER_MS_MAX = 2 ** 31 - 1
 const LANES_MAX = 4_096 // of `requests`
@@ -77,7 +78,7 @@ const COMMANDS = {
     if (data === undefined && (seed === undefined || size === undefined)) throw new Failure('usage', 'either data, or seed and size')
     return { content_hash: peer.blobs.put(data ?? await seededBytes(seed, size)) }
   }],
-  fetch: [['peer', 'content_hash', 'length?', 'timeout_ms?'], async (peer, { peer: other, content_hash: contentHash, length, timeout_ms: timeoutMs }) => {
+  fetch: [['peer', 'content_hash', 'length?', 'timeout_ms?'], async (peer, { peer: other, content_hash: contentHash, length, timeout_ms: timeoutMs = TRANSFER_MS }) => {
     const began = performance.now()
     const blob = await fetchBlob(peer.asking(other, timeoutMs).askParts, contentHash, { length })
     if (length === undefined) peer.blobs.set(contentHash, blob)
@@ -115,7 +116,7 @@ const COMMANDS = {
     return { height: block.height, head_height: head.height, receipts: receipts.map(({ code, index }) => ({ code, index })), trust: 'attested' }
   }],
   submit: [['peer', 'world_id', 'seed', 'nonce', 'expires_at_height', 'timestamp_ms', 'atomic', 'actions'], submit],
-  mirror: [['world_id', 'peer', 'timeout_ms?'], async (peer, { world_id: worldId, peer: other, timeout_ms: timeoutMs }) =>
+  mirror: [['world_id', 'peer', 'timeout_ms?'], async (peer, { world_id: worldId, peer: other, timeout_ms: timeoutMs = TRANSFER_MS }) =>
     ({ height: (await mirror(peer.worlds, peer.blobs, peer.asking(other, timeoutMs), worldId)).head.height })],
   follow: [['world_id'], follow],
   vectors: [['dir'], async (_, { dir }) => ({ files: await checkVectors(dir) })]

@@ -11,14 +11,13 @@ import { concat } from '../lib/bytes.js'
 import { LIMITS } from '../lib/limits.js'
 import { u64be } from './blobs.js'
 import { datastoreOf, kademlia } from './dht.js'
+import { closeTheDead } from './liveness.js'
 
 /** Streams are counted by those who serve them; the libraries' own counts would reset quick ones. */
 export const STREAMS = { maxInboundStreams: 4096, maxOutboundStreams: 4096 }
 
 /** How long a busy peer may take to say who it is. */
 export const IDENTIFY_MS = 10_000
-/** The library closes a connection at the first ping that fails: one that may take twice as long is no sign of life twice in a row. */
-const SILENCE_MS = 2 * LIMITS.livenessTimeoutMs
 
 /** Gossip that waits for a slow reader, and one message of it on the wire. */
 const OUT_QUEUE_BYTES_MAX = 1 << 24
@@ -86,7 +85,7 @@ function sendAsReadersTake (service, connections) {
 /** @param {{seed: Uint8Array, listen: string[], careless: boolean}} settings */
 export async function createHost ({ seed, listen, careless }) {
   const isStranger = (peerId) => peerId.type !== 'Ed25519'
-  return await createLibp2p({
+  const host = await createLibp2p({
     privateKey: await generateKeyPairFromSeed('Ed25519', seed),
     addresses: { listen },
     transports: [tcp()],
@@ -96,9 +95,11 @@ export async function createHost ({ seed, listen, careless }) {
     connectionManager: {
       maxConnections: LIMITS.connections, inboundConnectionThreshold: 1000, maxIncomingPendingConnections: 100, dialTimeout: LIMITS.dialMs
     },
-    connectionMonitor: { pingInterval: LIMITS.livenessPeriodMs, pingTimeout: { minTimeout: SILENCE_MS, maxTimeout: SILENCE_MS } },
+    connectionMonitor: { enabled: false },
     nodeInfo: { name: 'agent-world-js', version: '1.0.0', userAgent: 'agent-world-js/1.0.0' },
     datastore: datastoreOf(careless),
     services: { identify: identify({ timeout: IDENTIFY_MS }), ping: ping(STREAMS), pubsub, dht: kademlia(careless) }
   })
+  closeTheDead(host, STREAMS)
+  return host
 }

@@ -9,16 +9,18 @@ use aw::crypto::Hash;
 use aw::records::{self, Head};
 use futures::StreamExt;
 use libp2p::core::transport::ListenerId;
+use libp2p::core::upgrade::Version;
 use libp2p::gossipsub::{self, MessageAcceptance, MessageAuthenticity, ValidationMode};
 use libp2p::identity::Keypair;
 use libp2p::kad::{QueryId, QueryResult};
 use libp2p::multiaddr::{Multiaddr, Protocol};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
-use libp2p::{PeerId, Swarm, connection_limits, identify, noise, ping, tcp, yamux};
+use libp2p::{PeerId, Swarm, Transport, connection_limits, identify, noise, ping, tcp, yamux};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::dht::{self, KAD};
+use crate::heard::Heard;
 use crate::session::Failure;
 use crate::streams::{self, Conduit};
 use aw::gossip::{self, Verdict};
@@ -98,25 +100,34 @@ pub(crate) struct Node {
     pub followed: HashMap<String, Option<(i64, i64, i64, Hash)>>,
     pub queries: HashMap<QueryId, mpsc::UnboundedSender<QueryResult>>,
     dials: Vec<Dial>,
+    /// The other side's address, of each connection.
+    remotes: HashMap<ConnectionId, Multiaddr>,
+    heard: Heard,
     host: Arc<dyn Host>,
     careless: bool,
 }
 
 pub(crate) type Task = Box<dyn FnOnce(&mut Node) + Send>;
 
-fn build(settings: Settings, host: &Arc<dyn Host>) -> Result<Swarm<Behaviour>, Box<dyn std::error::Error>> {
+fn build(
+    settings: Settings,
+    host: &Arc<dyn Host>,
+    heard: Heard,
+) -> Result<Swarm<Behaviour>, Box<dyn std::error::Error>> {
     let Settings { key, listen, careless } = settings;
     let host = host.clone();
     let accept = Arc::new(move |conduit, places| host.serve(conduit, places));
-    let muxer = || {
-        let mut config = yamux::Config::default();
-        // Above its limit yamux closes the whole connection; streams are limited by `streams` instead.
-        config.set_max_num_streams(4_096);
-        config
-    };
+    let mut muxer = yamux::Config::default();
+    // Above its limit yamux closes the whole connection; streams are limited by `streams` instead.
+    muxer.set_max_num_streams(4_096);
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+    let tcp = tcp.map(move |socket, point| heard.over(socket, point.get_remote_address()));
     let swarm = libp2p::SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, muxer)?
+        .with_other_transport(|key| {
+            let noise = noise::Config::new(key)?;
+            Ok(tcp.upgrade(Version::V1Lazy).authenticate(noise).multiplex(muxer))
+        })?
         .with_behaviour(|key| {
             let peer = key.public().to_peer_id();
             let limits = connection_limits::ConnectionLimits::default()
@@ -183,7 +194,8 @@ pub(crate) async fn start(
     queue: mpsc::Receiver<Task>,
 ) -> Result<Vec<Multiaddr>, Box<dyn std::error::Error>> {
     let (listen, careless) = (settings.listen.clone(), settings.careless);
-    let mut swarm = build(settings, &host)?;
+    let heard = Heard::default();
+    let mut swarm = build(settings, &host, heard.clone())?;
     let mut waiting = HashSet::<ListenerId>::new();
     for address in listen {
         waiting.insert(swarm.listen_on(address)?);
@@ -201,8 +213,8 @@ pub(crate) async fn start(
             _ => {}
         }
     }
-    let (identified, followed, queries) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let node = Node { swarm, identified, followed, queries, dials: Vec::new(), host, careless };
+    let (identified, followed, queries, remotes) = Default::default();
+    let node = Node { swarm, identified, followed, queries, dials: Vec::new(), remotes, heard, host, careless };
     tokio::spawn(node.run(queue));
     Ok(addresses)
 }
@@ -245,13 +257,19 @@ impl Node {
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
-            SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } if num_established.get() == 1 => {
-                self.host.tell(Event::Connected(peer_id));
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
+                self.remotes.insert(connection_id, endpoint.get_remote_address().clone());
+                if num_established.get() == 1 {
+                    self.host.tell(Event::Connected(peer_id));
+                }
             }
-            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
-                self.identified.remove(&peer_id);
-                self.finish_dials(|dial| dial.peer == peer_id, Some("the connection was closed"));
-                self.host.tell(Event::Disconnected(peer_id));
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
+                self.remotes.remove(&connection_id);
+                if num_established == 0 {
+                    self.identified.remove(&peer_id);
+                    self.finish_dials(|dial| dial.peer == peer_id, Some("the connection was closed"));
+                    self.host.tell(Event::Disconnected(peer_id));
+                }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 self.finish_dials(|dial| dial.connection == connection_id, Some(&error.to_string()));
@@ -265,7 +283,7 @@ impl Node {
             }
             // libp2p passes over the first failure in silence, so that this is the second in a row; it closes nothing.
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { connection, result: Err(error), .. }))
-                if !matches!(error, ping::Failure::Unsupported) =>
+                if !matches!(error, ping::Failure::Unsupported) && self.is_silent(&connection) =>
             {
                 self.swarm.close_connection(connection);
             }
@@ -277,6 +295,12 @@ impl Node {
             SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.on_query(event),
             _ => {}
         }
+    }
+
+    /// Whether nothing came, neither while it was not pinged nor while the answer was waited for.
+    fn is_silent(&self, connection: &ConnectionId) -> bool {
+        let silence = self.remotes.get(connection).map(|remote| self.heard.silence(remote));
+        silence.is_none_or(|silence| silence >= LIVENESS_PERIOD + LIVENESS_TIMEOUT)
     }
 
     /// This peer's own verdict on a message.

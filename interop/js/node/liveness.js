@@ -1,0 +1,52 @@
+/**
+ * Closes connections over which nothing comes any more: "Connections" of docs/protocol.md. The library's own monitor looks at pings alone,
+ * and over a slow link the answer to one waits behind all else. Hides where bytes are counted.
+ */
+import { randomBytes } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { byteStream } from '@libp2p/utils'
+import { LIMITS } from '../lib/limits.js'
+
+const PING = '/ipfs/ping/1.0.0'
+const PING_BYTES = 32
+const SILENCES = 2 // in a row: the cause of one may be this process, when it was busy itself
+
+const bytesHeard = (connection) => connection.maConn.socket.bytesRead
+
+/** Whether it is answered is not looked at: what is heard meanwhile tells, and be it a refusal. */
+async function ping (connection, streams) {
+  const signal = AbortSignal.timeout(LIMITS.livenessTimeoutMs)
+  let stream
+  try {
+    stream = await connection.newStream(PING, { signal, ...streams })
+    const bytes = byteStream(stream)
+    await Promise.all([bytes.write(randomBytes(PING_BYTES), { signal }), bytes.read({ bytes: PING_BYTES, signal })])
+    await stream.close({ signal })
+  } catch (error) {
+    stream?.abort(error)
+  }
+}
+
+async function isDead (connection, streams) {
+  const before = bytesHeard(connection)
+  for (let silences = 0; silences < SILENCES; silences++) {
+    await Promise.all([ping(connection, streams), sleep(LIMITS.livenessTimeoutMs, undefined, { ref: false })])
+    if (bytesHeard(connection) !== before) return false
+  }
+  return true
+}
+
+/** @param {import('@libp2p/interface').Libp2p} host whose transports are all TCP @param {object} streams how many a protocol may have */
+export function closeTheDead (host, streams) {
+  const heard = new WeakMap() // connection -> its bytes at the last look
+  const asked = new WeakSet()
+  const look = async (connection) => {
+    const isQuiet = heard.get(connection) === bytesHeard(connection)
+    heard.set(connection, bytesHeard(connection))
+    if (!isQuiet || asked.has(connection)) return
+    asked.add(connection)
+    if (await isDead(connection, streams)) connection.abort(new Error('nothing is heard any more'))
+    asked.delete(connection)
+  }
+  setInterval(() => host.getConnections().forEach((connection) => void look(connection)), LIMITS.livenessPeriodMs).unref()
+}

@@ -1,0 +1,88 @@
+"""What takes long to carry is no sign that somebody is dead: docs/protocol.md, "Connections".
+
+Hides: a link that carries little, made of a process in the middle, so that nobody needs to be root for it. Guarantees:
+all that two peers say to each other goes over it, as neither knows of anybody else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Final
+
+import trio
+from multiaddr import Multiaddr
+
+from interop.driver import Ground, Peer
+from interop.steps import one_connection
+
+BYTES_PER_S: Final = 32 << 10  # each way
+CHUNK: Final = 4 << 10
+BLOB_BYTES: Final = 768 << 10  # 24 s: longer than any peer waits for two answers to a ping
+SEEDS_A_PAIR: Final = 2
+
+
+@asynccontextmanager
+async def slow_link(addr: str) -> AsyncIterator[str]:
+    """A way to the peer at `addr` over a slow link, as a multiaddr. What is on it is lost when the block is left."""
+    target = Multiaddr(addr)
+    port, peer_id = int(target.value_for_protocol("tcp")), target.value_for_protocol("p2p")
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(trio.serve_listeners, partial(_carry, port), [listener]))
+        here = listener.socket.getsockname()[1]
+        yield f"/ip4/127.0.0.1/tcp/{here}/p2p/{peer_id}"
+        nursery.cancel_scope.cancel()
+
+
+async def _carry(port: int, dialler: trio.SocketStream) -> None:
+    """One connection, until either side ends it."""
+    async with dialler, await trio.open_tcp_stream("127.0.0.1", port) as listener:
+        async with trio.open_nursery() as nursery:
+            for source, target in ((dialler, listener), (listener, dialler)):
+                nursery.start_soon(_carry_one_way, source, target, nursery.cancel_scope)
+
+
+async def _carry_one_way(
+    source: trio.SocketStream, target: trio.SocketStream, ended: trio.CancelScope
+) -> None:
+    with suppress(trio.BrokenResourceError):  # either side may reset it
+        while chunk := await source.receive_some(CHUNK):
+            await trio.sleep(len(chunk) / BYTES_PER_S)
+            await target.send_all(chunk)
+    ended.cancel()
+
+
+async def slow_links(ground: Ground, *, languages: list[str]) -> None:
+    """Between every two languages, one way and then the other: blobs arrive whole, over the one connection."""
+    pairs: list[tuple[Peer, Peer]] = []
+    for one, other in itertools.combinations_with_replacement(languages, 2):
+        seed = 1 + SEEDS_A_PAIR * len(pairs)
+        pairs.append((await ground.start(one, seed), await ground.start(other, seed + 1)))
+    failures: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+        for asker, answerer in pairs:
+            nursery.start_soon(_judge, asker, answerer, failures)
+    if failures:
+        raise ExceptionGroup("over slow links", failures)
+
+
+async def _judge(one: Peer, other: Peer, failures: list[Exception]) -> None:
+    try:
+        await _exchange_blobs(one, other)
+    except Exception as failure:  # noqa: BLE001  # the other pairs are to be seen too
+        failure.add_note(f"{one.name}>{other.name}")
+        failures.append(failure)
+
+
+async def _exchange_blobs(one: Peer, other: Peer) -> None:
+    async with slow_link(other.addr) as addr:
+        await one.do("dial", addr=addr)
+        await other.event("connected", peer=one.peer_id)
+        async with one_connection(one, other):
+            for seed, (holder, seeker) in enumerate(((one, other), (other, one))):
+                content = (await holder.do("put_blob", seed=seed, size=BLOB_BYTES))["content_hash"]
+                found = await seeker.do("fetch", peer=holder.peer_id, content_hash=content)
+                assert found["size"] == BLOB_BYTES, (seeker.name, holder.name, found)
