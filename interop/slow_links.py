@@ -20,8 +20,8 @@ from interop.steps import one_connection
 
 BYTES_PER_S: Final = 32 << 10  # each way
 CHUNK: Final = 4 << 10
-BLOB_BYTES: Final = 768 << 10  # 24 s: longer than any peer waits for two answers to a ping
-SEEDS_A_PAIR: Final = 2
+BLOB_BYTES: Final = 800 << 10  # 25 s: near handler_ms, which is all that an answer may take
+STARTS: Final = 4  # at a time
 
 
 @asynccontextmanager
@@ -57,23 +57,30 @@ async def _carry_one_way(
 
 async def slow_links(ground: Ground, *, languages: list[str]) -> None:
     """Between every two languages, one way and then the other: blobs arrive whole, over the one connection."""
-    pairs: list[tuple[Peer, Peer]] = []
-    for one, other in itertools.combinations_with_replacement(languages, 2):
-        seed = 1 + SEEDS_A_PAIR * len(pairs)
-        pairs.append((await ground.start(one, seed), await ground.start(other, seed + 1)))
     failures: list[Exception] = []
+    starting, seeds = trio.CapacityLimiter(STARTS), itertools.count(1)
     async with trio.open_nursery() as nursery:
-        for asker, answerer in pairs:
-            nursery.start_soon(_judge, asker, answerer, failures)
+        for pair in itertools.combinations_with_replacement(languages, 2):
+            one, other = ((language, next(seeds)) for language in pair)
+            nursery.start_soon(_judge, ground, starting, one, other, failures)
     if failures:
         raise ExceptionGroup("over slow links", failures)
 
 
-async def _judge(one: Peer, other: Peer, failures: list[Exception]) -> None:
+async def _judge(
+    ground: Ground,
+    starting: trio.CapacityLimiter,
+    one: tuple[str, int],
+    other: tuple[str, int],
+    failures: list[Exception],
+) -> None:
+    """Start two peers, by language and seed, and have them exchange blobs."""
     try:
-        await _exchange_blobs(one, other)
+        async with starting:
+            pair = await ground.start(*one), await ground.start(*other)
+        await _exchange_blobs(*pair)
     except Exception as failure:  # noqa: BLE001  # the other pairs are to be seen too
-        failure.add_note(f"{one.name}>{other.name}")
+        failure.add_note(f"{one} > {other}")
         failures.append(failure)
 
 

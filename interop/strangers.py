@@ -19,6 +19,8 @@ from interop.witness import open_wire
 from p2p import frames, names
 
 REST_S: Final = 12.0  # less than a reader may take (request_total_ms)
+UNREAD_PARTS: Final = 200  # more than the sockets of both sides hold
+STUCK_S: Final = 60.0
 PARTS: Final = 40  # of 256 KiB: more than anybody sends ahead of who reads
 SHORT_MS, BETWEEN_MS, LONG_MS = 500, 3_500, 7_000  # far apart: whoever measures them may be held up
 TIMES: Final = {"short": SHORT_MS, "long": LONG_MS}
@@ -28,10 +30,11 @@ LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
 
 
 async def strangers(ground: Ground, *, language: str) -> None:
-    """Slow readers, dead addresses, words that are too long, peers that stand still, who names thousands, nobody."""
+    """Slow readers, no readers, dead addresses, words too long, peers that stand still, who names thousands, nobody."""
     peer, other, third = [await ground.start(language, number) for number in (1, 2, 3)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(slow_reader, peer)
+        nursery.start_soon(reads_no_more, peer)
         await dead_address(peer, other)
         await long_words(peer, other)
         await place_given_back(peer, other)
@@ -50,6 +53,17 @@ async def slow_reader(peer: Peer) -> None:
         came = [await stream.frame() for _ in range(PARTS + 1)]
     parts = [frames.Part(0, bytes([number]) * names.PART_BYTES_MAX) for number in range(PARTS)]
     assert came == [*parts, frames.Answer(0, encoded(count=PARTS))], [type(frame) for frame in came]
+
+
+async def reads_no_more(peer: Peer) -> None:
+    """Who asks for much and takes nothing is closed, though it talks on."""
+    async with open_wire() as wire, trio.open_nursery() as nursery:
+        await peer.do("dial", addr=wire.addr)
+        request = encoded(count=UNREAD_PARTS, size=names.PART_BYTES_MAX)
+        stream = await wire.ask(frames.encode_request(0, "x_parts", request))
+        nursery.start_soon(stream.fill)
+        await peer.event("disconnected", peer=wire.peer_id, within_s=STUCK_S)
+        nursery.cancel_scope.cancel()
 
 
 async def dead_address(peer: Peer, other: Peer) -> None:

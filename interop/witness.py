@@ -74,6 +74,11 @@ class Asked:
         """Bytes as they are. Raises StreamBroken."""
         await self._stream.write(b"".join(frames_))
 
+    async def fill(self) -> None:
+        """Read nothing more, of the whole connection, and talk on until it is closed."""
+        with suppress(Exception):  # whatever it is that the library says then
+            await raw.fill(self._stream)
+
     async def end(self) -> None:
         """Nothing more is sent."""
         await self._stream.close()

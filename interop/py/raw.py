@@ -6,6 +6,7 @@ opened here is closed or reset here.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.yamux.yamux import TYPE_WINDOW_UPDATE, YAMUX_HEADER_FORMAT
 from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 
 from p2p import frames, names
@@ -28,6 +30,8 @@ from p2p.host import Libp2pNetwork, Libp2pStream
 READ_BYTES: Final = 64 * 1024
 QUIET_S: Final = 1.0
 ANSWER_BYTES_MAX: Final = 1 << 20
+ROOM_BYTES: Final = 1 << 30
+TALK_S: Final = 1.0
 _served: ContextVar[Any] = ContextVar("served")
 
 
@@ -97,6 +101,28 @@ async def open_stream(network: Libp2pNetwork, peer: bytes) -> Libp2pStream:
             )
     except Exception as error:
         raise Unreachable(names.peer_text(peer), f"no stream ({type(error).__name__})") from error
+
+
+async def _never(_: int | None = None) -> bytes:
+    await trio.sleep_forever()
+
+
+async def fill(stream: Libp2pStream) -> None:
+    """Read nothing more of the stream's connection, though more may come than sockets hold, and talk on for ever.
+
+    Raises whatever the library raises when the other side has closed it.
+    """
+    muxed = stream._stream.muxed_stream
+    secured = muxed.conn.secured_conn
+    socket = secured.conn.read_writer.read_write_closer
+    getattr(socket, "stream", socket).read = _never
+    window = ROOM_BYTES
+    while True:
+        update = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_WINDOW_UPDATE, 0, muxed.stream_id, window)
+        await muxed.conn._write_frame(update)
+        window = 0
+        secured._aw_heard += 1  # else this host would take the other one for dead
+        await trio.sleep(TALK_S)
 
 
 async def request_alone(

@@ -5,7 +5,7 @@
 //! unchecked. A client gives [`Net::start`] the host [`Quiet`]; a peer that serves has a [`Host`] of its own.
 //!
 //! In reading order: [`frames`], the bytes, and [`wire`], their I/O; [`streams`], raw streams over the swarm; `session`, requests
-//! and their answers; `node`, the swarm's task, `heard`, whether a connection lives, and `net`, the way to the node; `client`;
+//! and their answers; `node`, the swarm's task, `liveness`, whether a connection lives, and `net`, the way to the node; `client`;
 //! and apart from all that Kademlia, [`dht`].
 
 pub mod dht;
@@ -14,7 +14,7 @@ pub mod streams;
 pub mod wire;
 
 mod client;
-mod heard;
+mod liveness;
 mod net;
 mod node;
 mod session;

@@ -18,16 +18,16 @@ use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
 use libp2p::{PeerId, Swarm, Transport, connection_limits, identify, noise, ping, tcp, yamux};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::dht::{self, KAD};
-use crate::heard::Heard;
+use crate::liveness::{self, Liveness};
 use crate::session::Failure;
 use crate::streams::{self, Conduit};
 use aw::gossip::{self, Verdict};
 
 const DIAL_MAX: Duration = Duration::from_secs(5);
-const LIVENESS_PERIOD: Duration = Duration::from_secs(5);
-const LIVENESS_TIMEOUT: Duration = Duration::from_secs(4);
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 const HEAD_SKEW_MS: i64 = 60_000;
 
 /// What a node tells of by itself.
@@ -102,7 +102,9 @@ pub(crate) struct Node {
     dials: Vec<Dial>,
     /// The other side's address, of each connection.
     remotes: HashMap<ConnectionId, Multiaddr>,
-    heard: Heard,
+    liveness: Liveness,
+    /// Those that seemed dead at the last look. The cause of one may be this process, when it stood still itself.
+    doubted: HashSet<ConnectionId>,
     host: Arc<dyn Host>,
     careless: bool,
 }
@@ -112,7 +114,7 @@ pub(crate) type Task = Box<dyn FnOnce(&mut Node) + Send>;
 fn build(
     settings: Settings,
     host: &Arc<dyn Host>,
-    heard: Heard,
+    liveness: Liveness,
 ) -> Result<Swarm<Behaviour>, Box<dyn std::error::Error>> {
     let Settings { key, listen, careless } = settings;
     let host = host.clone();
@@ -121,7 +123,7 @@ fn build(
     // Above its limit yamux closes the whole connection; streams are limited by `streams` instead.
     muxer.set_max_num_streams(4_096);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
-    let tcp = tcp.map(move |socket, point| heard.over(socket, point.get_remote_address()));
+    let tcp = tcp.map(move |socket, point| liveness.over(socket, point.get_remote_address()));
     let swarm = libp2p::SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_other_transport(|key| {
@@ -137,7 +139,7 @@ fn build(
             let agent = concat!("aw-peer-rust/", env!("CARGO_PKG_VERSION")).to_owned();
             // Without a signed peer record: py-libp2p finds the signature of rust-libp2p's invalid.
             let identify = identify::Config::new("aw/1".into(), key.public()).with_agent_version(agent);
-            let ping = ping::Config::new().with_interval(LIVENESS_PERIOD).with_timeout(LIVENESS_TIMEOUT);
+            let ping = ping::Config::new().with_interval(liveness::PING_PERIOD).with_timeout(liveness::PING_TIMEOUT);
             Ok(Behaviour {
                 limits: connection_limits::Behaviour::new(limits),
                 identify: identify::Behaviour::new(identify),
@@ -194,35 +196,38 @@ pub(crate) async fn start(
     queue: mpsc::Receiver<Task>,
 ) -> Result<Vec<Multiaddr>, Box<dyn std::error::Error>> {
     let (listen, careless) = (settings.listen.clone(), settings.careless);
-    let heard = Heard::default();
-    let mut swarm = build(settings, &host, heard.clone())?;
+    let liveness = Liveness::default();
+    let swarm = build(settings, &host, liveness.clone())?;
+    let (identified, followed, queries, remotes, doubted, dials) = Default::default();
+    let mut node = Node { swarm, identified, followed, queries, dials, remotes, liveness, doubted, host, careless };
     let mut waiting = HashSet::<ListenerId>::new();
     for address in listen {
-        waiting.insert(swarm.listen_on(address)?);
+        waiting.insert(node.swarm.listen_on(address)?);
     }
     let mut addresses = Vec::new();
     while !waiting.is_empty() {
-        match swarm.select_next_some().await {
+        match node.swarm.select_next_some().await {
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 waiting.remove(&listener_id);
                 // Only external addresses go into this peer's own provider records.
-                swarm.add_external_address(address.clone());
+                node.swarm.add_external_address(address.clone());
                 addresses.push(address);
             }
             SwarmEvent::ListenerClosed { reason, .. } => reason?,
-            _ => {}
+            event => node.on_event(event),
         }
     }
-    let (identified, followed, queries, remotes) = Default::default();
-    let node = Node { swarm, identified, followed, queries, dials: Vec::new(), remotes, heard, host, careless };
     tokio::spawn(node.run(queue));
     Ok(addresses)
 }
 
 impl Node {
     async fn run(mut self, mut queue: mpsc::Receiver<Task>) {
+        let mut looks = interval(LOOK_PERIOD);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = looks.tick() => self.close_the_dead(),
                 task = queue.recv() => match task {
                     Some(task) => task(&mut self),
                     None => return,
@@ -281,12 +286,6 @@ impl Node {
                 self.identified.insert(peer_id, info);
                 self.finish_dials(|dial| dial.peer == peer_id, None);
             }
-            // libp2p passes over the first failure in silence, so that this is the second in a row; it closes nothing.
-            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { connection, result: Err(error), .. }))
-                if !matches!(error, ping::Failure::Unsupported) && self.is_silent(&connection) =>
-            {
-                self.swarm.close_connection(connection);
-            }
             SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Message {
                 propagation_source,
                 message_id,
@@ -297,10 +296,15 @@ impl Node {
         }
     }
 
-    /// Whether nothing came, neither while it was not pinged nor while the answer was waited for.
-    fn is_silent(&self, connection: &ConnectionId) -> bool {
-        let silence = self.remotes.get(connection).map(|remote| self.heard.silence(remote));
-        silence.is_none_or(|silence| silence >= LIVENESS_PERIOD + LIVENESS_TIMEOUT)
+    /// Pings themselves close nothing: they make the others talk.
+    fn close_the_dead(&mut self) {
+        let dead = self.remotes.iter().filter(|(_, remote)| self.liveness.is_dead(remote));
+        let dead: HashSet<ConnectionId> = dead.map(|(connection, _)| *connection).collect();
+        for connection in dead.intersection(&self.doubted) {
+            self.liveness.give_up(&self.remotes[connection]);
+            self.swarm.close_connection(*connection);
+        }
+        self.doubted = dead;
     }
 
     /// This peer's own verdict on a message.
