@@ -21,6 +21,7 @@ from p2p import frames, names
 REST_S: Final = 12.0  # less than a reader may take (request_total_ms)
 UNREAD_PARTS: Final = 200  # more than the sockets of both sides hold
 STUCK_S: Final = 60.0
+FILLED_S: Final = 3.0  # then the sockets are full
 PARTS: Final = 40  # of 256 KiB: more than anybody sends ahead of who reads
 SHORT_MS, BETWEEN_MS, LONG_MS = 500, 3_500, 7_000  # far apart: whoever measures them may be held up
 TIMES: Final = {"short": SHORT_MS, "long": LONG_MS}
@@ -35,6 +36,7 @@ async def strangers(ground: Ground, *, language: str) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(slow_reader, peer)
         nursery.start_soon(reads_no_more, peer)
+        nursery.start_soon(partial(reads_no_more, peer, part=True))
         await dead_address(peer, other)
         await long_words(peer, other)
         await place_given_back(peer, other)
@@ -55,13 +57,16 @@ async def slow_reader(peer: Peer) -> None:
     assert came == [*parts, frames.Answer(0, encoded(count=PARTS))], [type(frame) for frame in came]
 
 
-async def reads_no_more(peer: Peer) -> None:
-    """Who asks for much and takes nothing is closed, though it talks on."""
+async def reads_no_more(peer: Peer, *, part: bool = False) -> None:
+    """Who asks for much and takes nothing is closed, though it talks on; also where the peer was to `part` from it."""
     async with open_wire() as wire, trio.open_nursery() as nursery:
         await peer.do("dial", addr=wire.addr)
         request = encoded(count=UNREAD_PARTS, size=names.PART_BYTES_MAX)
         stream = await wire.ask(frames.encode_request(0, "x_parts", request))
         nursery.start_soon(stream.fill)
+        if part:
+            await trio.sleep(FILLED_S)
+            await peer.do("disconnect", peer=wire.peer_id)
         await peer.event("disconnected", peer=wire.peer_id, within_s=STUCK_S)
         nursery.cancel_scope.cancel()
 

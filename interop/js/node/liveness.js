@@ -12,6 +12,7 @@ const PING = '/ipfs/ping/1.0.0'
 const PING_BYTES = 32
 const SILENCES = 2 // in a row: the cause of one may be this process, when it was busy itself
 const STUCK_LOOKS = 2 // one each liveness period: write_stuck_ms
+const STILL_MS = 1_000
 
 const bytesHeard = (connection) => connection.maConn.socket.bytesRead
 
@@ -52,7 +53,11 @@ export function closeTheDead (host, streams) {
     const [heard, taken] = [bytesHeard(connection), bytesTaken(connection)]
     const stuckLooks = taken !== undefined && taken === last?.taken ? last.stuckLooks + 1 : 0
     seen.set(connection, { heard, taken, stuckLooks })
-    if (stuckLooks >= STUCK_LOOKS) return connection.abort(new Error('nothing is read any more'))
+    if (stuckLooks >= STUCK_LOOKS) {
+      await sleep(STILL_MS, undefined, { ref: false }) // this process may have stood still, and the socket have room
+      if (bytesTaken(connection) === taken) connection.abort(new Error('nothing is read any more'))
+      return
+    }
     if (last?.heard !== heard || asked.has(connection)) return
     asked.add(connection)
     if (await isSilent(connection, streams)) connection.abort(new Error('nothing is heard any more'))

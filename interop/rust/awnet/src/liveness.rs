@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::{ErrorKind, Result};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures::{AsyncRead, AsyncWrite};
@@ -17,7 +17,7 @@ use crate::wire::lock;
 /// A connection is pinged so often, and so long after an answer or the end of the last ping's time.
 pub(crate) const PING_PERIOD: Duration = Duration::from_secs(5);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(4);
-/// Within it two pings were sent, and their time is over.
+/// Within it two pings were sent, and their time is over. Who has refused one is sent no more, and has to talk by itself.
 const SILENCE_MAX: Duration = Duration::from_secs(2 * (5 + 4));
 const WRITE_STUCK: Duration = Duration::from_secs(10);
 
@@ -26,6 +26,8 @@ struct Signs {
     read_at: Instant,
     /// Since when it takes nothing of what waits to be written.
     stuck_at: Option<Instant>,
+    /// Of who waits for that.
+    writer: Option<Waker>,
     /// Nothing is written any more: to close a connection libp2p first writes what waits, which a dead one never takes.
     is_given_up: bool,
 }
@@ -45,7 +47,8 @@ pub(crate) struct Liveness(Arc<Mutex<HashMap<Multiaddr, Vec<Known>>>>);
 impl Liveness {
     /// The socket, which from now on tells of itself.
     pub fn over<S>(&self, socket: S, remote: &Multiaddr) -> Socket<S> {
-        let signs = Known::new(Mutex::new(Signs { read_at: Instant::now(), stuck_at: None, is_given_up: false }));
+        let signs =
+            Known::new(Mutex::new(Signs { read_at: Instant::now(), stuck_at: None, writer: None, is_given_up: false }));
         lock(&self.0).entry(remote.clone()).or_default().push(signs.clone());
         Socket { socket, remote: remote.clone(), signs, all: self.clone() }
     }
@@ -58,7 +61,10 @@ impl Liveness {
     /// Comes before the closing of who is dead.
     pub fn give_up(&self, remote: &Multiaddr) {
         for signs in lock(&self.0).get(remote).into_iter().flatten() {
-            lock(signs).is_given_up = true;
+            let mut signs = lock(signs);
+            signs.is_given_up = true;
+            // It may be closing already, and then hears of nothing else.
+            signs.writer.take().into_iter().for_each(Waker::wake);
         }
     }
 }
@@ -101,7 +107,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         let mut signs = lock(&self.signs);
         match written {
             Poll::Ready(_) => signs.stuck_at = None,
-            Poll::Pending => _ = signs.stuck_at.get_or_insert_with(Instant::now),
+            Poll::Pending => {
+                signs.stuck_at.get_or_insert_with(Instant::now);
+                signs.writer = Some(cx.waker().clone());
+            }
         }
         drop(signs);
         written
