@@ -76,8 +76,7 @@ class Asked:
 
     async def fill(self) -> None:
         """Read nothing more, of the whole connection, and talk on until it is closed."""
-        with suppress(Exception):  # whatever it is that the library says then
-            await raw.fill(self._stream)
+        await raw.fill(self._stream)
 
     async def end(self) -> None:
         """Nothing more is sent."""

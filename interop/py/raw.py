@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.network.exceptions import SwarmException
@@ -108,21 +109,19 @@ async def _never(_: int | None = None) -> bytes:
 
 
 async def fill(stream: Libp2pStream) -> None:
-    """Read nothing more of the stream's connection, though more may come than sockets hold, and talk on for ever.
-
-    Raises whatever the library raises when the other side has closed it.
-    """
+    """Read nothing more of the stream's connection, however much may come; talk on until the other side closes it."""
     muxed = stream._stream.muxed_stream
     secured = muxed.conn.secured_conn
     socket = secured.conn.read_writer.read_write_closer
     getattr(socket, "stream", socket).read = _never
     window = ROOM_BYTES
-    while True:
-        update = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_WINDOW_UPDATE, 0, muxed.stream_id, window)
-        await muxed.conn._write_frame(update)
-        window = 0
-        secured._aw_heard += 1  # else this host would take the other one for dead
-        await trio.sleep(TALK_S)
+    with suppress(BaseLibp2pError, trio.BrokenResourceError, trio.ClosedResourceError):
+        while True:
+            update = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_WINDOW_UPDATE, 0, muxed.stream_id, window)
+            await muxed.conn._write_frame(update)
+            window = 0
+            secured._aw_heard += 1  # else this host would take the other one for dead
+            await trio.sleep(TALK_S)
 
 
 async def request_alone(

@@ -14,11 +14,11 @@ use libp2p::Multiaddr;
 
 use crate::wire::lock;
 
-/// A connection is pinged so often, and so long after an answer or the end of the last ping's time.
+/// From the end of a ping, answered or not, to the next; and how long each is waited for.
 pub(crate) const PING_PERIOD: Duration = Duration::from_secs(5);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(4);
 /// Within it two pings were sent, and their time is over. Who has refused one is sent no more, and has to talk by itself.
-const SILENCE_MAX: Duration = Duration::from_secs(2 * (5 + 4));
+const SILENCE_MAX: Duration = PING_PERIOD.saturating_add(PING_TIMEOUT).saturating_mul(2);
 const WRITE_STUCK: Duration = Duration::from_secs(10);
 
 /// What is known of a socket.
