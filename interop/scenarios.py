@@ -66,6 +66,10 @@ async def parting(ground: Ground, one: Peer, other: Peer) -> None:
         await until(is_back, f"{left.name} and {leaver.name} stay connected")
         for asker, asked in ((leaver, left), (left, leaver)):
             await asker.do("request", peer=asked.peer_id, method="x_echo", body="a0")
+    for leaver, left in ((one, other), (other, one)):
+        await leaver.do("disconnect", peer=left.peer_id)
+        await leaver.do("dial", addr=left.addr)  # by a new connection: the old one is ended, or ends
+        await leaver.do("request", peer=left.peer_id, method="x_echo", body="a0")
 
 
 async def peers_of(peer: Peer) -> list[str]:

@@ -77,7 +77,8 @@ async def malformed(ground: Ground, *, language: str) -> None:
     stranger = Identity(bytes(32)).peer_id
     made = HandMadeWorld(f"malformed-{language}")
     topic = names.topic(made.world_id, "head")
-    for line in (b"no JSON", b"[]", b"7"):
+    nameless = (b"{}", b'{"do": 7}', b'{"do": ["peers"]}', b'{"do": {"toString": null}}')
+    for line in (b"no JSON", b"[]", b"7", *nameless):
         assert (await peer.malformed(line))["kind"] == "usage", line
     for do, fields in malformed_commands(peer, names.peer_text(stranger)):
         await peer.refused(do, "usage", **fields)
@@ -88,7 +89,7 @@ async def malformed(ground: Ground, *, language: str) -> None:
     ):
         await peer.refused(do, "not_found", **fields)
     await peer.do("disconnect", peer=names.peer_text(stranger))
-    await peer.do("peers")
+    await peer.do("peers", unknown=0.1 + 0.2)  # more digits than any integer of theirs
 
 
 def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, Any]]]:
@@ -121,6 +122,8 @@ def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, A
         ("world", {"genesis": "zz"}),
         ("join", {"topic": "head"}),
         ("join", {"topic": f"aw.{'a' * 32}.no_kind"}),
+        ("mesh", {"topic": "head"}),
+        ("publish", {"topic": "head", "data": ""}),
         ("dht_put", {"key": "/aw/world/x/head", "value": None}),
         ("dht_get", {}),
         ("provide", {"content_hash": short}),
@@ -131,6 +134,11 @@ def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, A
         ("submit", {**signed, "seed": short, "atomic": True, "actions": []}),
         ("submit", {**signed, "seed": "00" * 32, "atomic": 1, "actions": []}),
         ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": [], "nonce": "x"}),
+        ("submit", {**signed, "seed": "00" * 32, "actions": []}),
+        ("submit", {**signed, "seed": "00" * 32, "atomic": True}),
+        ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": 7}),
+        ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": [["move"]]}),
+        ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": [[7, {}]]}),
         ("vectors", {"dir": "/no/such/folder"}),
     ]
 

@@ -236,23 +236,28 @@ func knowWorld(a *args) job {
 	}
 }
 
-func join(a *args) job {
+func topicOf(a *args) string {
 	topic := a.Text("topic")
 	if _, _, err := aw.SplitTopic(topic); err != nil {
 		a.Fail("topic: %v", err)
 	}
+	return topic
+}
+
+func join(a *args) job {
+	topic := topicOf(a)
 	return func(_ context.Context, n *node) (fields, error) { return nil, n.gossip.Join(topic) }
 }
 
 func mesh(a *args) job {
-	topic := a.Text("topic")
+	topic := topicOf(a)
 	return func(_ context.Context, n *node) (fields, error) {
 		return fields{"peers": orEmpty(n.gossip.Peers(topic))}, nil
 	}
 }
 
 func publish(a *args) job {
-	topic, data := a.Text("topic"), a.Hex("data")
+	topic, data := topicOf(a), a.Hex("data")
 	return func(ctx context.Context, n *node) (fields, error) { return nil, n.gossip.Publish(ctx, topic, data) }
 }
 
@@ -371,10 +376,25 @@ func receiptProof(a *args) job {
 	}
 }
 
+// actionsOf reads a list of [kind, payload].
+func actionsOf(a *args) any {
+	for _, action := range a.List("actions") {
+		pair := action.Items()
+		if len(pair) != 2 {
+			a.Fail("actions are a list of [kind, payload]")
+			break
+		}
+		if _, ok := pair[0].Of.(string); !ok {
+			a.Fail("the kind of an action is no text")
+		}
+	}
+	return a.Field("actions").Value()
+}
+
 func submit(a *args) job {
 	p, seed := a.Peer("peer"), a.Sized("seed", ed25519.SeedSize)
 	envelope := aw.Map{"v": int64(1), "world_id": a.Text("world_id"), "nonce": a.Count("nonce"), "expires_at_height": a.Count("expires_at_height"),
-		"timestamp_ms": a.Count("timestamp_ms"), "atomic": a.Bool("atomic"), "actions": a.Field("actions").Value()}
+		"timestamp_ms": a.Count("timestamp_ms"), "atomic": a.Bool("atomic"), "actions": actionsOf(a)}
 	if a.Err() != nil {
 		return nil // and no key
 	}

@@ -142,6 +142,16 @@ def error_of(error: Exception) -> Json:
     return {"kind": kind, "message": message}
 
 
+def _topic(command: Command) -> str:
+    """The topic of a world."""
+    topic = command.text("topic")
+    try:
+        split_topic(topic)
+    except ValueError as error:
+        raise Usage(f"topic: {error}") from None
+    return topic
+
+
 class Commands:
     """One peer's commands. Every one may run beside every other."""
 
@@ -310,7 +320,7 @@ class Commands:
         return {"world_id": known.header.world_id}
 
     async def join(self, command: Command) -> Json:
-        await self._join(command.text("topic"), self._tell)
+        await self._join(_topic(command), self._tell)
         return {}
 
     def _tell(self, message: Message, verdict: Verdict) -> None:
@@ -321,10 +331,7 @@ class Commands:
         self._say({"event": "gossip"} | told)
 
     async def _join(self, topic: str, judged: Callable[[Message, Verdict], None]) -> None:
-        try:
-            world_id, kind = split_topic(topic)
-        except ValueError as error:
-            raise Usage(str(error)) from None
+        world_id, kind = split_topic(topic)
         if world_id not in self._worlds:
             raise Missing("genesis", f"of world {world_id}")
         check = topic_check(self._worlds[world_id], kind, judged, is_careless=self._is_careless)
@@ -337,14 +344,14 @@ class Commands:
         self._nursery.start_soon(drain)
 
     async def mesh(self, command: Command) -> Json:
-        known = self._network._gossip._pubsub.peer_topics.get(command.text("topic"), ())
+        known = self._network._gossip._pubsub.peer_topics.get(_topic(command), ())
         return {"peers": sorted(names.peer_text(peer.to_bytes()) for peer in known)}
 
     async def publish(self, command: Command) -> Json:
-        if command.text("topic") not in self._topics:
-            raise Usage(f"topic {command['topic']} is not joined")
+        if (topic := _topic(command)) not in self._topics:
+            raise Usage(f"topic {topic} is not joined")
         try:
-            await self._topics[command.text("topic")].publish(command.hex("data"))
+            await self._topics[topic].publish(command.hex("data"))
         except ValueError as error:
             raise Invalid("message", str(error)) from error
         return {}
@@ -432,6 +439,8 @@ class Commands:
             actions = tuple((kind, unshown(payload)) for kind, payload in command["actions"])
         except (TypeError, ValueError):
             raise Usage("actions must be a list of [kind, payload]") from None
+        if not all(type(kind) is str for kind, _ in actions):
+            raise Usage("actions: a kind must be a text")
         action_envelope = ActionEnvelope(
             world_id=command.text("world_id"),
             actor_id=actor.identity,

@@ -85,7 +85,7 @@ def begin(
     """Start one command; False for `quit`."""
     try:
         command = Command(json.loads(line))
-        number, name = command["id"], command["do"]
+        number, name = command.get("id"), command.text("do")
     except (ValueError, TypeError, Usage) as error:
         say({"id": None, "error": {"kind": "usage", "message": f"not a command: {error!r}"}})
         return True

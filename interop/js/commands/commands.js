@@ -11,8 +11,8 @@ import { LIMITS } from '../lib/limits.js'
 import { World, signEnvelope } from '../lib/world.js'
 import { fetchBlob, seededBytes } from '../node/blobs.js'
 import { headKey } from '../node/dht.js'
-import { topicOf } from '../node/gossip.js'
-import { fromJson } from './json.js'
+import { parseTopic, topicOf } from '../node/gossip.js'
+import { fromJson, toLine } from './json.js'
 import { sendRaw } from './raw.js'
 import { checkVectors } from './vectors.js'
 import { mirror } from '../node/worlds.js'
@@ -36,11 +36,13 @@ const method = (value) => checked((name) => METHOD.test(name), 'the name of a me
 const hex = (value) => fromHex(checked((digits) => !/[A-F]/.test(digits), 'lower-case hex')(text(value)))
 const hexOf = (size) => (value) => checked((bytes) => bytes.length === size, `${size} bytes`)(hex(value))
 const peerText = (value) => peerIdFromString(text(value)).toString()
-const actionList = (value) => value.map(([kind, payload]) => [text(kind), fromJson(payload)])
+const topic = checked((value) => parseTopic(text(value)), 'the topic of a world')
+const pair = checked((value) => Array.isArray(value) && value.length === 2, '[kind, payload]')
+const actionList = (value) => value.map(pair).map(([kind, payload]) => [text(kind), fromJson(payload)])
 
 /** How each field is read, whatever the command. */
 const FIELDS = {
-  addr: text, peer: peerText, method, topic: text, key: text, dir: text, world_id: text, namespace: text,
+  addr: text, peer: peerText, method, topic, key: text, dir: text, world_id: text, namespace: text,
   body: hex, data: hex, genesis: hex, value: hex, head: hex, content_hash: hexOf(32), envelope_hash: hexOf(32),
   one_shot: flag, atomic: flag, timeout_ms: integer(0, TIMER_MS_MAX), count: integer(1), in_flight: integer(1),
   size: integer(0, LIMITS.answerPartsBytes), length: count, nonce: count, expires_at_height: count, timestamp_ms: count, actions: actionList, seed: count
@@ -192,7 +194,7 @@ function reportOf (error) {
 export async function perform (peer, command) {
   const { id = null } = command
   try {
-    if (!Object.hasOwn(COMMANDS, command.do)) throw new Failure('usage', `no command ${command.do}`)
+    if (typeof command.do !== 'string' || !Object.hasOwn(COMMANDS, command.do)) throw new Failure('usage', `do: no command ${toLine(command.do)}`)
     const [names, run] = COMMANDS[command.do]
     return { id, ok: await run(peer, readFields(names, command)) }
   } catch (error) {

@@ -14,7 +14,7 @@ export function fromJson (json) {
 
 /** JSON.parse rounds integers above 2^53; here they become BigInt. */
 export function parseJson (text) {
-  const marked = text.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?\d{16,}(?![\d.eE])/g, (token) => token[0] === '"' ? token : `{"\\u0000int":"${token}"}`)
+  const marked = text.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|(?<![\d.eE+-])-?\d{16,}(?![\d.eE])/g, (token) => token[0] === '"' ? token : `{"\\u0000int":"${token}"}`)
   return JSON.parse(marked, (_, value) => {
     const digits = value?.['\u0000int']
     if (digits === undefined) return value

@@ -82,10 +82,11 @@ function sendAsReadersTake (service, connections) {
   }
 }
 
-/** @param {{seed: Uint8Array, listen: string[], careless: boolean}} settings */
+/** Is to be started by its owner, once that is ready for those who call. @param {{seed: Uint8Array, listen: string[], careless: boolean}} settings */
 export async function createHost ({ seed, listen, careless }) {
   const isStranger = (peerId) => peerId.type !== 'Ed25519'
   const host = await createLibp2p({
+    start: false,
     privateKey: await generateKeyPairFromSeed('Ed25519', seed),
     addresses: { listen },
     transports: [tcp()],

@@ -34,7 +34,6 @@ export class Peer {
     peer.careless = settings.careless
     peer.emit = emit
     peer.host = await createHost(settings)
-    await peer.host.peerStore.merge(peer.host.peerId, { multiaddrs: peer.host.getMultiaddrs() }) // else it names itself to nobody as a provider
     peer.dht = new Dht(peer.host.services.dht, settings.careless)
     peer.host.addEventListener('peer:connect', ({ detail }) => emit({ event: 'connected', peer: detail.toString() }))
     peer.host.addEventListener('peer:disconnect', ({ detail }) => peer.#forget(detail.toString()))
@@ -43,6 +42,8 @@ export class Peer {
     const speaksKad = (peerId) => peer.#identified.get(peerId.toString())?.protocols.includes(KAD_PROTOCOL)
     setInterval(() => peer.dht.tryAgain(peer.host.getPeers().filter(speaksKad)), LIMITS.livenessPeriodMs).unref()
     await peer.host.handle(RR_PROTOCOL, new RrServer(methodsOf(peer.blobs, peer.worlds)).serve, RR_STREAMS)
+    await peer.host.start()
+    await peer.host.peerStore.merge(peer.host.peerId, { multiaddrs: peer.host.getMultiaddrs() }) // else it names itself to nobody as a provider
     return peer
   }
 

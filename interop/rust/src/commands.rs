@@ -25,7 +25,6 @@ use crate::mirror::mirror;
 use crate::{Peer, raw, vectors};
 
 const AT_ONCE_MAX: i64 = 1_024;
-const RAW_ANSWER_MAX: usize = 16 << 20;
 
 type Outcome = Result<Json, Failure>;
 
@@ -34,20 +33,9 @@ fn usage(why: impl Into<String>) -> Failure {
 }
 
 fn failure_json(why: &Failure) -> Json {
-    let kind = match why {
-        Failure::Rr(e) => {
-            return json!({"kind": "rr", "message": e.message, "code": e.code, "name": e.name(),
-                "retry_after_ms": e.retry_after_ms, "detail": hex(&e.detail)});
-        }
-        Failure::Usage(_) => "usage",
-        Failure::Refused(_) => "refused",
-        Failure::Fault(_) => "fault",
-        Failure::Stream(_) => "stream",
-        Failure::Timeout => "timeout",
-        Failure::TooLarge(_) => "too_large",
-        Failure::NotFound(_) => "not_found",
-    };
-    json!({"kind": kind, "message": why.to_string()})
+    let Failure::Rr(e) = why else { return json!({"kind": why.kind(), "message": why.to_string()}) };
+    json!({"kind": why.kind(), "message": e.message, "code": e.code, "name": e.name(),
+        "retry_after_ms": e.retry_after_ms, "detail": hex(&e.detail)})
 }
 
 /// The fields of a command. What is missing or of another kind is an error of usage.
@@ -71,9 +59,16 @@ impl<'a> Args<'a> {
         !self.0[key].is_null()
     }
 
+    fn optional<T>(&self, key: &str, read: fn(&Self, &str) -> Result<T, Failure>) -> Result<Option<T>, Failure> {
+        self.has(key).then(|| read(self, key)).transpose()
+    }
+
     fn flag(&self, key: &str) -> Result<bool, Failure> {
-        let flag = if self.has(key) { self.0[key].as_bool() } else { Some(false) };
-        flag.ok_or_else(|| usage(format!("{key} is true or false")))
+        self.0[key].as_bool().ok_or_else(|| usage(format!("needs {key}, true or false")))
+    }
+
+    fn one_shot(&self) -> Result<bool, Failure> {
+        Ok(self.optional("one_shot", Self::flag)?.unwrap_or(false))
     }
 
     fn bytes(&self, key: &str) -> Result<Vec<u8>, Failure> {
@@ -92,8 +87,20 @@ impl<'a> Args<'a> {
         Some(self.text("world_id")?).filter(|id| schema::world_ok(id)).ok_or_else(|| usage("world_id is no world id"))
     }
 
+    fn topic(&self) -> Result<&'a str, Failure> {
+        Some(self.text("topic")?).filter(|t| gossip::parse_topic(t).is_some()).ok_or_else(|| usage("topic is no topic"))
+    }
+
+    /// A list of `[kind, payload]`.
+    fn actions(&self) -> Result<Value, Failure> {
+        let is_pair = |item: &Json| item.as_array().is_some_and(|pair| pair.len() == 2 && pair[0].is_string());
+        let are_pairs = self.0["actions"].as_array().is_some_and(|items| items.iter().all(is_pair));
+        let actions = are_pairs.then(|| from_json(&self.0["actions"]));
+        actions.ok_or_else(|| usage("actions are a list of [kind, payload]"))?.map_err(|why| usage(why.to_string()))
+    }
+
     fn timeout(&self) -> Result<Duration, Failure> {
-        if self.has("timeout_ms") { Ok(Duration::from_millis(self.count("timeout_ms")? as u64)) } else { Ok(TIMEOUT) }
+        Ok(self.optional("timeout_ms", Self::count)?.map_or(TIMEOUT, |ms| Duration::from_millis(ms as u64)))
     }
 }
 
@@ -133,14 +140,14 @@ async fn dispatch(own: &Peer, args: &Args<'_>) -> Outcome {
         "peers" => Ok(json!({"peers": texts(&net.peers().await?)})),
         "request" => {
             let (peer, method, body) = (args.peer()?, args.method()?, args.bytes("body")?);
-            let one_shot = args.flag("one_shot")?;
-            Ok(json!({"body": hex(within(args.timeout()?, client.request(peer, method, body, one_shot)).await?)}))
+            let asked = client.request(peer, method, body, args.one_shot()?);
+            Ok(json!({"body": hex(within(args.timeout()?, asked).await?)}))
         }
         "request_parts" => request_parts(client, args).await,
         "requests" => requests(client, args).await,
         "send_raw" => {
             let (peer, data) = (args.peer()?, args.bytes("data")?);
-            let exchange = async { raw::exchange_raw(client.open(peer).await?, &data, RAW_ANSWER_MAX).await };
+            let exchange = async { raw::exchange(client.open(peer).await?, &data).await };
             let (answer, end) = within(args.timeout()?, exchange).await?;
             Ok(json!({"answer": hex(answer), "end": end}))
         }
@@ -151,13 +158,13 @@ async fn dispatch(own: &Peer, args: &Args<'_>) -> Outcome {
         }
         "fetch" => {
             let (peer, hash, started) = (args.peer()?, args.hash("content_hash")?, Instant::now());
-            let first = if args.has("length") { Some(args.count("length")?) } else { None };
+            let first = args.optional("length", Args::count)?;
             let blob = client.fetch(peer, &hash, first).await?;
-            let size = blob.len();
+            let told = json!({"size": blob.len(), "ms": started.elapsed().as_millis() as u64});
             if first.is_none() {
                 own.library.put_blob(blob)?;
             }
-            Ok(json!({"size": size, "ms": started.elapsed().as_millis() as u64}))
+            Ok(told)
         }
         "forge_blob" => {
             own.library.forge_blob(args.hash("content_hash")?, args.bytes("data")?)?;
@@ -171,9 +178,9 @@ async fn dispatch(own: &Peer, args: &Args<'_>) -> Outcome {
             let world = own.library.add_world(World::new(&args.bytes("genesis")?)?)?;
             Ok(json!({"world_id": world.id}))
         }
-        "join" => join(own, args.text("topic")?).await,
-        "mesh" => Ok(json!({"peers": texts(&net.subscribers(args.text("topic")?.into()).await?)})),
-        "publish" => net.publish(args.text("topic")?.into(), args.bytes("data")?).await.map(|()| json!({})),
+        "join" => join(own, args.topic()?).await,
+        "mesh" => Ok(json!({"peers": texts(&net.subscribers(args.topic()?.into()).await?)})),
+        "publish" => net.publish(args.topic()?.into(), args.bytes("data")?).await.map(|()| json!({})),
         "dht_put" => net.dht_put(args.text("key")?.into(), args.bytes("value")?).await.map(|()| json!({})),
         "dht_get" => {
             let head = net.dht_get(args.text("key")?.into()).await?;
@@ -237,7 +244,7 @@ async fn request_parts(client: &Client, args: &Args<'_>) -> Outcome {
 async fn requests(client: &Client, args: &Args<'_>) -> Outcome {
     let (peer, method, body) = (args.peer()?, args.method()?, args.bytes("body")?);
     let (count, at_once) = (args.count("count")?, args.count("in_flight")?.min(AT_ONCE_MAX));
-    let (one_shot, patience, started) = (args.flag("one_shot")?, args.timeout()?, Instant::now());
+    let (one_shot, patience, started) = (args.one_shot()?, args.timeout()?, Instant::now());
     if count < 1 || at_once < 1 {
         return Err(usage("count and in_flight are 1 or more"));
     }
@@ -268,19 +275,17 @@ fn seeded(seed: i64, size: i64) -> Result<Vec<u8>, Failure> {
 }
 
 async fn join(own: &Peer, topic: &str) -> Outcome {
-    let Some((world_id, _)) = gossip::parse_topic(topic) else { return Err(usage("topic is none of a world")) };
-    if own.library.world(world_id).is_none() && !own.client.net.careless {
+    let is_known = gossip::parse_topic(topic).is_some_and(|(world_id, _)| own.library.world(world_id).is_some());
+    if !is_known && !own.client.net.careless {
         return Err(Failure::NotFound("the world is not known here".into()));
     }
     own.client.net.subscribe(topic.to_owned()).await.map(|()| json!({}))
 }
 
 fn head_json(head: &Head) -> Outcome {
-    let (epoch, height, as_of_ms, _) = head.order;
-    let block_hash = hex(head.block_hash()?);
-    Ok(
-        json!({"world_id": head.world_id, "epoch": epoch, "height": height, "as_of_ms": as_of_ms, "block_hash": block_hash}),
-    )
+    let ((epoch, height, as_of_ms, _), block_hash) = (head.order, hex(head.block_hash()?));
+    Ok(json!({"world_id": head.world_id, "epoch": epoch, "height": height, "as_of_ms": as_of_ms,
+        "block_hash": block_hash}))
 }
 
 async fn state_proof(client: &Client, args: &Args<'_>) -> Outcome {
@@ -313,7 +318,7 @@ async fn submit(client: &Client, args: &Args<'_>) -> Outcome {
         expires_at_height: args.count("expires_at_height")?,
         timestamp_ms: args.count("timestamp_ms")?,
         atomic: args.flag("atomic")?,
-        actions: from_json(&args.0["actions"]).map_err(|why| usage(why.to_string()))?,
+        actions: args.actions()?,
     };
     let (envelope_hash, sealed) = envelope.seal(&key)?;
     let bytes = hex(sealed.encode());

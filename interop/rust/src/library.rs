@@ -14,7 +14,7 @@ use awnet::frames::{BAD_REQUEST, NOT_AVAILABLE, NOT_FOUND, RrError, UNSUPPORTED}
 use awnet::wire::{IN_FLIGHT_MAX, lock};
 
 use crate::chain::Step;
-use crate::server::{Reply, Service};
+use crate::server::Reply;
 
 const PART_MAX: usize = 262_144;
 const BLOBS_BYTES_MAX: usize = 1 << 30;
@@ -217,19 +217,19 @@ impl Library {
         };
         Ok(Reply::Now(Ok(answer.encode())))
     }
-}
 
-impl Service for Library {
-    fn has_parts(&self, method: &str) -> bool {
+    /// Methods that answer in parts run alone on their stream.
+    pub fn has_parts(&self, method: &str) -> bool {
         ["fetch_blob", "get_blocks", "x_parts", "x_reset"].contains(&method)
     }
 
-    fn answer(&self, method: &str, body: &[u8]) -> Reply {
+    pub fn answer(&self, method: &str, body: &[u8]) -> Reply {
         let reply = self.read(method, body).and_then(|request| self.reply(method, &request, body));
         reply.unwrap_or_else(|error| Reply::Now(Err(error)))
     }
 
-    fn sent(&self, method: &str, bytes: usize) {
+    /// Is told of an answer in parts that went out whole, of so many bytes.
+    pub fn sent(&self, method: &str, bytes: usize) {
         if method == "fetch_blob" {
             let mut served = lock(&self.served);
             *served = (served.0 + 1, served.1 + bytes as u64);

@@ -8,18 +8,18 @@ use futures::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 const CHUNK: usize = 65_536;
+const ANSWER_MAX: usize = 16 << 20;
 
 /// Writes any bytes and reads what comes, until the stream ends or nothing came for a second.
-pub async fn exchange_raw(
-    conduit: Conduit,
-    data: &[u8],
-    answer_max: usize,
-) -> Result<(Vec<u8>, &'static str), Failure> {
+pub async fn exchange(conduit: Conduit, data: &[u8]) -> Result<(Vec<u8>, &'static str), Failure> {
     let Conduit { mut stream, mut closed, place: _place } = conduit;
     let mut answer = Vec::new();
     let mut chunk = vec![0; CHUNK];
     // The other side may reset the stream before it has read everything: what it answered is read all the same.
-    let written = stream.write_all(data).await.is_ok() && stream.flush().await.is_ok();
+    let written = tokio::select! {
+        written = async { stream.write_all(data).await.is_ok() && stream.flush().await.is_ok() } => written,
+        _ = closed.changed() => return Ok((answer, "reset")),
+    };
     loop {
         let read = tokio::select! {
             read = timeout(Duration::from_secs(1), stream.read(&mut chunk)) => read,
@@ -32,8 +32,8 @@ pub async fn exchange_raw(
             Ok(Ok(0) | Err(_)) => return Ok((answer, "reset")),
             Ok(Ok(count)) => answer.extend_from_slice(&chunk[..count]),
         }
-        if answer.len() > answer_max {
-            return Err(Failure::TooLarge(format!("more than {answer_max} bytes")));
+        if answer.len() > ANSWER_MAX {
+            return Err(Failure::TooLarge(format!("more than {ANSWER_MAX} bytes")));
         }
     }
 }

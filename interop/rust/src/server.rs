@@ -15,6 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit as Permit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::library::Library;
+
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// Twice as long as a client lets a session rest and still uses it.
 const IDLE: Duration = Duration::from_secs(120);
@@ -31,14 +33,6 @@ pub enum Reply {
     Later(BoxFuture<'static, Answer>),
     /// Parts, then the last answer; where there is none the stream is reset.
     Parts(Box<dyn Iterator<Item = Vec<u8>> + Send>, Option<Answer>),
-}
-
-/// What answers requests. Methods that answer in parts run alone on their stream.
-pub trait Service: Send + Sync + 'static {
-    fn has_parts(&self, method: &str) -> bool;
-    fn answer(&self, method: &str, body: &[u8]) -> Reply;
-    /// Is told of an answer in parts that went out whole, of so many bytes.
-    fn sent(&self, method: &str, bytes: usize);
 }
 
 fn answer_frame(id: u32, answer: Answer) -> Vec<u8> {
@@ -77,14 +71,14 @@ enum End {
 }
 
 /// Serves one inbound stream to its end.
-pub async fn serve(service: Arc<dyn Service>, conduit: Conduit, places: Places) {
+pub async fn serve(library: Arc<Library>, conduit: Conduit, places: Places) {
     let Conduit { stream, mut closed, place: _place } = conduit;
     let (read, mut write) = stream.split();
     let (queue, frames) = outbox();
     let end = {
         let mut writing = pin!(write_frames(&mut write, frames));
         let end = tokio::select! {
-            end = read_requests(&*service, FrameReader::new(read), queue, places) => end,
+            end = read_requests(&library, FrameReader::new(read), queue, places) => end,
             _ = &mut writing => return,
             _ = closed.changed() => return,
         };
@@ -97,7 +91,7 @@ pub async fn serve(service: Arc<dyn Service>, conduit: Conduit, places: Places) 
     match end {
         // A stream that is dropped before it is closed is reset.
         End::Reset => return sleep(LINGER).await,
-        End::Sent(method, bytes) => service.sent(&method, bytes),
+        End::Sent(method, bytes) => library.sent(&method, bytes),
         End::Closed => {}
     }
     if timeout(WRITE, write.close()).await.is_err() {
@@ -105,7 +99,7 @@ pub async fn serve(service: Arc<dyn Service>, conduit: Conduit, places: Places) 
     }
 }
 
-async fn read_requests(service: &dyn Service, mut reader: FrameReader, queue: Outbox, places: Places) -> End {
+async fn read_requests(library: &Library, mut reader: FrameReader, queue: Outbox, places: Places) -> End {
     let (queue, in_flight) = (Arc::new(queue), Arc::new(Mutex::new(HashSet::new())));
     let of_stream = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     let mut later = JoinSet::new();
@@ -149,13 +143,13 @@ async fn read_requests(service: &dyn Service, mut reader: FrameReader, queue: Ou
         let answer = match request {
             _ if taken.is_none() => refused(BUSY, "too many in flight"),
             None => refused(BAD_REQUEST, "the request is too large"),
-            Some((method, body)) if service.has_parts(&method) => {
+            Some((method, body)) if library.has_parts(&method) => {
                 if lock(&in_flight).is_empty() {
-                    return send_parts(service, reader, &queue, id, method, body).await;
+                    return send_parts(library, reader, &queue, id, method, body).await;
                 }
                 refused(BAD_REQUEST, "a method with parts runs alone on its stream")
             }
-            Some((method, body)) => match service.answer(&method, &body) {
+            Some((method, body)) => match library.answer(&method, &body) {
                 Reply::Now(answer) => answer,
                 Reply::Later(answer) => {
                     let (in_flight, queue) = (in_flight.clone(), queue.clone());
@@ -192,7 +186,7 @@ async fn bad_request(queue: &Outbox, id: Option<u32>, why: &str) -> End {
 }
 
 async fn send_parts(
-    service: &dyn Service,
+    library: &Library,
     mut reader: FrameReader,
     queue: &Outbox,
     id: u32,
@@ -200,7 +194,7 @@ async fn send_parts(
     body: Vec<u8>,
 ) -> End {
     let sending = async {
-        let (last, end) = match service.answer(&method, &body) {
+        let (last, end) = match library.answer(&method, &body) {
             Reply::Parts(parts, last) => {
                 let mut bytes = 0;
                 for body in parts {

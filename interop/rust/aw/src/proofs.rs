@@ -2,7 +2,7 @@
 //! what is returned hangs on a head of the world that was asked for, whose seals hold: trust "attested". Implements "State
 //! and proofs" of docs/protocol.md.
 
-use crate::cbor::{Result, Value, ensure};
+use crate::cbor::{Result, Value, ensure, refuse};
 use crate::crypto::Hash;
 use crate::merkle;
 use crate::records::{self, Head};
@@ -66,7 +66,8 @@ pub fn check_receipt_answer(world_id: &str, envelope_hash: &[u8], answer: &Value
         merkle::verify(root, &item, (height - 1) as u64, (head.height() - 1) as u64, &history)?;
     }
     let (listed, mut receipts) = (answer.list("receipts")?, Vec::new());
-    let (first, count) = (listed[0].int("index")?, listed[0].int("count")?);
+    let Some(one) = listed.first() else { return refuse("receipts: there is none") };
+    let (first, count) = (one.int("index")?, one.int("count")?);
     for (number, proved) in (0..).zip(listed) {
         let (receipt, index, of) = check_proved(block, proved)?;
         ensure(receipt.bytes("envelope_hash")? == envelope_hash, "a receipt of another envelope")?;

@@ -73,9 +73,12 @@ impl Net {
     }
 
     pub async fn disconnect(&self, peer: PeerId) -> Result<(), Failure> {
-        // Whoever is not connected is disconnected already.
-        let _ = self.with(move |node| node.swarm.disconnect_peer_id(peer)).await?;
-        Ok(())
+        self.with(move |node| {
+            node.identified.remove(&peer); // so that who dials again waits for the next connection
+            // Whoever is not connected is disconnected already.
+            let _ = node.swarm.disconnect_peer_id(peer);
+        })
+        .await
     }
 
     /// Who is connected.

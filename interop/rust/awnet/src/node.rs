@@ -18,16 +18,14 @@ use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
 use libp2p::{PeerId, Swarm, Transport, connection_limits, identify, noise, ping, tcp, yamux};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::dht::{self, KAD};
-use crate::liveness::{self, Liveness};
+use crate::liveness::{PING_PERIOD, PING_TIMEOUT, Socket};
 use crate::session::Failure;
 use crate::streams::{self, Conduit};
 use aw::gossip::{self, Verdict};
 
 const DIAL_MAX: Duration = Duration::from_secs(5);
-const LOOK_PERIOD: Duration = Duration::from_secs(1);
 const HEAD_SKEW_MS: i64 = 60_000;
 
 /// What a node tells of by itself.
@@ -90,6 +88,8 @@ pub(crate) struct Behaviour {
 struct Dial {
     peer: PeerId,
     connection: ConnectionId,
+    /// Of who waits for a connection that was there: to be dialled when that one ends, which may be under way.
+    instead: Option<Multiaddr>,
     done: oneshot::Sender<Result<(), Failure>>,
 }
 
@@ -100,22 +100,13 @@ pub(crate) struct Node {
     pub followed: HashMap<String, Option<(i64, i64, i64, Hash)>>,
     pub queries: HashMap<QueryId, mpsc::UnboundedSender<QueryResult>>,
     dials: Vec<Dial>,
-    /// The other side's address, of each connection.
-    remotes: HashMap<ConnectionId, Multiaddr>,
-    liveness: Liveness,
-    /// Those that seemed dead at the last look. The cause of one may be this process, when it stood still itself.
-    doubted: HashSet<ConnectionId>,
     host: Arc<dyn Host>,
     careless: bool,
 }
 
 pub(crate) type Task = Box<dyn FnOnce(&mut Node) + Send>;
 
-fn build(
-    settings: Settings,
-    host: &Arc<dyn Host>,
-    liveness: Liveness,
-) -> Result<Swarm<Behaviour>, Box<dyn std::error::Error>> {
+fn build(settings: Settings, host: &Arc<dyn Host>) -> Result<Swarm<Behaviour>, Box<dyn std::error::Error>> {
     let Settings { key, listen, careless } = settings;
     let host = host.clone();
     let accept = Arc::new(move |conduit, places| host.serve(conduit, places));
@@ -123,7 +114,7 @@ fn build(
     // Above its limit yamux closes the whole connection; streams are limited by `streams` instead.
     muxer.set_max_num_streams(4_096);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
-    let tcp = tcp.map(move |socket, point| liveness.over(socket, point.get_remote_address()));
+    let tcp = tcp.map(|socket, _| Socket::over(socket));
     let swarm = libp2p::SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_other_transport(|key| {
@@ -139,7 +130,7 @@ fn build(
             let agent = concat!("aw-peer-rust/", env!("CARGO_PKG_VERSION")).to_owned();
             // Without a signed peer record: py-libp2p finds the signature of rust-libp2p's invalid.
             let identify = identify::Config::new("aw/1".into(), key.public()).with_agent_version(agent);
-            let ping = ping::Config::new().with_interval(liveness::PING_PERIOD).with_timeout(liveness::PING_TIMEOUT);
+            let ping = ping::Config::new().with_interval(PING_PERIOD).with_timeout(PING_TIMEOUT);
             Ok(Behaviour {
                 limits: connection_limits::Behaviour::new(limits),
                 identify: identify::Behaviour::new(identify),
@@ -196,10 +187,9 @@ pub(crate) async fn start(
     queue: mpsc::Receiver<Task>,
 ) -> Result<Vec<Multiaddr>, Box<dyn std::error::Error>> {
     let (listen, careless) = (settings.listen.clone(), settings.careless);
-    let liveness = Liveness::default();
-    let swarm = build(settings, &host, liveness.clone())?;
-    let (identified, followed, queries, remotes, doubted, dials) = Default::default();
-    let mut node = Node { swarm, identified, followed, queries, dials, remotes, liveness, doubted, host, careless };
+    let swarm = build(settings, &host)?;
+    let (identified, followed, queries, dials) = Default::default();
+    let mut node = Node { swarm, identified, followed, queries, dials, host, careless };
     let mut waiting = HashSet::<ListenerId>::new();
     for address in listen {
         waiting.insert(node.swarm.listen_on(address)?);
@@ -223,11 +213,8 @@ pub(crate) async fn start(
 
 impl Node {
     async fn run(mut self, mut queue: mpsc::Receiver<Task>) {
-        let mut looks = interval(LOOK_PERIOD);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = looks.tick() => self.close_the_dead(),
                 task = queue.recv() => match task {
                     Some(task) => task(&mut self),
                     None => return,
@@ -245,13 +232,16 @@ impl Node {
         }
         self.dials.retain(|dial| !dial.done.is_closed());
         // Beside a dial that is on its way, too: that one may be at a dead address.
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(vec![address]).build();
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(vec![address.clone()]);
+        let options = options.build();
         let connection = options.connection_id();
-        match self.swarm.dial(options) {
+        let instead = match self.swarm.dial(options) {
+            Ok(()) => None,
             // Where a connection is there, identify is all that is waited for.
-            Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => self.dials.push(Dial { peer, connection, done }),
-            Err(error) => drop(done.send(Err(Failure::Stream(error.to_string())))),
-        }
+            Err(DialError::DialPeerConditionFalse(_)) => Some(address),
+            Err(error) => return drop(done.send(Err(Failure::Stream(error.to_string())))),
+        };
+        self.dials.push(Dial { peer, connection, instead, done });
     }
 
     fn finish_dials(&mut self, which: impl Fn(&Dial) -> bool, result: Option<&str>) {
@@ -262,18 +252,18 @@ impl Node {
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
-                self.remotes.insert(connection_id, endpoint.get_remote_address().clone());
-                if num_established.get() == 1 {
-                    self.host.tell(Event::Connected(peer_id));
-                }
+            SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } if num_established.get() == 1 => {
+                self.host.tell(Event::Connected(peer_id));
             }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
-                self.remotes.remove(&connection_id);
-                if num_established == 0 {
-                    self.identified.remove(&peer_id);
-                    self.finish_dials(|dial| dial.peer == peer_id, Some("the connection was closed"));
-                    self.host.tell(Event::Disconnected(peer_id));
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
+                self.identified.remove(&peer_id);
+                self.host.tell(Event::Disconnected(peer_id));
+                let dials: Vec<Dial> = self.dials.extract_if(.., |dial| dial.peer == peer_id).collect();
+                for Dial { instead, done, .. } in dials {
+                    match instead {
+                        Some(address) => self.dial(address, peer_id, done),
+                        None => drop(done.send(Err(Failure::Stream("the connection was closed".into())))),
+                    }
                 }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
@@ -294,17 +284,6 @@ impl Node {
             SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.on_query(event),
             _ => {}
         }
-    }
-
-    /// Pings themselves close nothing: they make the others talk.
-    fn close_the_dead(&mut self) {
-        let dead = self.remotes.iter().filter(|(_, remote)| self.liveness.is_dead(remote));
-        let dead: HashSet<ConnectionId> = dead.map(|(connection, _)| *connection).collect();
-        for connection in dead.intersection(&self.doubted) {
-            self.liveness.give_up(&self.remotes[connection]);
-            self.swarm.close_connection(*connection);
-        }
-        self.doubted = dead;
     }
 
     /// This peer's own verdict on a message.

@@ -47,6 +47,22 @@ impl From<Bad> for Failure {
     }
 }
 
+impl Failure {
+    /// As docs/interop.md names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Failure::Rr(_) => "rr",
+            Failure::Usage(_) => "usage",
+            Failure::Refused(_) => "refused",
+            Failure::Fault(_) => "fault",
+            Failure::Stream(_) => "stream",
+            Failure::Timeout => "timeout",
+            Failure::TooLarge(_) => "too_large",
+            Failure::NotFound(_) => "not_found",
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use Failure::*;
@@ -214,7 +230,10 @@ pub async fn request_alone(
         stream.write_all(&request).await?;
         stream.flush().await
     };
-    written.await.map_err(|e| Failure::Stream(e.to_string()))?;
+    tokio::select! {
+        written = written => written.map_err(|e| Failure::Stream(e.to_string()))?,
+        _ = closed.changed() => return Err(ended()),
+    }
     let (read, mut write) = stream.split();
     let mut reader = FrameReader::new(read);
     let mut total = 0;
