@@ -77,8 +77,7 @@ async def malformed(ground: Ground, *, language: str) -> None:
     stranger = Identity(bytes(32)).peer_id
     made = HandMadeWorld(f"malformed-{language}")
     topic = names.topic(made.world_id, "head")
-    nameless = (b"{}", b'{"do": 7}', b'{"do": ["peers"]}', b'{"do": {"toString": null}}')
-    for line in (b"no JSON", b"[]", b"7", *nameless):
+    for line in (b"no JSON", b"[]", b"7", b"{}"):
         assert (await peer.malformed(line))["kind"] == "usage", line
     for do, fields in malformed_commands(peer, names.peer_text(stranger)):
         await peer.refused(do, "usage", **fields)
@@ -92,7 +91,7 @@ async def malformed(ground: Ground, *, language: str) -> None:
     await peer.do("peers", unknown=0.1 + 0.2)  # more digits than any integer of theirs
 
 
-def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, Any]]]:
+def malformed_commands(peer: Peer, stranger: str) -> list[tuple[Any, dict[str, Any]]]:
     """Fields that are missing, of another type, or out of range."""
     asked = {"peer": stranger, "method": "x_echo", "body": "a0"}
     signed = {"peer": stranger, "world_id": "a" * 32, "nonce": 0, "expires_at_height": 9, "timestamp_ms": 1}
@@ -100,6 +99,9 @@ def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, A
     short = "00" * 31
     return [
         ("no_such_command", {}),
+        (7, {}),
+        (["peers"], {}),
+        ({"toString": None}, {}),
         ("dial", {}),
         ("dial", {"addr": "/ip4/1.2.3"}),
         ("dial", {"addr": peer.addr.split("/p2p/")[0]}),
@@ -122,7 +124,7 @@ def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, A
         ("world", {"genesis": "zz"}),
         ("join", {"topic": "head"}),
         ("join", {"topic": f"aw.{'a' * 32}.no_kind"}),
-        ("mesh", {"topic": "head"}),
+        ("mesh", {"topic": "aw.x.head"}),
         ("publish", {"topic": "head", "data": ""}),
         ("dht_put", {"key": "/aw/world/x/head", "value": None}),
         ("dht_get", {}),
@@ -139,6 +141,7 @@ def malformed_commands(peer: Peer, stranger: str) -> list[tuple[str, dict[str, A
         ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": 7}),
         ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": [["move"]]}),
         ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": [[7, {}]]}),
+        ("submit", {**signed, "seed": "00" * 32, "atomic": True, "actions": ["ab"]}),
         ("vectors", {"dir": "/no/such/folder"}),
     ]
 

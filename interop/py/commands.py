@@ -142,6 +142,10 @@ def error_of(error: Exception) -> Json:
     return {"kind": kind, "message": message}
 
 
+def _is_action(action: object) -> bool:
+    return isinstance(action, list) and len(action) == 2 and isinstance(action[0], str)
+
+
 def _topic(command: Command) -> str:
     """The topic of a world."""
     topic = command.text("topic")
@@ -435,12 +439,13 @@ class Commands:
         actor = SigningKey(command.hex("seed", SEED_BYTES))
         if type(command["atomic"]) is not bool:
             raise Usage("atomic must be true or false")
+        asked = command["actions"]
+        if type(asked) is not list or not all(_is_action(action) for action in asked):
+            raise Usage("actions must be a list of [kind, payload]")
         try:
-            actions = tuple((kind, unshown(payload)) for kind, payload in command["actions"])
-        except (TypeError, ValueError):
-            raise Usage("actions must be a list of [kind, payload]") from None
-        if not all(type(kind) is str for kind, _ in actions):
-            raise Usage("actions: a kind must be a text")
+            actions = tuple((kind, unshown(payload)) for kind, payload in asked)
+        except (TypeError, ValueError) as error:
+            raise Usage(f"actions: {error}") from None
         action_envelope = ActionEnvelope(
             world_id=command.text("world_id"),
             actor_id=actor.identity,

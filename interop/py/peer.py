@@ -85,17 +85,17 @@ def begin(
     """Start one command; False for `quit`."""
     try:
         command = Command(json.loads(line))
-        number, name = command.get("id"), command.text("do")
-    except (ValueError, TypeError, Usage) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         say({"id": None, "error": {"kind": "usage", "message": f"not a command: {error!r}"}})
         return True
-    if name == "quit":
+    number = command.get("id")
+    if command.get("do") == "quit":
         say({"id": number, "ok": {}})
         return False
 
     async def answer() -> None:
         try:
-            if name not in table:
+            if (name := command.text("do")) not in table:
                 raise Usage(f"no such command: {name}")
             found = await table[name](command)
         except Exception as error:  # noqa: BLE001  # whatever it is, the driver is told

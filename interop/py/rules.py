@@ -5,6 +5,7 @@ Pure. The rules themselves are runtime/rules.py; implements docs/interop.md, "St
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -15,6 +16,7 @@ from runtime import rules
 from runtime.records import Genesis
 from runtime.services import as_check
 
+TOPIC: Final = re.compile(r"aw\.([a-z2-7]{32})\.([a-z]+)")
 # A driver asks as fast as it can; what a node allows a stranger in a second is no matter of interoperability.
 TEST_LIMITS: Final = RouterLimits(requests_per_s_max=1_000_000, request_bytes_per_s_max=1 << 40)
 
@@ -42,10 +44,10 @@ def careless_records() -> RecordRule:
 
 def split_topic(topic: str) -> tuple[str, str]:
     """World id and kind of `aw.<world_id>.<kind>`. Raises ValueError."""
-    prefix, world_id, kind = [*topic.split("."), "", ""][:3]
-    if not world_id or prefix != "aw" or topic != names.topic(world_id, kind):
+    found = TOPIC.fullmatch(topic)
+    if found is None or topic != names.topic(*found.groups()):
         raise ValueError(f"topic: {topic[:80]!r} is not aw.<world id>.<kind>")
-    return world_id, kind
+    return found[1], found[2]
 
 
 def topic_check(

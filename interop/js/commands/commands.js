@@ -12,7 +12,7 @@ import { World, signEnvelope } from '../lib/world.js'
 import { fetchBlob, seededBytes } from '../node/blobs.js'
 import { headKey } from '../node/dht.js'
 import { parseTopic, topicOf } from '../node/gossip.js'
-import { fromJson, toLine } from './json.js'
+import { fromJson } from './json.js'
 import { sendRaw } from './raw.js'
 import { checkVectors } from './vectors.js'
 import { mirror } from '../node/worlds.js'
@@ -194,7 +194,7 @@ function reportOf (error) {
 export async function perform (peer, command) {
   const { id = null } = command
   try {
-    if (typeof command.do !== 'string' || !Object.hasOwn(COMMANDS, command.do)) throw new Failure('usage', `do: no command ${toLine(command.do)}`)
+    if (typeof command.do !== 'string' || !Object.hasOwn(COMMANDS, command.do)) throw new Failure('usage', `do: no command ${JSON.stringify(command.do)}`)
     const [names, run] = COMMANDS[command.do]
     return { id, ok: await run(peer, readFields(names, command)) }
   } catch (error) {

@@ -18,10 +18,11 @@ pub async fn exchange(conduit: Conduit, data: &[u8]) -> Result<(Vec<u8>, &'stati
     // The other side may reset the stream before it has read everything: what it answered is read all the same.
     let written = tokio::select! {
         written = async { stream.write_all(data).await.is_ok() && stream.flush().await.is_ok() } => written,
-        _ = closed.changed() => return Ok((answer, "reset")),
+        _ = closed.changed() => false,
     };
     loop {
         let read = tokio::select! {
+            biased; // what came before the end is read
             read = timeout(Duration::from_secs(1), stream.read(&mut chunk)) => read,
             _ = closed.changed() => return Ok((answer, "reset")),
         };

@@ -17,24 +17,32 @@ pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(4);
 /// Within it two pings were sent, and their time is over. Who has refused one is sent no more, and has to talk by itself.
 const SILENCE_MAX: Duration = PING_PERIOD.saturating_add(PING_TIMEOUT).saturating_mul(2);
 const WRITE_STUCK: Duration = Duration::from_secs(10);
-/// This process may have stood still itself: it looks once more, after what came meanwhile was told to it.
-const DOUBT: Duration = Duration::from_secs(1);
+/// This process may have stood still itself. So each is given more time once: to be asked again, and to take what waits.
+const READ_DOUBT: Duration = PING_TIMEOUT;
+const WRITE_DOUBT: Duration = Duration::from_secs(1);
 
 /// How long one direction of a socket may stay as it is.
 struct Patience {
     limit: Duration,
+    doubt: Duration,
     alarm: Pin<Box<Sleep>>,
     is_waiting: bool,
     is_doubted: bool,
+    /// For good: what was being written is lost, and nothing can follow it.
+    is_over: bool,
 }
 
 impl Patience {
-    fn new(limit: Duration) -> Self {
-        Patience { limit, alarm: Box::pin(sleep(limit)), is_waiting: false, is_doubted: false }
+    fn new(limit: Duration, doubt: Duration) -> Self {
+        let alarm = Box::pin(sleep(limit));
+        Patience { limit, doubt, alarm, is_waiting: false, is_doubted: false, is_over: false }
     }
 
     /// What the socket said; an error where it has said nothing for too long.
     fn judge<T>(&mut self, cx: &mut Context<'_>, said: Poll<Result<T>>) -> Poll<Result<T>> {
+        if self.is_over {
+            return Poll::Ready(Err(ErrorKind::TimedOut.into()));
+        }
         let was_waiting = std::mem::replace(&mut self.is_waiting, said.is_pending());
         if !self.is_waiting {
             return said;
@@ -44,12 +52,13 @@ impl Patience {
             self.alarm.as_mut().reset(Instant::now() + self.limit);
         }
         ready!(self.alarm.as_mut().poll(cx));
-        if self.is_doubted {
-            return Poll::Ready(Err(ErrorKind::TimedOut.into()));
+        if !self.is_doubted {
+            self.is_doubted = true;
+            self.alarm.as_mut().reset(Instant::now() + self.doubt);
+            ready!(self.alarm.as_mut().poll(cx));
         }
-        self.is_doubted = true;
-        self.alarm.as_mut().reset(Instant::now() + DOUBT);
-        self.alarm.as_mut().poll(cx).map(|()| Err(ErrorKind::TimedOut.into()))
+        self.is_over = true;
+        Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 }
 
@@ -61,7 +70,8 @@ pub(crate) struct Socket<S> {
 
 impl<S> Socket<S> {
     pub fn over(socket: S) -> Self {
-        Socket { socket, reading: Patience::new(SILENCE_MAX), writing: Patience::new(WRITE_STUCK) }
+        let reading = Patience::new(SILENCE_MAX, READ_DOUBT);
+        Socket { socket, reading, writing: Patience::new(WRITE_STUCK, WRITE_DOUBT) }
     }
 }
 

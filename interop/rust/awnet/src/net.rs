@@ -73,12 +73,7 @@ impl Net {
     }
 
     pub async fn disconnect(&self, peer: PeerId) -> Result<(), Failure> {
-        self.with(move |node| {
-            node.identified.remove(&peer); // so that who dials again waits for the next connection
-            // Whoever is not connected is disconnected already.
-            let _ = node.swarm.disconnect_peer_id(peer);
-        })
-        .await
+        self.with(move |node| node.disconnect(peer)).await
     }
 
     /// Who is connected.

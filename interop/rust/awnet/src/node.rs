@@ -244,6 +244,14 @@ impl Node {
         self.dials.push(Dial { peer, connection, instead, done });
     }
 
+    /// Who dials from now on waits for the next connection; who did before has failed.
+    pub fn disconnect(&mut self, peer: PeerId) {
+        self.identified.remove(&peer);
+        self.dials.iter_mut().filter(|dial| dial.peer == peer).for_each(|dial| dial.instead = None);
+        // Whoever is not connected is disconnected already.
+        let _ = self.swarm.disconnect_peer_id(peer);
+    }
+
     fn finish_dials(&mut self, which: impl Fn(&Dial) -> bool, result: Option<&str>) {
         for dial in self.dials.extract_if(.., |dial| which(dial)) {
             let _ = dial.done.send(result.map_or(Ok(()), |why| Err(Failure::Stream(why.into()))));
@@ -259,7 +267,7 @@ impl Node {
                 self.identified.remove(&peer_id);
                 self.host.tell(Event::Disconnected(peer_id));
                 let dials: Vec<Dial> = self.dials.extract_if(.., |dial| dial.peer == peer_id).collect();
-                for Dial { instead, done, .. } in dials {
+                for Dial { instead, done, .. } in dials.into_iter().filter(|dial| !dial.done.is_closed()) {
                     match instead {
                         Some(address) => self.dial(address, peer_id, done),
                         None => drop(done.send(Err(Failure::Stream("the connection was closed".into())))),

@@ -140,6 +140,7 @@ impl Session {
         let answered = shared.clone();
         let task = tokio::spawn(async move {
             let unused = tokio::select! {
+                biased; // answers that came before the end are taken
                 () = read_answers(FrameReader::new(read), &answered) => false,
                 // There is nothing more to write when nobody holds the session any more.
                 written = write_frames(&mut write, frames) => written.is_ok(),
@@ -239,6 +240,7 @@ pub async fn request_alone(
     let mut total = 0;
     loop {
         let next = tokio::select! {
+            biased; // an answer that came before the end is one
             next = reader.next(FOREVER) => next,
             _ = closed.changed() => Err(ReadError::Gone),
         };
