@@ -59,9 +59,20 @@ export class Peer {
   async dial (address) {
     const target = argument(() => multiaddr(address))
     if (target.getComponents().at(-1)?.name !== 'p2p') throw new Failure('usage', 'addr must end in /p2p/ and a peer id')
-    const connection = await reach(this.host.dial(target, { signal: AbortSignal.timeout(DEFAULT_MS) }))
+    const connection = await reach(this.#connection(target))
     await this.#identification(connection)
     return connection.remotePeer.toString()
+  }
+
+  /** The library joins a dial that is on its way, which may be at a dead address, or of a time when nobody was there: then again, alone. */
+  async #connection (target) {
+    let hasJoined = false
+    const onProgress = ({ type }) => { hasJoined ||= type === 'dial-queue:already-in-dial-queue' }
+    const dial = () => this.host.dial(target, { signal: AbortSignal.timeout(DEFAULT_MS), onProgress })
+    return await dial().catch((error) => {
+      if (hasJoined) return dial()
+      throw error
+    })
   }
 
   /** Both sides identify of themselves on each connection; asking at the same time would meet the limit of streams, so it is asked only later. */
