@@ -24,6 +24,7 @@ from p2p import names
 FROZEN_S: Final = 60.0
 HEARTBEAT_S: Final = 1.0  # of gossipsub
 TOLD_S: Final = 2.0
+LOOK_S: Final = 0.005  # shorter than any peer takes to dial back
 AGED_MS: Final = 1_500  # of a record that is put again
 
 
@@ -61,7 +62,7 @@ async def parting(ground: Ground, one: Peer, other: Peer) -> None:
             # It is never told where the leaver's own DHT has dialled again before it noticed.
             with trio.move_on_after(TOLD_S):
                 while not left.lost(leaver, before):
-                    await trio.sleep(0.005)
+                    await trio.sleep(LOOK_S)
             await until(is_back, f"{left.name} and {leaver.name} are connected again")
         await until(is_back, f"{left.name} and {leaver.name} stay connected")
         for asker, asked in ((leaver, left), (left, leaver)):

@@ -26,6 +26,7 @@ from p2p.network import Message, Subscription, Verdict
 from runtime.services import HeadRecords
 
 FRAME_S: Final = 20.0  # for the peer to ask
+PROBE_S: Final = 0.05
 READ_BYTES: Final = 64 * 1024
 STREAMS_WAITING_MAX: Final = 256  # opened, and not yet taken by the scenario: more are a fault of the peer
 NOTHING: Final = b"\x00"  # a frame of no bytes, which is none
@@ -68,7 +69,7 @@ class Asked:
                 continue
             while True:  # py-libp2p tells a reset from an end only to who writes
                 await self._stream.write(NOTHING)
-                await trio.sleep(0.05)
+                await trio.sleep(PROBE_S)
 
     async def send(self, *frames_: bytes) -> None:
         """Bytes as they are. Raises StreamBroken."""

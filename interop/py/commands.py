@@ -44,6 +44,7 @@ from runtime.records import ActionEnvelope, Genesis, WorldHeadAnnounce, seal
 from runtime.services.client import DistributedClient
 
 REQUEST_MS: Final = 10_000
+LOOK_S: Final = 0.01  # py-libp2p has no event for what a peer has said of itself
 HASH_BYTES: Final = 32
 SEED_BYTES: Final = 32
 HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
@@ -202,7 +203,7 @@ class Commands:
         store = self._network._host.get_peerstore()
         with trio.move_on_after(REQUEST_MS / 1_000):
             while ID(peer) not in store.peer_ids() or not store.get_protocols(ID(peer)):
-                await trio.sleep(0.01)
+                await trio.sleep(LOOK_S)
             return list(store.get_protocols(ID(peer)))
         raise RequestTimeout(names.peer_text(peer), "identify", REQUEST_MS)
 

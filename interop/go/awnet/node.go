@@ -62,7 +62,7 @@ func (onlyEd25519) InterceptSecured(_ network.Direction, p peer.ID, _ network.Co
 }
 func (onlyEd25519) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
 
-// usable: /ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT, with the peer's own id or none. Longer ones are not kept: a name may be of any length.
+// usable: /ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT, with the peer's own id or none, in addr_bytes_max: a name may be of any length.
 func usable(p peer.ID, a multiaddr.Multiaddr) bool {
 	if len(a) < 2 || len(a) > 3 || len(a.Bytes()) > addrBytesMax || a[1].Protocol().Code != multiaddr.P_TCP {
 		return false

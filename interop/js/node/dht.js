@@ -18,7 +18,7 @@ import { LIMITS } from '../lib/limits.js'
 /** The numbers of the section "Limits" that are the DHT's. */
 const DHT = Object.freeze({
   recordBytes: 8_192, recordsHeld: 4_096, providerKeysHeld: 65_536, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
-  dhtLookupMs: 15_000
+  addrBytes: 128, dhtLookupMs: 15_000
 })
 const RAW = 0x55
 const BLAKE3 = 0x1e
@@ -115,6 +115,11 @@ function onMultihash (handler) {
   }
 }
 
+/** Of what a message tells about peers not more is taken than an honest one has. */
+const few = (peers = []) => peers.slice(0, PEERS_PER_ANSWER)
+  .map((peer) => ({ ...peer, multiaddrs: peer.multiaddrs.filter(isShort).slice(0, DHT.addrsPerPeer) }))
+const isShort = (address) => (address.bytes ?? address).length <= DHT.addrBytes // a name in it may be of any length
+
 /** What one peer puts and provides is counted. */
 function limitRate (handlers) {
   const counts = new Map()
@@ -129,16 +134,14 @@ function limitRate (handlers) {
       const count = (counts.get(peer.toString()) ?? 0) + 1
       counts.set(peer.toString(), count)
       must(count <= DHT.addProviderPer10s, 'too many puts of one peer')
-      return await handle.call(handler, peer, message)
+      return await handle.call(handler, peer, { ...message, providers: few(message.providers) })
     }
   }
 }
 
-/** Of what one answer tells about peers not more is taken than an honest one has. */
+/** As `few`, for answers. */
 function boundAnswers (network) {
   const { sendRequest } = network
-  const few = (peers) => peers.slice(0, PEERS_PER_ANSWER)
-    .map((peer) => ({ ...peer, multiaddrs: peer.multiaddrs.slice(0, DHT.addrsPerPeer) }))
   network.safeDispatchEvent = () => false // here the library tells of all of them
   network.sendRequest = async function * (...request) {
     for await (const event of sendRequest.apply(network, request)) {

@@ -170,12 +170,14 @@ fn pubsub(key: &Keypair) -> Result<Pubsub, Box<dyn std::error::Error + Send + Sy
     Ok(Pubsub::new_with_subscription_filter(MessageAuthenticity::Signed(key.clone()), config, filter)?)
 }
 
-/// `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, with the peer's own id or none. Longer ones are not kept: a name may be of any length.
+/// `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, with the peer's own id or none, in addr_bytes_max: a name may be of any length.
 pub(crate) fn usable(address: &Multiaddr, peer: &PeerId) -> bool {
     use Protocol::{Dns, Dns4, Dns6, Ip4, Ip6, P2p, Tcp};
+    if address.len() > ADDRESS_BYTES_MAX {
+        return false;
+    }
     let parts: Vec<Protocol> = address.iter().collect();
     match parts.as_slice() {
-        _ if address.len() > ADDRESS_BYTES_MAX => false,
         [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)] => true,
         [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_), P2p(id)] => id == peer,
         _ => false,
