@@ -12,10 +12,12 @@ from typing import Final
 
 import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
 
 from interop.driver import CommandFailed, Ground, Peer
 from interop.steps import body, connected, encoded, in_table, until
-from interop.witness import open_wire
+from interop.witness import Wire, open_wire
 from p2p import frames, names
 
 REST_S: Final = 12.0  # less than a reader may take (request_total_ms)
@@ -28,10 +30,15 @@ TIMES: Final = {"short": SHORT_MS, "long": LONG_MS}
 SOON_S: Final = 0.1  # for a command to be on its way before the next one
 PROVIDERS: Final = 5_000  # as many as a DHT message holds
 LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
+LONG_ADDR: Final = f"/dns4/{'.'.join(['a' * 60] * 3)}.invalid/tcp/4001"
+FLOOD_EACH: Final = names.ADD_PROVIDER_PER_10_S_PER_PEER_MAX
+FLOODERS: Final = names.PROVIDER_RECORDS_HELD_MAX // FLOOD_EACH + 2
+FLOODERS_AT_ONCE: Final = 4
+FAR: Final = bytes(range(32))  # what nobody here holds
 
 
 async def strangers(ground: Ground, *, language: str) -> None:
-    """Slow readers, no readers, dead addresses, words too long, peers that stand still, who names thousands, nobody."""
+    """Slow readers, no readers, dead addresses, words too long, peers that stand still, who tells too much, nobody."""
     peer, other, third = [await ground.start(language, number) for number in (1, 2, 3)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(slow_reader, peer)
@@ -42,6 +49,9 @@ async def strangers(ground: Ground, *, language: str) -> None:
         await place_given_back(peer, other)
     await stands_still(ground, peer, other)
     await names_thousands(peer, other)
+    await long_address(peer, await ground.start(language, 5))
+    await long_address_told(peer)
+    await flood(peer, other)
     await alone(ground, third)
 
 
@@ -153,12 +163,7 @@ async def names_thousands(peer: Peer, other: Peer) -> None:
     await other.do("provide", content_hash=content)
     async with open_wire() as wire:
         wire.answer_dht(_thousands)
-        await peer.do("dial", addr=wire.addr)
-
-        async def is_in_table() -> bool:
-            return wire.peer_id in (await peer.do("dht_peers"))["peers"]
-
-        await until(is_in_table, f"{peer.name} has the liar in its table")
+        await _has_in_table(peer, wire)
         found = (await peer.do("find_providers", content_hash=content))["providers"]
     assert other.peer_id in {one["peer"] for one in found}, found
     assert len(found) <= names.DHT_PEERS_MAX + 1, len(found)
@@ -170,6 +175,96 @@ def _thousands(asked: Message) -> Message:
         for number in range(PROVIDERS):
             answer.providerPeers.add(id=names.PEER_ID_PREFIX + number.to_bytes(32, "big"))
     return answer
+
+
+async def long_address(peer: Peer, unknown: Peer) -> None:
+    """Of what one tells about another no address is taken that is longer than it may be; the others are."""
+    told = {
+        "id": ID.from_base58(unknown.peer_id).to_bytes(),
+        "addrs": [_short(addr) for addr in (LONG_ADDR, unknown.addr)],
+    }
+
+    def answer(asked: Message) -> Message:
+        answer = Message(type=asked.type, key=asked.key)
+        if asked.type == Message.MessageType.GET_PROVIDERS:
+            answer.providerPeers.add(**told)
+        if asked.type == Message.MessageType.FIND_NODE:
+            answer.closerPeers.add(**told)
+        return answer
+
+    async with open_wire() as wire:
+        wire.answer_dht(answer)
+        await _has_in_table(peer, wire)
+        found = (await peer.do("find_providers", content_hash=FAR.hex()))["providers"]
+    (addrs,) = [one["addrs"] for one in found if one["peer"] == unknown.peer_id]
+    assert [addr.partition("/p2p/")[0] for addr in addrs] == [unknown.addr.partition("/p2p/")[0]], addrs
+
+
+async def long_address_told(peer: Peer) -> None:
+    """Nor of what one tells about itself: nobody is told of it."""
+    key = names.provider_key(FAR)
+    async with open_wire() as wire, open_wire() as asking:
+        await peer.do("dial", addr=wire.addr)
+        told = _provides(wire.peer_id, key, [LONG_ADDR, wire.addr])
+        await wire.ask_dht(Message(type=Message.MessageType.FIND_NODE, key=key), told)
+        await peer.do("dial", addr=asking.addr)
+        answer = await asking.ask_dht(Message(type=Message.MessageType.GET_PROVIDERS, key=key))
+    (addrs,) = [one.addrs for one in answer.providerPeers if ID(one.id).to_base58() == wire.peer_id]
+    assert addrs, answer
+    assert max(map(len, addrs)) <= names.ADDR_BYTES_MAX, addrs
+
+
+async def flood(peer: Peer, other: Peer) -> None:
+    """Many who tell as much as they may, more than is held in all, displace what they told first, and nobody else."""
+    honest = bytes.fromhex((await other.do("put_blob", data="cdef"))["content_hash"])
+    await other.do("provide", content_hash=honest.hex())
+    places = trio.Semaphore(FLOODERS_AT_ONCE)
+
+    async def tell(flooder: int) -> None:
+        async with places, open_wire() as wire:
+            await peer.do("dial", addr=wire.addr)
+            records = [
+                _provides(wire.peer_id, _key(flooder, number), [wire.addr]) for number in range(FLOOD_EACH)
+            ]
+            await wire.ask_dht(Message(type=Message.MessageType.FIND_NODE, key=records[0].key), *records)
+
+    async with trio.open_nursery() as nursery:
+        for flooder in range(FLOODERS):
+            nursery.start_soon(tell, flooder)
+    async with open_wire() as asking:
+        await peer.do("dial", addr=asking.addr)
+
+        async def count(key: bytes) -> int:
+            answer = await asking.ask_dht(Message(type=Message.MessageType.GET_PROVIDERS, key=key))
+            return len(answer.providerPeers)
+
+        assert await count(names.provider_key(honest)) == 1
+        first = [await count(_key(flooder, 0)) for flooder in range(FLOODERS)]
+        last = [await count(_key(flooder, FLOOD_EACH - 1)) for flooder in range(FLOODERS)]
+    assert (first, last) == ([0] * FLOODERS, [1] * FLOODERS), (first, last)
+
+
+def _key(flooder: int, number: int) -> bytes:
+    return names.provider_key(flooder.to_bytes(16, "big") + number.to_bytes(16, "big"))
+
+
+def _provides(peer_id: str, key: bytes, addrs: list[str]) -> Message:
+    told = Message(type=Message.MessageType.ADD_PROVIDER, key=key)
+    told.providerPeers.add(id=ID.from_base58(peer_id).to_bytes(), addrs=[_short(addr) for addr in addrs])
+    return told
+
+
+def _short(addr: str) -> bytes:
+    return bytes(Multiaddr(addr.partition("/p2p/")[0]).to_bytes())
+
+
+async def _has_in_table(peer: Peer, wire: Wire) -> None:
+    await peer.do("dial", addr=wire.addr)
+
+    async def has() -> bool:
+        return wire.peer_id in (await peer.do("dht_peers"))["peers"]
+
+    await until(has, f"{peer.name} has who answers by hand in its table")
 
 
 async def alone(ground: Ground, peer: Peer) -> None:

@@ -111,6 +111,12 @@ class Wire:
         await asked.send(*frames_)
         return asked
 
+    async def ask_dht(self, asked: DhtMessage, *told: DhtMessage) -> DhtMessage:
+        """What the one peer that is connected answers, after it was told these. Raises Unreachable, TooSlowError."""
+        (peer,) = self._network.peers()
+        with trio.fail_after(FRAME_S):
+            return await raw.ask_dht(self._network, peer, asked, *told)
+
     def answer_dht(self, answer: Callable[[DhtMessage], DhtMessage]) -> None:
         """From now on this is what the DHT says here."""
         raw.answer_dht(self._network, answer)

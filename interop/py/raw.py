@@ -75,6 +75,23 @@ def answer_dht(network: Libp2pNetwork, answer: Callable[[Message], Message]) -> 
     network._host.set_stream_handler(TProtocol(names.KAD_PROTOCOL), serve)
 
 
+async def ask_dht(network: Libp2pNetwork, peer: bytes, asked: Message, *told: Message) -> Message:
+    """The answer to a DHT message, behind others of another type, which are read before it. Raises Unreachable."""
+    stream = await open_stream(network, peer, names.KAD_PROTOCOL)
+    try:
+        data = (encode_varint_prefixed(message.SerializeToString()) for message in (*told, asked))
+        await stream.write(b"".join(data))
+        while True:
+            answer = Message()
+            answer.ParseFromString(
+                await read_varint_prefixed_bytes_limited(stream._stream, names.DHT_MESSAGE_BYTES_MAX)
+            )
+            if answer.type == asked.type:
+                return answer
+    finally:
+        await _end(stream)
+
+
 def keep_to(network: Libp2pNetwork, peer: bytes) -> None:
     """Dial nobody but this peer from now on: its DHT names others."""
     swarm = network._host.get_network()
@@ -93,13 +110,11 @@ async def reset_served_stream() -> None:
     await _served.get().reset()
 
 
-async def open_stream(network: Libp2pNetwork, peer: bytes) -> Libp2pStream:
+async def open_stream(network: Libp2pNetwork, peer: bytes, protocol: str = names.RR_PROTOCOL) -> Libp2pStream:
     """A stream of its own. Raises Unreachable."""
     try:
         with trio.fail_after(names.NEGOTIATION_S * 2):
-            return Libp2pStream(
-                await network._host.new_stream(ID(peer), [TProtocol(names.RR_PROTOCOL)]), lambda: None
-            )
+            return Libp2pStream(await network._host.new_stream(ID(peer), [TProtocol(protocol)]), lambda: None)
     except Exception as error:
         raise Unreachable(names.peer_text(peer), f"no stream ({type(error).__name__})") from error
 

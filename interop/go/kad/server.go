@@ -49,7 +49,7 @@ func (d *DHT) serve(s network.Stream) {
 		if err != nil {
 			break
 		}
-		answer, err := d.answer(from, q)
+		answer, err := d.answer(s.Conn(), q)
 		if err != nil {
 			break
 		}
@@ -61,7 +61,8 @@ func (d *DHT) serve(s network.Stream) {
 }
 
 // answer is nil for ADD_PROVIDER: a client that does not wait for one must not be one message behind.
-func (d *DHT) answer(from peer.ID, q *message) (*message, error) {
+func (d *DHT) answer(c network.Conn, q *message) (*message, error) {
+	from := c.RemotePeer()
 	d.noticed(from)
 	a := &message{kind: q.kind, key: q.key}
 	switch q.kind {
@@ -84,7 +85,7 @@ func (d *DHT) answer(from peer.ID, q *message) (*message, error) {
 		}
 		for _, e := range q.providers {
 			if peer.ID(e.id) == from { // nobody speaks for others
-				d.store.addProvider(q.key, d.addrInfo(e))
+				d.store.addProvider(q.key, d.addrInfo(e), networkOf(c.RemoteMultiaddr()))
 				return nil, nil
 			}
 		}

@@ -6,22 +6,18 @@ import (
 	"container/list"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/multiformats/go-multiaddr"
 )
 
 const (
-	recordsMax   = 4096
-	valueMax     = 8192
-	keysMax      = 65536
-	providersMax = 20 // of one key
-	heldFor      = 48 * time.Hour
-	putsMax      = 500 // records and provider records of one peer in putsPeriod
-	putsPeriod   = 10 * time.Second
+	recordsMax = 4096
+	valueMax   = 8192
+	heldFor    = 48 * time.Hour
+	putsMax    = 500 // records and provider records of one peer in putsPeriod
+	putsPeriod = 10 * time.Second
 )
 
 // ErrRefused: what was put is refused, for another reason than Config.Check's.
@@ -39,25 +35,19 @@ type record struct {
 	at    time.Time
 }
 
-type provider struct {
-	id    peer.ID
-	addrs []multiaddr.Multiaddr
-	at    time.Time
-}
-
 type store struct {
 	check   func(key, value []byte) error
 	compare func(key, a, b []byte) int
 
 	mu        sync.Mutex
 	records   *aged[record]
-	providers *aged[[]provider]
+	providers *shares
 	puts      map[peer.ID]int
 	period    time.Time
 }
 
 func newStore(c Config) *store {
-	return &store{check: c.Check, compare: c.Compare, records: newAged[record](recordsMax), providers: newAged[[]provider](keysMax)}
+	return &store{check: c.Check, compare: c.Compare, records: newAged[record](recordsMax), providers: newShares(providersHeldMax)}
 }
 
 // admit counts what others put: it comes before all that costs more.
@@ -98,22 +88,16 @@ func (s *store) get(key []byte) (record, bool) {
 	return r, ok && time.Since(r.at) < heldFor
 }
 
-func (s *store) addProvider(key []byte, from peer.AddrInfo) {
+func (s *store) addProvider(key []byte, from peer.AddrInfo, network string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known, _ := s.providers.get(string(key))
-	known = slices.DeleteFunc(known, func(p provider) bool { return p.id == from.ID })
-	if len(known) >= providersMax {
-		known = slices.Delete(known, 0, 1) // the oldest
-	}
-	s.providers.set(string(key), append(known, provider{from.ID, from.Addrs, time.Now()}))
+	s.providers.add(&provider{key: string(key), id: from.ID, network: network, addrs: from.Addrs, at: time.Now()})
 }
 
 func (s *store) getProviders(key []byte) (out []peer.AddrInfo) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known, _ := s.providers.get(string(key))
-	for _, p := range known {
+	for _, p := range s.providers.keys[string(key)] {
 		if time.Since(p.at) < heldFor {
 			out = append(out, peer.AddrInfo{ID: p.id, Addrs: p.addrs})
 		}

@@ -25,7 +25,7 @@ const (
 const (
 	messageMax = 256 << 10
 	addrsMax   = 16 // of one peer
-	peersMax   = 64 // of one list
+	peersMax   = 20 // of one list
 )
 
 type entry struct {

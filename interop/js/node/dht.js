@@ -3,7 +3,7 @@
  * a provider key for a CID, looks through all that it has for the providers of one, and has no bounds.
  */
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
-import { peerIdFromCID } from '@libp2p/peer-id'
+import { peerIdFromCID, peerIdFromString } from '@libp2p/peer-id'
 import { Libp2pRecord } from '@libp2p/record'
 import { MemoryDatastore } from 'datastore-core'
 import { base32 } from 'multiformats/bases/base32'
@@ -17,7 +17,7 @@ import { LIMITS } from '../lib/limits.js'
 
 /** The numbers of the section "Limits" that are the DHT's. */
 const DHT = Object.freeze({
-  recordBytes: 8_192, recordsHeld: 4_096, providerKeysHeld: 65_536, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
+  recordBytes: 8_192, recordsHeld: 4_096, providerRecordsHeld: 16_384, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
   addrBytes: 128, dhtLookupMs: 15_000
 })
 const RAW = 0x55
@@ -25,7 +25,7 @@ const BLAKE3 = 0x1e
 const RECORD = '/dht/record/'
 const PROVIDER = '/dht/provider/'
 const PEER = '/peers/' // strangers tell of them too
-const BOUNDS = [[RECORD, DHT.recordsHeld], [PROVIDER, DHT.providerKeysHeld], [PEER, 8_192]]
+const BOUNDS = [[RECORD, DHT.recordsHeld], [PEER, 8_192]]
 const RATE_PERIOD_MS = 10_000
 const PEERS_PER_ANSWER = 20
 
@@ -48,6 +48,52 @@ function bestIndex (values) {
   return heads.reduce((best, head, i) => compareHeads(head, heads[best]) >= 0 ? i : best, 0)
 }
 
+/** The provider records of others, by name, the oldest first: who floods displaces himself. */
+class Shares {
+  #networks = new Map() // network -> {held, peers: peer -> names of its records}
+  #told = new Map() // name -> network
+
+  /** @returns the name that has to go, if there is one: of the network with most, of its peer with most, the oldest */
+  add (name, network) {
+    if (!this.#networks.has(network)) this.#networks.set(network, { held: 0, peers: new Map() })
+    const share = this.#networks.get(network)
+    const peer = peerOf(name)
+    if (!share.peers.has(peer)) share.peers.set(peer, new Set())
+    share.peers.get(peer).add(name)
+    share.held++
+    this.#told.set(name, network)
+    if (this.#told.size <= DHT.providerRecordsHeld) return undefined
+    const { peers } = most(this.#networks.values(), ({ held }) => held)
+    return most(peers.values(), ({ size }) => size).values().next().value
+  }
+
+  delete (name) {
+    const network = this.#told.get(name)
+    if (network === undefined) return
+    this.#told.delete(name)
+    const share = this.#networks.get(network)
+    const names = share.peers.get(peerOf(name))
+    names.delete(name)
+    if (names.size === 0) share.peers.delete(peerOf(name))
+    if (--share.held === 0) this.#networks.delete(network)
+  }
+
+  /** Of these the one that has to go: the first of the network that has most among them. */
+  leastWorth (names) {
+    const told = [...names].filter((name) => this.#told.has(name))
+    const counts = new Map()
+    for (const name of told) counts.set(this.#told.get(name), (counts.get(this.#told.get(name)) ?? 0) + 1)
+    return most(told, (name) => counts.get(this.#told.get(name)))
+  }
+}
+
+/** The first one with the largest size. */
+function most (all, sizeOf) {
+  let found
+  for (const one of all) if (found === undefined || sizeOf(one) > sizeOf(found)) found = one
+  return found
+}
+
 /**
  * The library's handler and its own put overwrite whatever is there: so the store itself refuses what is older. Where too much is put,
  * what was put or refreshed longest ago goes: a full store must not lock newcomers out.
@@ -55,7 +101,9 @@ function bestIndex (values) {
 class BoundedStore extends MemoryDatastore {
   #shelves = new Map(BOUNDS.map(([prefix]) => [prefix, new Map()])) // keys by name, the oldest first
   #providers = new Map() // the same for each content that has providers
+  #shares = new Shares()
   isNeeded = () => false // what never goes by itself
+  networkOf = () => '' // of a peer
 
   constructor (careless) {
     super()
@@ -64,6 +112,7 @@ class BoundedStore extends MemoryDatastore {
 
   put (key, value, options) {
     const name = key.toString()
+    if (name.startsWith(PROVIDER)) return this.#putProvider(key, value, options)
     const [prefix, max] = boundOf(name)
     if (prefix === undefined) return super.put(key, value, options)
     if (prefix === RECORD && !this.careless && this.data.has(name)) {
@@ -72,24 +121,31 @@ class BoundedStore extends MemoryDatastore {
     }
     this.delete(key)
     super.put(key, value, options)
-    this.#place(key, this.#shelves.get(prefix), max)
-    if (prefix === PROVIDER) {
-      const content = parentOf(name)
-      if (!this.#providers.has(content)) this.#providers.set(content, new Map())
-      this.#place(key, this.#providers.get(content), DHT.providersPerKey)
-    }
+    const shelf = this.#shelves.get(prefix)
+    shelf.set(name, key)
+    if (shelf.size > max) for (const old of shelf.values()) if (!this.isNeeded(old.toString())) return this.delete(old)
     return key
   }
 
-  #place (key, shelf, max) {
-    shelf.set(key.toString(), key)
-    if (shelf.size <= max) return
-    for (const old of shelf.values()) if (!this.isNeeded(old.toString())) return this.delete(old)
+  #putProvider (key, value, options) {
+    const name = key.toString()
+    const content = parentOf(name)
+    this.delete(key)
+    const siblings = this.#providers.get(content)
+    const gone = siblings?.size >= DHT.providersPerKey && this.#shares.leastWorth(siblings.keys())
+    if (gone) this.delete(gone)
+    if (!this.#providers.has(content)) this.#providers.set(content, new Map())
+    this.#providers.get(content).set(name, key)
+    super.put(key, value, options)
+    const surplus = this.isNeeded(name) ? undefined : this.#shares.add(name, this.networkOf(peerOf(name)))
+    if (surplus !== undefined) this.delete(surplus)
+    return key
   }
 
   delete (key, options) {
     const name = key.toString()
     this.#shelves.get(boundOf(name)[0])?.delete(name)
+    this.#shares.delete(name)
     const siblings = this.#providers.get(parentOf(name))
     if (siblings?.delete(name) && siblings.size === 0) this.#providers.delete(parentOf(name))
     return super.delete(key, options)
@@ -104,6 +160,10 @@ class BoundedStore extends MemoryDatastore {
 
 const boundOf = (name) => BOUNDS.find(([prefix]) => name.startsWith(prefix)) ?? []
 const parentOf = (name) => name.slice(0, name.lastIndexOf('/'))
+const peerOf = (name) => name.slice(name.lastIndexOf('/') + 1)
+
+/** An IPv4 address, or the first 64 bits of an IPv6 one. */
+const networkOf = (remote) => remote.bytes.subarray(0, remote.getComponents()[0].name === 'ip4' ? 5 : 9).join()
 
 /** Lets handlers that want a CID work on a blake3 multihash. */
 function onMultihash (handler) {
@@ -186,6 +246,10 @@ export const kademlia = (careless) => (components) => {
   limitRate([addProvider, putValue])
   boundAnswers(kad.network)
   passOverForgotten(kad.providers, components.peerStore)
+  components.datastore.networkOf = (peer) => {
+    const [connection] = components.connectionManager.getConnections(peerIdFromString(peer))
+    return connection === undefined ? peer : networkOf(connection.remoteAddr)
+  }
   components.datastore.isNeeded = (name) => {
     if (name.startsWith(PROVIDER)) return name.endsWith(`/${components.peerId}`) // a server's own records never go for others'
     if (!name.startsWith(PEER)) return false

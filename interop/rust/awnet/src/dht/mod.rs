@@ -1,5 +1,5 @@
-//! Kademlia: heads and providers, told and found. Hides queries and libp2p's types; guarantees that a head that is found is
-//! the newest valid one of all that answered. What is kept for others is in `store`. Implements "DHT" of docs/protocol.md.
+//! Kademlia: heads and providers, told and found. Hides queries and libp2p's types; guarantees that a head that is found
+//! is the newest valid one of all that answered. What is kept for others is in `store`. Implements "DHT" of docs/protocol.md.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use libp2p::kad::store::RecordStore;
 use libp2p::kad::{
     self, GetClosestPeersOk, GetProvidersOk, GetRecordOk, QueryId, QueryResult, Quorum, Record, RecordKey,
 };
+use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -46,6 +47,15 @@ fn validate(key: &[u8], value: &[u8]) -> cbor::Result<Head> {
     }
 }
 
+/// As `usable`, of an address to which libp2p has added the id: what counts is how long it was told.
+fn usable_as_told(address: &Multiaddr, peer: &PeerId) -> bool {
+    let mut told = address.clone();
+    if address.iter().last() == Some(Protocol::P2p(*peer)) {
+        told.pop();
+    }
+    usable(&told, peer)
+}
+
 /// Kademlia for the swarm. Who listens nowhere can serve nobody, and only asks.
 pub(crate) fn behaviour(peer: PeerId, serves: bool, careless: bool) -> store::Behaviour {
     let mut config = kad::Config::new(KAD);
@@ -59,7 +69,7 @@ pub(crate) fn behaviour(peer: PeerId, serves: bool, careless: bool) -> store::Be
         .set_kbucket_inserts(kad::BucketInserts::Manual);
     let mut behaviour = kad::Behaviour::with_config(peer, HeadStore::new(peer, careless), config);
     behaviour.set_mode(Some(if serves { kad::Mode::Server } else { kad::Mode::Client }));
-    store::Behaviour(behaviour)
+    store::Behaviour::new(behaviour)
 }
 
 /// What bounds this peer's own store is a rule of its own.
@@ -241,8 +251,10 @@ impl Net {
         while let Some(result) = results.recv().await {
             if let QueryResult::GetClosestPeers(Ok(GetClosestPeersOk { peers, .. })) = result {
                 addresses.extend(peers.into_iter().filter(|info| info.peer_id == peer).flat_map(|info| info.addrs));
+                addresses.retain(|address| usable_as_told(address, &peer));
             }
         }
+        addresses.truncate(store::ADDRESSES_MAX);
         Ok(addresses)
     }
 

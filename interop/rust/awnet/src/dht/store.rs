@@ -1,8 +1,10 @@
-//! What the DHT may hold: heads that pass their check, the newest of each world, and providers by BLAKE3 multihash; of
-//! what others put the oldest goes where there is no room. As a record store it refuses a put where libp2p would first
-//! overwrite and then acknowledge it. Implements "DHT" of docs/protocol.md.
+//! What the DHT may hold: heads that pass their check, the newest of each world, and providers by BLAKE3 multihash.
+//! Where there is no room the oldest record goes that others put, and the oldest provider record of whoever has most.
+//! As a record store it refuses a put where libp2p would first overwrite and then acknowledge it. Implements "DHT" of
+//! docs/protocol.md.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::kad::store::{Error, MemoryStore, MemoryStoreConfig, RecordStore, Result as Stored};
 use libp2p::kad::{self, ProviderRecord, Record, RecordKey};
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
@@ -18,15 +21,88 @@ use libp2p::{Multiaddr, PeerId};
 
 use aw::crypto::MULTIHASH_PREFIX;
 
-use super::validate;
+use super::{usable_as_told, validate};
 
 const RECORD_MAX: usize = 8_192;
 pub(super) const ADDRESSES_MAX: usize = 16;
 const RECORDS_MAX: usize = 4_096;
 const PROVIDED_KEYS_MAX: usize = 65_536;
+const PROVIDER_RECORDS_MAX: usize = 16_384;
 const PROVIDERS_PER_KEY_MAX: usize = 20;
 const PUTS_PER_PERIOD_MAX: u32 = 500;
 const PERIOD: Duration = Duration::from_secs(10);
+
+/// An IPv4 address, or the first 64 bits of an IPv6 one.
+type Network = Vec<u8>;
+
+fn network_of(remote: &Multiaddr) -> Network {
+    match remote.iter().next() {
+        Some(Protocol::Ip4(address)) => address.octets().to_vec(),
+        Some(Protocol::Ip6(address)) => address.octets()[..8].to_vec(),
+        _ => remote.to_vec(),
+    }
+}
+
+/// A provider record: what, and by whom.
+type Provided = (RecordKey, PeerId);
+
+/// What one network told: how many records, and those of each peer by their age.
+#[derive(Default)]
+struct Share {
+    held: usize,
+    peers: HashMap<PeerId, BTreeMap<u64, RecordKey>>,
+}
+
+/// Provider records of others, by whom has how many: who floods displaces himself.
+#[derive(Default)]
+struct Shares {
+    newest: u64,
+    told: HashMap<Provided, (Network, u64)>,
+    networks: HashMap<Network, Share>,
+}
+
+impl Shares {
+    /// Makes this one the newest, and gives the one that has to go: of the network with most, of its peer with most,
+    /// the oldest.
+    fn renew(&mut self, record: Provided, network: Network) -> Option<Provided> {
+        self.forget(&record);
+        self.newest += 1;
+        let share = self.networks.entry(network.clone()).or_default();
+        share.held += 1;
+        share.peers.entry(record.1).or_default().insert(self.newest, record.0.clone());
+        self.told.insert(record, (network, self.newest));
+        if self.told.len() <= PROVIDER_RECORDS_MAX {
+            return None;
+        }
+        let most = self.networks.values().max_by_key(|share| share.held)?;
+        let (peer, keys) = most.peers.iter().max_by_key(|(_, keys)| keys.len())?;
+        Some((keys.values().next()?.clone(), *peer))
+    }
+
+    fn forget(&mut self, record: &Provided) {
+        let Some((network, age)) = self.told.remove(record) else { return };
+        let Some(share) = self.networks.get_mut(&network) else { return };
+        share.held -= 1;
+        if let Some(keys) = share.peers.get_mut(&record.1) {
+            keys.remove(&age);
+            if keys.is_empty() {
+                share.peers.remove(&record.1);
+            }
+        }
+        if share.held == 0 {
+            self.networks.remove(&network);
+        }
+    }
+
+    /// Of the providers of a key the one to go: the oldest of the network that has most there.
+    fn least_worth(&self, key: &RecordKey, providers: impl Iterator<Item = PeerId>) -> Option<PeerId> {
+        let told = providers.filter_map(|peer| Some((peer, self.told.get(&(key.clone(), peer))?)));
+        let told: Vec<_> = told.collect();
+        let in_network = |network| told.iter().filter(|(_, (other, _))| other == network).count();
+        let first = told.iter().max_by_key(|(_, (network, age))| (in_network(network), Reverse(*age)))?;
+        Some(first.0)
+    }
+}
 
 /// Keys that others put, in the order in which they last did.
 #[derive(Default)]
@@ -38,12 +114,12 @@ struct Ages {
 
 impl Ages {
     /// Makes this key the newest, and gives the oldest where it has to go.
-    fn renew(&mut self, key: &RecordKey, most: usize) -> Option<RecordKey> {
+    fn renew(&mut self, key: &RecordKey) -> Option<RecordKey> {
         self.forget(key);
         self.newest += 1;
         self.ages.insert(key.clone(), self.newest);
         self.keys.insert(self.newest, key.clone());
-        let oldest = self.keys.first_entry().filter(|_| self.ages.len() > most)?.remove();
+        let oldest = self.keys.first_entry().filter(|_| self.ages.len() > RECORDS_MAX)?.remove();
         self.ages.remove(&oldest);
         Some(oldest)
     }
@@ -59,11 +135,10 @@ pub(crate) struct HeadStore {
     inner: MemoryStore,
     /// When each record was put last, by whomever.
     put_at: HashMap<RecordKey, Instant>,
-    own: PeerId,
     records: Ages,
-    provided: Ages,
-    /// Whose record is being taken: a put does not say from whom it came. None: this peer's own.
-    source: Option<PeerId>,
+    provided: Shares,
+    /// Whose record is being taken, and from where: a put does not say from whom it came. None: this peer's own.
+    source: Option<(PeerId, Network)>,
     /// How much each peer put in this period, and since when it runs.
     puts: (Instant, HashMap<PeerId, u32>),
     /// Takes everything: for the peer that plays the liar.
@@ -77,11 +152,11 @@ impl HeadStore {
             max_records: 2 * RECORDS_MAX,
             max_value_bytes: RECORD_MAX + 1,
             max_providers_per_key: PROVIDERS_PER_KEY_MAX,
-            max_provided_keys: 2 * PROVIDED_KEYS_MAX,
+            max_provided_keys: PROVIDED_KEYS_MAX + PROVIDER_RECORDS_MAX + 1,
         };
         let (inner, puts) = (MemoryStore::with_config(own, config), (Instant::now(), HashMap::new()));
-        let (records, provided) = (Ages::default(), Ages::default());
-        HeadStore { inner, put_at: HashMap::new(), own, records, provided, source: None, puts, careless }
+        let (records, provided) = (Ages::default(), Shares::default());
+        HeadStore { inner, put_at: HashMap::new(), records, provided, source: None, puts, careless }
     }
 
     /// How long ago a record that is held was put last.
@@ -91,7 +166,7 @@ impl HeadStore {
 
     /// Whether the source may put once more in this period.
     fn admits(&mut self) -> bool {
-        let Some(source) = self.source else { return true };
+        let Some((source, _)) = self.source else { return true };
         if self.puts.0.elapsed() >= PERIOD {
             self.puts = (Instant::now(), HashMap::new());
         }
@@ -128,7 +203,7 @@ impl RecordStore for HeadStore {
         self.inner.put(record)?;
         self.put_at.insert(key.clone(), Instant::now());
         if self.source.is_some()
-            && let Some(oldest) = self.records.renew(&key, RECORDS_MAX)
+            && let Some(oldest) = self.records.renew(&key)
         {
             self.remove(&oldest);
         }
@@ -150,20 +225,20 @@ impl RecordStore for HeadStore {
         if !multihash || !self.admits() {
             return Err(Error::ValueTooLarge);
         }
+        let provider = record.provider;
+        record.addresses.retain(|address| usable_as_told(address, &provider));
         record.addresses.truncate(ADDRESSES_MAX);
         let (key, held) = (record.key.clone(), self.inner.providers(&record.key));
-        if held.len() == PROVIDERS_PER_KEY_MAX && held.iter().all(|other| other.provider != record.provider) {
-            // The memory store would leave out the newcomer; who has not said it again for longest goes instead.
-            let oldest = held.iter().filter(|other| other.provider != self.own).min_by_key(|other| other.expires);
-            oldest.inspect(|oldest| self.inner.remove_provider(&key, &oldest.provider));
+        if held.len() == PROVIDERS_PER_KEY_MAX && held.iter().all(|other| other.provider != provider) {
+            // The memory store would leave out the newcomer.
+            let gone = self.provided.least_worth(&key, held.iter().map(|other| other.provider));
+            gone.inspect(|gone| self.remove_provider(&key, gone));
         }
         self.inner.add_provider(record)?;
-        if self.source.is_some()
-            && let Some(oldest) = self.provided.renew(&key, PROVIDED_KEYS_MAX)
+        if let Some((_, network)) = self.source.clone()
+            && let Some((key, peer)) = self.provided.renew((key, provider), network)
         {
-            for other in self.inner.providers(&oldest).iter().filter(|other| other.provider != self.own) {
-                self.inner.remove_provider(&oldest, &other.provider);
-            }
+            self.remove_provider(&key, &peer);
         }
         Ok(())
     }
@@ -177,19 +252,26 @@ impl RecordStore for HeadStore {
     }
 
     fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
+        self.provided.forget(&(key.clone(), *provider));
         self.inner.remove_provider(key, provider);
     }
 }
 
-/// Kademlia, whose store knows from whom a record comes.
-pub(crate) struct Behaviour(pub kad::Behaviour<HeadStore>);
+/// Kademlia, whose store knows from whom a record comes, and from which network.
+pub(crate) struct Behaviour(pub kad::Behaviour<HeadStore>, HashMap<ConnectionId, Network>);
+
+impl Behaviour {
+    pub fn new(kad: kad::Behaviour<HeadStore>) -> Self {
+        Behaviour(kad, HashMap::new())
+    }
+}
 
 impl NetworkBehaviour for Behaviour {
     type ConnectionHandler = THandler<kad::Behaviour<HeadStore>>;
     type ToSwarm = kad::Event;
 
     fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
-        self.0.store_mut().source = Some(peer);
+        self.0.store_mut().source = Some((peer, self.1.get(&id).cloned().unwrap_or_default()));
         self.0.on_connection_handler_event(peer, id, event);
         self.0.store_mut().source = None;
     }
@@ -226,6 +308,15 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
+        match &event {
+            FromSwarm::ConnectionEstablished(to) => {
+                self.1.insert(to.connection_id, network_of(to.endpoint.get_remote_address()));
+            }
+            FromSwarm::ConnectionClosed(to) => {
+                self.1.remove(&to.connection_id);
+            }
+            _ => {}
+        }
         self.0.on_swarm_event(event);
     }
 
