@@ -19,6 +19,7 @@ from interop.driver import CommandFailed, Ground, Peer
 from interop.steps import body, connected, encoded, in_table, until
 from interop.witness import Wire, open_wire
 from p2p import frames, names
+from p2p.errors import StreamBroken
 
 REST_S: Final = 12.0  # less than a reader may take (request_total_ms)
 UNREAD_PARTS: Final = 200  # more than the sockets of both sides hold
@@ -31,9 +32,13 @@ SOON_S: Final = 0.1  # for a command to be on its way before the next one
 PROVIDERS: Final = 5_000  # as many as a DHT message holds
 LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
 LONG_ADDR: Final = f"/dns4/{'.'.join(['a' * 60] * 3)}.invalid/tcp/4001"
-FLOOD_EACH: Final = names.ADD_PROVIDER_PER_10_S_PER_PEER_MAX
+FLOOD_EACH: Final = names.ADD_PROVIDER_PER_10_S_PER_PEER_MAX - 1  # and one of a key that all of them tell
 FLOODERS: Final = names.PROVIDER_RECORDS_HELD_MAX // FLOOD_EACH + 2
+LEFT_EACH: Final = names.PROVIDER_RECORDS_HELD_MAX // FLOODERS
+GONE, KEPT = FLOOD_EACH - LEFT_EACH - 4, FLOOD_EACH - LEFT_EACH + 4  # of each flooder's records
 FLOODERS_AT_ONCE: Final = 4
+LONG_HASH: Final = bytes([0x1E, 127]) + bytes(127)
+SHARED: Final = names.provider_key(bytes(32))
 FAR: Final = bytes(range(32))  # what nobody here holds
 
 
@@ -51,6 +56,7 @@ async def strangers(ground: Ground, *, language: str) -> None:
     await names_thousands(peer, other)
     await long_address(peer, await ground.start(language, 5))
     await long_address_told(peer)
+    await strange_key(peer)
     await flood(peer, other)
     await alone(ground, third)
 
@@ -206,12 +212,25 @@ async def long_address_told(peer: Peer) -> None:
     async with open_wire() as wire, open_wire() as asking:
         await peer.do("dial", addr=wire.addr)
         told = _provides(wire.peer_id, key, [LONG_ADDR, wire.addr])
-        await wire.ask_dht(Message(type=Message.MessageType.FIND_NODE, key=key), told)
+        await wire.ask_dht(peer.peer_id, Message(type=Message.MessageType.FIND_NODE, key=key), told)
         await peer.do("dial", addr=asking.addr)
-        answer = await asking.ask_dht(Message(type=Message.MessageType.GET_PROVIDERS, key=key))
+        answer = await asking.ask_dht(peer.peer_id, Message(type=Message.MessageType.GET_PROVIDERS, key=key))
     (addrs,) = [one.addrs for one in answer.providerPeers if ID(one.id).to_base58() == wire.peer_id]
     assert addrs, answer
     assert max(map(len, addrs)) <= names.ADDR_BYTES_MAX, addrs
+
+
+async def strange_key(peer: Peer) -> None:
+    """Nobody is kept as the provider of what is no BLAKE3 multihash: a key may be as long as a message."""
+    asked = Message(type=Message.MessageType.GET_PROVIDERS, key=LONG_HASH)
+    async with open_wire() as wire, open_wire() as asking:
+        for one in (wire, asking):
+            await peer.do("dial", addr=one.addr)
+        with suppress(StreamBroken):  # as whoever refuses may answer
+            await wire.ask_dht(peer.peer_id, asked, _provides(wire.peer_id, LONG_HASH, [wire.addr]))
+        with suppress(StreamBroken):
+            answer = await asking.ask_dht(peer.peer_id, asked)
+            assert not answer.providerPeers, answer
 
 
 async def flood(peer: Peer, other: Peer) -> None:
@@ -221,12 +240,11 @@ async def flood(peer: Peer, other: Peer) -> None:
     places = trio.Semaphore(FLOODERS_AT_ONCE)
 
     async def tell(flooder: int) -> None:
+        keys = [_key(flooder, number) for number in range(FLOOD_EACH)]
         async with places, open_wire() as wire:
             await peer.do("dial", addr=wire.addr)
-            records = [
-                _provides(wire.peer_id, _key(flooder, number), [wire.addr]) for number in range(FLOOD_EACH)
-            ]
-            await wire.ask_dht(Message(type=Message.MessageType.FIND_NODE, key=records[0].key), *records)
+            told = [_provides(wire.peer_id, key, [wire.addr]) for key in (*keys, SHARED)]
+            await wire.ask_dht(peer.peer_id, Message(type=Message.MessageType.FIND_NODE, key=SHARED), *told)
 
     async with trio.open_nursery() as nursery:
         for flooder in range(FLOODERS):
@@ -235,13 +253,16 @@ async def flood(peer: Peer, other: Peer) -> None:
         await peer.do("dial", addr=asking.addr)
 
         async def count(key: bytes) -> int:
-            answer = await asking.ask_dht(Message(type=Message.MessageType.GET_PROVIDERS, key=key))
-            return len(answer.providerPeers)
+            asked = Message(type=Message.MessageType.GET_PROVIDERS, key=key)
+            return len((await asking.ask_dht(peer.peer_id, asked)).providerPeers)
 
         assert await count(names.provider_key(honest)) == 1
-        first = [await count(_key(flooder, 0)) for flooder in range(FLOODERS)]
-        last = [await count(_key(flooder, FLOOD_EACH - 1)) for flooder in range(FLOODERS)]
-    assert (first, last) == ([0] * FLOODERS, [1] * FLOODERS), (first, last)
+        assert await count(SHARED) == names.PROVIDERS_PER_KEY_MAX
+        held = {
+            number: [await count(_key(flooder, number)) for flooder in range(FLOODERS)]
+            for number in (GONE, KEPT)
+        }
+    assert held == {GONE: [0] * FLOODERS, KEPT: [1] * FLOODERS}, held
 
 
 def _key(flooder: int, number: int) -> bytes:

@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as DhtMessage
+from libp2p.peer.id import ID
 
 from bootstrap.node import now_ms
 from interop.py import raw
@@ -111,10 +112,13 @@ class Wire:
         await asked.send(*frames_)
         return asked
 
-    async def ask_dht(self, asked: DhtMessage, *told: DhtMessage) -> DhtMessage:
-        """What the one peer that is connected answers, after it was told these. Raises Unreachable, TooSlowError."""
-        (peer,) = self._network.peers()
+    async def ask_dht(self, peer_id: str, asked: DhtMessage, *told: DhtMessage) -> DhtMessage:
+        """What a peer that has dialled answers, after it was told these. Raises Unreachable, StreamBroken,
+        TooSlowError."""
+        peer = ID.from_base58(peer_id).to_bytes()
         with trio.fail_after(FRAME_S):
+            while peer not in self._network.peers():
+                await trio.sleep(PROBE_S)
             return await raw.ask_dht(self._network, peer, asked, *told)
 
     def answer_dht(self, answer: Callable[[DhtMessage], DhtMessage]) -> None:

@@ -76,7 +76,8 @@ def answer_dht(network: Libp2pNetwork, answer: Callable[[Message], Message]) -> 
 
 
 async def ask_dht(network: Libp2pNetwork, peer: bytes, asked: Message, *told: Message) -> Message:
-    """The answer to a DHT message, behind others of another type, which are read before it. Raises Unreachable."""
+    """The answer to a DHT message, behind others of another type, which are read before it. Raises Unreachable,
+    StreamBroken."""
     stream = await open_stream(network, peer, names.KAD_PROTOCOL)
     try:
         data = (encode_varint_prefixed(message.SerializeToString()) for message in (*told, asked))
@@ -88,6 +89,8 @@ async def ask_dht(network: Libp2pNetwork, peer: bytes, asked: Message, *told: Me
             )
             if answer.type == asked.type:
                 return answer
+    except (IncompleteReadError, StreamError, MuxedStreamError) as error:
+        raise StreamBroken("the DHT stream ended before the answer") from error
     finally:
         await _end(stream)
 

@@ -26,78 +26,113 @@ type provider struct {
 	age     *list.Element // among those of its peer
 }
 
-// shares holds so many at most. Past that one goes of the network with most, of its peer with most, the oldest.
+// shares holds so many at most. Past that one goes of the network with most, of its peer with most, the oldest: all in
+// constant time.
 type shares struct {
 	most     int
 	held     int
 	keys     map[string][]*provider // the oldest first
-	networks map[string]*origin
+	networks *tally
+	peers    map[string]*tally    // of each network
+	ages     map[whose]*list.List // of providers, the oldest first
 }
 
-type origin struct {
-	held  int
-	peers map[peer.ID]*list.List // of providers, the oldest first
+type whose struct {
+	network string
+	id      peer.ID
 }
 
 func newShares(most int) *shares {
-	return &shares{most: most, keys: map[string][]*provider{}, networks: map[string]*origin{}}
+	return &shares{
+		most: most, keys: map[string][]*provider{},
+		networks: newTally(), peers: map[string]*tally{}, ages: map[whose]*list.List{},
+	}
 }
 
 func (s *shares) add(p *provider) {
+	for in := s.keys[p.key]; len(in) > 0 && p.at.Sub(in[0].at) > heldFor; in = s.keys[p.key] {
+		s.remove(in[0])
+	}
 	in := s.keys[p.key]
 	if i := slices.IndexFunc(in, func(other *provider) bool { return other.id == p.id }); i >= 0 {
 		s.remove(in[i])
 	} else if len(in) >= providersMax {
 		s.remove(oldestOfMost(in))
 	}
-	o := s.networks[p.network]
-	if o == nil {
-		o = &origin{peers: map[peer.ID]*list.List{}}
-		s.networks[p.network] = o
+	of := whose{p.network, p.id}
+	if s.ages[of] == nil {
+		s.ages[of] = list.New()
 	}
-	if o.peers[p.id] == nil {
-		o.peers[p.id] = list.New()
-	}
-	p.age = o.peers[p.id].PushBack(p)
+	p.age = s.ages[of].PushBack(p)
 	s.keys[p.key] = append(s.keys[p.key], p)
-	o.held++
-	if s.held++; s.held > s.most {
-		s.remove(s.surplus())
+	s.count(p, 1)
+	if s.held > s.most {
+		network := s.networks.most()
+		s.remove(s.ages[whose{network, peer.ID(s.peers[network].most())}].Front().Value.(*provider))
 	}
 }
 
 func (s *shares) remove(p *provider) {
-	o := s.networks[p.network]
-	o.peers[p.id].Remove(p.age)
-	o.held--
-	s.held--
-	if o.peers[p.id].Len() == 0 {
-		delete(o.peers, p.id)
-	}
-	if o.held == 0 {
-		delete(s.networks, p.network)
+	of := whose{p.network, p.id}
+	s.ages[of].Remove(p.age)
+	if s.ages[of].Len() == 0 {
+		delete(s.ages, of)
 	}
 	s.keys[p.key] = slices.DeleteFunc(s.keys[p.key], func(other *provider) bool { return other == p })
 	if len(s.keys[p.key]) == 0 {
 		delete(s.keys, p.key)
 	}
+	s.count(p, -1)
 }
 
-func (s *shares) surplus() *provider {
-	most := &origin{}
-	for _, o := range s.networks {
-		if o.held > most.held {
-			most = o
-		}
+func (s *shares) count(p *provider, by int) {
+	s.held += by
+	s.networks.change(p.network, by)
+	if s.peers[p.network] == nil {
+		s.peers[p.network] = newTally()
 	}
-	var of *list.List
-	for _, ages := range most.peers {
-		if of == nil || ages.Len() > of.Len() {
-			of = ages
-		}
+	s.peers[p.network].change(string(p.id), by)
+	if len(s.peers[p.network].counts) == 0 {
+		delete(s.peers, p.network)
 	}
-	return of.Front().Value.(*provider)
 }
+
+// tally counts by name. Counts change by one, so that each has the next one below it while it is the highest.
+type tally struct {
+	at      map[string]*list.Element
+	counts  map[string]int
+	names   map[int]*list.List // by count, the one changed longest ago first
+	highest int
+}
+
+func newTally() *tally {
+	return &tally{at: map[string]*list.Element{}, counts: map[string]int{}, names: map[int]*list.List{}}
+}
+
+func (t *tally) change(name string, by int) {
+	before, after := t.counts[name], t.counts[name]+by
+	if before > 0 {
+		t.names[before].Remove(t.at[name])
+		if t.names[before].Len() == 0 {
+			delete(t.names, before)
+		}
+	}
+	if after == 0 {
+		delete(t.counts, name)
+		delete(t.at, name)
+	} else {
+		if t.names[after] == nil {
+			t.names[after] = list.New()
+		}
+		t.counts[name], t.at[name] = after, t.names[after].PushBack(name)
+	}
+	if after > t.highest || t.names[t.highest] == nil {
+		t.highest = after
+	}
+}
+
+// most is a name of the highest count: of something that is counted.
+func (t *tally) most() string { return t.names[t.highest].Front().Value.(string) }
 
 // oldestOfMost: of the network that has most of these.
 func oldestOfMost(in []*provider) *provider {
@@ -113,11 +148,11 @@ func oldestOfMost(in []*provider) *provider {
 	return most
 }
 
-// networkOf: an IPv4 address, or the first 64 bits of an IPv6 one.
+// networkOf: an IPv4 address, or the first 64 bits of an IPv6 one. All that is neither counts as one.
 func networkOf(remote multiaddr.Multiaddr) string {
 	ip, err := manet.ToIP(remote)
 	if err != nil {
-		return remote.String()
+		return ""
 	}
 	if v4 := ip.To4(); v4 != nil {
 		return string(v4)

@@ -3,6 +3,7 @@
 package kad
 
 import (
+	"bytes"
 	"container/list"
 	"errors"
 	"fmt"
@@ -63,7 +64,7 @@ func (s *store) admit(from peer.ID) error {
 	return nil
 }
 
-// put holds a value that is valid and not older than the one held; an equal one is held anew.
+// put holds a copy of a value that is valid and not older than the one held; an equal one is held anew.
 func (s *store) put(key, value []byte) error {
 	if len(value) > valueMax {
 		return errLarge
@@ -77,7 +78,7 @@ func (s *store) put(key, value []byte) error {
 	if ok && time.Since(held.at) < heldFor && s.compare(key, value, held.value) < 0 {
 		return errOlder
 	}
-	s.records.set(string(key), record{value, time.Now()})
+	s.records.set(string(key), record{bytes.Clone(value), time.Now()})
 	return nil
 }
 

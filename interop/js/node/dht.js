@@ -48,34 +48,63 @@ function bestIndex (values) {
   return heads.reduce((best, head, i) => compareHeads(head, heads[best]) >= 0 ? i : best, 0)
 }
 
+/** Counts by name, and a name of the highest one, in constant time: counts change by one. */
+class Tally {
+  #counts = new Map()
+  #names = new Map() // by count
+  #highest = 0
+
+  change (name, by) {
+    const before = this.#counts.get(name) ?? 0
+    const after = before + by
+    if (this.#names.get(before)?.delete(name) && this.#names.get(before).size === 0) this.#names.delete(before)
+    this.#counts.delete(name)
+    if (after > 0) {
+      this.#counts.set(name, after)
+      if (!this.#names.has(after)) this.#names.set(after, new Set())
+      this.#names.get(after).add(name)
+    }
+    if (after > this.#highest || !this.#names.has(this.#highest)) this.#highest = after
+  }
+
+  get most () { return this.#names.get(this.#highest).values().next().value }
+  get isEmpty () { return this.#counts.size === 0 }
+}
+
 /** The provider records of others, by name, the oldest first: who floods displaces himself. */
 class Shares {
-  #networks = new Map() // network -> {held, peers: peer -> names of its records}
   #told = new Map() // name -> network
+  #networks = new Tally()
+  #peers = new Map() // network -> Tally
+  #names = new Map() // network and peer -> names, the oldest first
 
   /** @returns the name that has to go, if there is one: of the network with most, of its peer with most, the oldest */
   add (name, network) {
-    if (!this.#networks.has(network)) this.#networks.set(network, { held: 0, peers: new Map() })
-    const share = this.#networks.get(network)
     const peer = peerOf(name)
-    if (!share.peers.has(peer)) share.peers.set(peer, new Set())
-    share.peers.get(peer).add(name)
-    share.held++
+    const whose = `${network} ${peer}`
+    if (!this.#names.has(whose)) this.#names.set(whose, new Set())
+    this.#names.get(whose).add(name)
     this.#told.set(name, network)
+    this.#count(network, peer, 1)
     if (this.#told.size <= DHT.providerRecordsHeld) return undefined
-    const { peers } = most(this.#networks.values(), ({ held }) => held)
-    return most(peers.values(), ({ size }) => size).values().next().value
+    const most = this.#networks.most
+    return this.#names.get(`${most} ${this.#peers.get(most).most}`).values().next().value
   }
 
   delete (name) {
     const network = this.#told.get(name)
-    if (network === undefined) return
-    this.#told.delete(name)
-    const share = this.#networks.get(network)
-    const names = share.peers.get(peerOf(name))
-    names.delete(name)
-    if (names.size === 0) share.peers.delete(peerOf(name))
-    if (--share.held === 0) this.#networks.delete(network)
+    if (!this.#told.delete(name)) return
+    const whose = `${network} ${peerOf(name)}`
+    this.#names.get(whose).delete(name)
+    if (this.#names.get(whose).size === 0) this.#names.delete(whose)
+    this.#count(network, peerOf(name), -1)
+  }
+
+  #count (network, peer, by) {
+    if (!this.#peers.has(network)) this.#peers.set(network, new Tally())
+    this.#networks.change(network, by)
+    this.#peers.get(network).change(peer, by)
+    if (this.#peers.get(network).isEmpty) this.#peers.delete(network)
   }
 
   /** Of these the one that has to go: the first of the network that has most among them. */
@@ -83,15 +112,9 @@ class Shares {
     const told = [...names].filter((name) => this.#told.has(name))
     const counts = new Map()
     for (const name of told) counts.set(this.#told.get(name), (counts.get(this.#told.get(name)) ?? 0) + 1)
-    return most(told, (name) => counts.get(this.#told.get(name)))
+    const most = Math.max(...counts.values())
+    return told.find((name) => counts.get(this.#told.get(name)) === most)
   }
-}
-
-/** The first one with the largest size. */
-function most (all, sizeOf) {
-  let found
-  for (const one of all) if (found === undefined || sizeOf(one) > sizeOf(found)) found = one
-  return found
 }
 
 /**
@@ -162,14 +185,20 @@ const boundOf = (name) => BOUNDS.find(([prefix]) => name.startsWith(prefix)) ?? 
 const parentOf = (name) => name.slice(0, name.lastIndexOf('/'))
 const peerOf = (name) => name.slice(name.lastIndexOf('/') + 1)
 
-/** An IPv4 address, or the first 64 bits of an IPv6 one. */
-const networkOf = (remote) => remote.bytes.subarray(0, remote.getComponents()[0].name === 'ip4' ? 5 : 9).join()
+const NETWORK_BYTES = { ip4: [1, 5], ip6: [1, 9] } // behind the protocol's number
 
-/** Lets handlers that want a CID work on a blake3 multihash. */
+/** An IPv4 address, or the first 64 bits of an IPv6 one. All that is neither counts as one. */
+function networkOf (connection) {
+  const remote = connection?.remoteAddr
+  const [from, to] = NETWORK_BYTES[remote?.getComponents()[0].name] ?? [0, 0]
+  return from === to ? '' : remote.bytes.subarray(from, to).join()
+}
+
+/** Lets handlers that want a CID work on a blake3 multihash, and on nothing else: they take keys of any length. */
 function onMultihash (handler) {
   const { handle } = handler
   handler.handle = async (peer, message) => {
-    if (message.key?.[0] !== BLAKE3) return await handle.call(handler, peer, message)
+    must(message.key?.length === 34 && message.key[0] === BLAKE3 && message.key[1] === 32, 'a key that is no blake3 multihash')
     const answer = await handle.call(handler, peer, { ...message, key: CID.createV1(RAW, Digest.decode(message.key)).bytes })
     return answer && { ...answer, key: message.key }
   }
@@ -246,10 +275,7 @@ export const kademlia = (careless) => (components) => {
   limitRate([addProvider, putValue])
   boundAnswers(kad.network)
   passOverForgotten(kad.providers, components.peerStore)
-  components.datastore.networkOf = (peer) => {
-    const [connection] = components.connectionManager.getConnections(peerIdFromString(peer))
-    return connection === undefined ? peer : networkOf(connection.remoteAddr)
-  }
+  components.datastore.networkOf = (peer) => networkOf(components.connectionManager.getConnections(peerIdFromString(peer))[0])
   components.datastore.isNeeded = (name) => {
     if (name.startsWith(PROVIDER)) return name.endsWith(`/${components.peerId}`) // a server's own records never go for others'
     if (!name.startsWith(PEER)) return false

@@ -47,13 +47,15 @@ fn validate(key: &[u8], value: &[u8]) -> cbor::Result<Head> {
     }
 }
 
-/// As `usable`, of an address to which libp2p has added the id: what counts is how long it was told.
-fn usable_as_told(address: &Multiaddr, peer: &PeerId) -> bool {
-    let mut told = address.clone();
-    if address.iter().last() == Some(Protocol::P2p(*peer)) {
-        told.pop();
-    }
-    usable(&told, peer)
+/// What can be used of a peer's addresses, as it told them: libp2p has added its id.
+fn as_told(addresses: Vec<Multiaddr>, peer: &PeerId) -> Vec<Multiaddr> {
+    let told = addresses.into_iter().map(|mut address| {
+        if address.iter().last() == Some(Protocol::P2p(*peer)) {
+            address.pop();
+        }
+        address
+    });
+    told.filter(|address| usable(address, peer)).take(store::ADDRESSES_MAX).collect()
 }
 
 /// Kademlia for the swarm. Who listens nowhere can serve nobody, and only asks.
@@ -251,11 +253,9 @@ impl Net {
         while let Some(result) = results.recv().await {
             if let QueryResult::GetClosestPeers(Ok(GetClosestPeersOk { peers, .. })) = result {
                 addresses.extend(peers.into_iter().filter(|info| info.peer_id == peer).flat_map(|info| info.addrs));
-                addresses.retain(|address| usable_as_told(address, &peer));
             }
         }
-        addresses.truncate(store::ADDRESSES_MAX);
-        Ok(addresses)
+        Ok(as_told(addresses, &peer))
     }
 
     /// Who is in the routing table.

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::mem::take;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -21,7 +23,7 @@ use libp2p::{Multiaddr, PeerId};
 
 use aw::crypto::MULTIHASH_PREFIX;
 
-use super::{usable_as_told, validate};
+use super::{as_told, validate};
 
 const RECORD_MAX: usize = 8_192;
 pub(super) const ADDRESSES_MAX: usize = 16;
@@ -32,25 +34,48 @@ const PROVIDERS_PER_KEY_MAX: usize = 20;
 const PUTS_PER_PERIOD_MAX: u32 = 500;
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// An IPv4 address, or the first 64 bits of an IPv6 one.
+/// An IPv4 address, or the first 64 bits of an IPv6 one. All that is neither counts as one.
 type Network = Vec<u8>;
 
 fn network_of(remote: &Multiaddr) -> Network {
     match remote.iter().next() {
         Some(Protocol::Ip4(address)) => address.octets().to_vec(),
         Some(Protocol::Ip6(address)) => address.octets()[..8].to_vec(),
-        _ => remote.to_vec(),
+        _ => Network::new(),
     }
 }
 
 /// A provider record: what, and by whom.
 type Provided = (RecordKey, PeerId);
 
-/// What one network told: how many records, and those of each peer by their age.
-#[derive(Default)]
-struct Share {
-    held: usize,
-    peers: HashMap<PeerId, BTreeMap<u64, RecordKey>>,
+/// Counts by name, and a name of the highest one: of equal ones that which was changed longest ago.
+struct Tally<T> {
+    changes: u64,
+    counts: HashMap<T, (usize, u64)>,
+    order: BTreeMap<(usize, Reverse<u64>), T>,
+}
+
+impl<T> Default for Tally<T> {
+    fn default() -> Self {
+        Tally { changes: 0, counts: HashMap::new(), order: BTreeMap::new() }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Tally<T> {
+    fn change(&mut self, name: &T, by: isize) {
+        let (before, changed) = self.counts.remove(name).unwrap_or_default();
+        self.order.remove(&(before, Reverse(changed)));
+        let after = before.saturating_add_signed(by);
+        self.changes += 1;
+        if after > 0 {
+            self.counts.insert(name.clone(), (after, self.changes));
+            self.order.insert((after, Reverse(self.changes)), name.clone());
+        }
+    }
+
+    fn most(&self) -> Option<T> {
+        self.order.values().next_back().cloned()
+    }
 }
 
 /// Provider records of others, by whom has how many: who floods displaces himself.
@@ -58,7 +83,9 @@ struct Share {
 struct Shares {
     newest: u64,
     told: HashMap<Provided, (Network, u64)>,
-    networks: HashMap<Network, Share>,
+    networks: Tally<Network>,
+    peers: HashMap<Network, Tally<PeerId>>,
+    keys: HashMap<(Network, PeerId), BTreeMap<u64, RecordKey>>,
 }
 
 impl Shares {
@@ -67,30 +94,36 @@ impl Shares {
     fn renew(&mut self, record: Provided, network: Network) -> Option<Provided> {
         self.forget(&record);
         self.newest += 1;
-        let share = self.networks.entry(network.clone()).or_default();
-        share.held += 1;
-        share.peers.entry(record.1).or_default().insert(self.newest, record.0.clone());
+        self.keys.entry((network.clone(), record.1)).or_default().insert(self.newest, record.0.clone());
+        self.count(&network, &record.1, 1);
         self.told.insert(record, (network, self.newest));
         if self.told.len() <= PROVIDER_RECORDS_MAX {
             return None;
         }
-        let most = self.networks.values().max_by_key(|share| share.held)?;
-        let (peer, keys) = most.peers.iter().max_by_key(|(_, keys)| keys.len())?;
-        Some((keys.values().next()?.clone(), *peer))
+        let network = self.networks.most()?;
+        let peer = self.peers.get(&network)?.most()?;
+        let oldest = self.keys.get(&(network, peer))?.values().next()?;
+        Some((oldest.clone(), peer))
     }
 
     fn forget(&mut self, record: &Provided) {
         let Some((network, age)) = self.told.remove(record) else { return };
-        let Some(share) = self.networks.get_mut(&network) else { return };
-        share.held -= 1;
-        if let Some(keys) = share.peers.get_mut(&record.1) {
+        let of = (network, record.1);
+        if let Some(keys) = self.keys.get_mut(&of) {
             keys.remove(&age);
             if keys.is_empty() {
-                share.peers.remove(&record.1);
+                self.keys.remove(&of);
             }
         }
-        if share.held == 0 {
-            self.networks.remove(&network);
+        self.count(&of.0, &of.1, -1);
+    }
+
+    fn count(&mut self, network: &Network, peer: &PeerId, by: isize) {
+        self.networks.change(network, by);
+        let peers = self.peers.entry(network.clone()).or_default();
+        peers.change(peer, by);
+        if peers.counts.is_empty() {
+            self.peers.remove(network);
         }
     }
 
@@ -226,8 +259,7 @@ impl RecordStore for HeadStore {
             return Err(Error::ValueTooLarge);
         }
         let provider = record.provider;
-        record.addresses.retain(|address| usable_as_told(address, &provider));
-        record.addresses.truncate(ADDRESSES_MAX);
+        record.addresses = as_told(take(&mut record.addresses), &provider);
         let (key, held) = (record.key.clone(), self.inner.providers(&record.key));
         if held.len() == PROVIDERS_PER_KEY_MAX && held.iter().all(|other| other.provider != provider) {
             // The memory store would leave out the newcomer.
