@@ -37,6 +37,7 @@ FLOODERS: Final = names.PROVIDER_RECORDS_HELD_MAX // FLOOD_EACH + 2
 LEFT_EACH: Final = names.PROVIDER_RECORDS_HELD_MAX // FLOODERS
 GONE, KEPT = FLOOD_EACH - LEFT_EACH - 4, FLOOD_EACH - LEFT_EACH + 4  # of each flooder's records
 FLOODERS_AT_ONCE: Final = 4
+MOVED_TO: Final = "/ip4/127.0.0.1/tcp/4001"
 LONG_HASH: Final = bytes([0x1E, 127]) + bytes(127)
 SHARED: Final = names.provider_key(bytes(32))
 FAR: Final = bytes(range(32))  # what nobody here holds
@@ -207,17 +208,17 @@ async def long_address(peer: Peer, unknown: Peer) -> None:
 
 
 async def long_address_told(peer: Peer) -> None:
-    """Nor of what one tells about itself: nobody is told of it."""
+    """Nor of what one tells about itself: nobody is told of it, and of the others only of those it told last."""
     key = names.provider_key(FAR)
+    asked = Message(type=Message.MessageType.GET_PROVIDERS, key=key)
     async with open_wire() as wire, open_wire() as asking:
-        await peer.do("dial", addr=wire.addr)
-        told = _provides(wire.peer_id, key, [LONG_ADDR, wire.addr])
-        await wire.ask_dht(peer.peer_id, Message(type=Message.MessageType.FIND_NODE, key=key), told)
-        await peer.do("dial", addr=asking.addr)
-        answer = await asking.ask_dht(peer.peer_id, Message(type=Message.MessageType.GET_PROVIDERS, key=key))
-    (addrs,) = [one.addrs for one in answer.providerPeers if ID(one.id).to_base58() == wire.peer_id]
-    assert addrs, answer
-    assert max(map(len, addrs)) <= names.ADDR_BYTES_MAX, addrs
+        for one in (wire, asking):
+            await peer.do("dial", addr=one.addr)
+        for addr in (wire.addr, MOVED_TO):
+            await wire.ask_dht(peer.peer_id, asked, _provides(wire.peer_id, key, [LONG_ADDR, addr]))
+            answer = await asking.ask_dht(peer.peer_id, asked)
+            (addrs,) = [one.addrs for one in answer.providerPeers if ID(one.id).to_base58() == wire.peer_id]
+            assert list(addrs) == [_short(addr)], (addrs, addr)
 
 
 async def strange_key(peer: Peer) -> None:

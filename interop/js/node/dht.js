@@ -3,13 +3,14 @@
  * a provider key for a CID, looks through all that it has for the providers of one, and has no bounds.
  */
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
-import { peerIdFromCID, peerIdFromString } from '@libp2p/peer-id'
+import { peerIdFromCID } from '@libp2p/peer-id'
 import { Libp2pRecord } from '@libp2p/record'
+import { multiaddr } from '@multiformats/multiaddr'
 import { MemoryDatastore } from 'datastore-core'
 import { base32 } from 'multiformats/bases/base32'
 import { CID } from 'multiformats/cid'
 import * as Digest from 'multiformats/hashes/digest'
-import { concat, equalBytes, fromUtf8, utf8 } from '../lib/bytes.js'
+import { concat, equalBytes, fromUtf8, toHex, utf8 } from '../lib/bytes.js'
 import { Failure, Refused, must } from '../lib/errors.js'
 import { checkHead, compareHeads } from '../lib/head.js'
 import { H } from '../lib/identity.js'
@@ -18,7 +19,7 @@ import { LIMITS } from '../lib/limits.js'
 /** The numbers of the section "Limits" that are the DHT's. */
 const DHT = Object.freeze({
   recordBytes: 8_192, recordsHeld: 4_096, providerRecordsHeld: 16_384, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
-  addrBytes: 128, dhtLookupMs: 15_000
+  addrBytes: 128, dhtLookupMs: 15_000, providerMs: 48 * 3_600_000, peerBytes: 16_384
 })
 const RAW = 0x55
 const BLAKE3 = 0x1e
@@ -71,50 +72,61 @@ class Tally {
   get isEmpty () { return this.#counts.size === 0 }
 }
 
-/** The provider records of others, by name, the oldest first: who floods displaces himself. */
-class Shares {
-  #told = new Map() // name -> network
+/** The provider records of others: who floods displaces himself. Of each the addresses are kept that came with it. */
+class Providers {
+  #held = 0
+  #records = new Map() // multihash -> records by peer, the oldest first
   #networks = new Tally()
   #peers = new Map() // network -> Tally
-  #names = new Map() // network and peer -> names, the oldest first
+  #ages = new Map() // network and peer -> records, the oldest first
 
-  /** @returns the name that has to go, if there is one: of the network with most, of its peer with most, the oldest */
-  add (name, network) {
-    const peer = peerOf(name)
-    const whose = `${network} ${peer}`
-    if (!this.#names.has(whose)) this.#names.set(whose, new Set())
-    this.#names.get(whose).add(name)
-    this.#told.set(name, network)
-    this.#count(network, peer, 1)
-    if (this.#told.size <= DHT.providerRecordsHeld) return undefined
+  add (multihash, peerId, network, addresses) {
+    const [content, peer] = [toHex(multihash), peerId.toString()]
+    const there = this.#records.get(content)
+    for (const old of there?.values() ?? []) if (isOver(old)) this.#remove(old)
+    if (there?.has(peer)) this.#remove(there.get(peer))
+    if (there?.size >= DHT.providersPerKey) this.#remove(leastWorth([...there.values()]))
+    const record = { content, peer, id: peerId.toMultihash().bytes, network, addresses, at: Date.now() }
+    at(this.#records, content, Map).set(peer, record)
+    at(this.#ages, whose(record), Set).add(record)
+    this.#count(record, 1)
+    if (this.#held <= DHT.providerRecordsHeld) return
     const most = this.#networks.most
-    return this.#names.get(`${most} ${this.#peers.get(most).most}`).values().next().value
+    this.#remove(this.#ages.get(whose({ network: most, peer: this.#peers.get(most).most })).values().next().value)
   }
 
-  delete (name) {
-    const network = this.#told.get(name)
-    if (!this.#told.delete(name)) return
-    const whose = `${network} ${peerOf(name)}`
-    this.#names.get(whose).delete(name)
-    if (this.#names.get(whose).size === 0) this.#names.delete(whose)
-    this.#count(network, peerOf(name), -1)
+  of (multihash) { return [...this.#records.get(toHex(multihash))?.values() ?? []].filter((record) => !isOver(record)) }
+
+  #remove (record) {
+    for (const [held, key, one] of [[this.#records, record.content, record.peer], [this.#ages, whose(record), record]]) {
+      held.get(key).delete(one)
+      if (held.get(key).size === 0) held.delete(key)
+    }
+    this.#count(record, -1)
   }
 
-  #count (network, peer, by) {
-    if (!this.#peers.has(network)) this.#peers.set(network, new Tally())
+  #count ({ network, peer }, by) {
+    this.#held += by
     this.#networks.change(network, by)
-    this.#peers.get(network).change(peer, by)
+    at(this.#peers, network, Tally).change(peer, by)
     if (this.#peers.get(network).isEmpty) this.#peers.delete(network)
   }
+}
 
-  /** Of these the one that has to go: the first of the network that has most among them. */
-  leastWorth (names) {
-    const told = [...names].filter((name) => this.#told.has(name))
-    const counts = new Map()
-    for (const name of told) counts.set(this.#told.get(name), (counts.get(this.#told.get(name)) ?? 0) + 1)
-    const most = Math.max(...counts.values())
-    return told.find((name) => counts.get(this.#told.get(name)) === most)
-  }
+const isOver = ({ at }) => Date.now() - at > DHT.providerMs
+const whose = ({ network, peer }) => `${network} ${peer}`
+
+/** Of the providers of a full key: the first of the network that has most there. */
+function leastWorth (records) {
+  const networks = new Tally()
+  for (const { network } of records) networks.change(network, 1)
+  return records.find(({ network }) => network === networks.most)
+}
+
+/** What the map has there, made where it has nothing. */
+function at (map, key, Kind) {
+  if (!map.has(key)) map.set(key, new Kind())
+  return map.get(key)
 }
 
 /**
@@ -123,10 +135,9 @@ class Shares {
  */
 class BoundedStore extends MemoryDatastore {
   #shelves = new Map(BOUNDS.map(([prefix]) => [prefix, new Map()])) // keys by name, the oldest first
-  #providers = new Map() // the same for each content that has providers
-  #shares = new Shares()
+  #provided = new Map() // the same of what this peer provides
   isNeeded = () => false // what never goes by itself
-  networkOf = () => '' // of a peer
+  own = '' // this peer's id
 
   constructor (careless) {
     super()
@@ -135,13 +146,14 @@ class BoundedStore extends MemoryDatastore {
 
   put (key, value, options) {
     const name = key.toString()
-    if (name.startsWith(PROVIDER)) return this.#putProvider(key, value, options)
+    if (name.startsWith(PROVIDER)) this.#provided.set(name, key)
     const [prefix, max] = boundOf(name)
     if (prefix === undefined) return super.put(key, value, options)
     if (prefix === RECORD && !this.careless && this.data.has(name)) {
       const [held, offered] = [this.data.get(name), value].map((record) => Libp2pRecord.deserialize(record).value)
       must(bestIndex([held, offered]) === 1, 'an older head than the one that is held')
     }
+    if (prefix === PEER && value.length > DHT.peerBytes) return key // strangers add addresses to it: what is held stays
     this.delete(key)
     super.put(key, value, options)
     const shelf = this.#shelves.get(prefix)
@@ -150,41 +162,21 @@ class BoundedStore extends MemoryDatastore {
     return key
   }
 
-  #putProvider (key, value, options) {
-    const name = key.toString()
-    const content = parentOf(name)
-    this.delete(key)
-    const siblings = this.#providers.get(content)
-    const gone = siblings?.size >= DHT.providersPerKey && this.#shares.leastWorth(siblings.keys())
-    if (gone) this.delete(gone)
-    if (!this.#providers.has(content)) this.#providers.set(content, new Map())
-    this.#providers.get(content).set(name, key)
-    super.put(key, value, options)
-    const surplus = this.isNeeded(name) ? undefined : this.#shares.add(name, this.networkOf(peerOf(name)))
-    if (surplus !== undefined) this.delete(surplus)
-    return key
-  }
-
   delete (key, options) {
-    const name = key.toString()
-    this.#shelves.get(boundOf(name)[0])?.delete(name)
-    this.#shares.delete(name)
-    const siblings = this.#providers.get(parentOf(name))
-    if (siblings?.delete(name) && siblings.size === 0) this.#providers.delete(parentOf(name))
+    this.#provided.delete(key.toString())
+    this.#shelves.get(boundOf(key.toString())[0])?.delete(key.toString())
     return super.delete(key, options)
   }
 
-  /** The providers of one key are asked for by anybody, so that not all that is held is looked through for them. */
+  /** Of the providers of a key none but this peer itself is here, so that not all that is held is looked through. */
   query (query, options) {
     if (!query.prefix?.startsWith(PROVIDER)) return super.query(query, options)
-    return [...this.#providers.get(query.prefix) ?? []].map(([name, key]) => ({ key, value: this.data.get(name) }))
+    const key = this.#provided.get(`${query.prefix}/${this.own}`)
+    return key === undefined ? [] : [{ key, value: this.get(key) }]
   }
 }
 
 const boundOf = (name) => BOUNDS.find(([prefix]) => name.startsWith(prefix)) ?? []
-const parentOf = (name) => name.slice(0, name.lastIndexOf('/'))
-const peerOf = (name) => name.slice(name.lastIndexOf('/') + 1)
-
 const NETWORK_BYTES = { ip4: [1, 5], ip6: [1, 9] } // behind the protocol's number
 
 /** An IPv4 address, or the first 64 bits of an IPv6 one. All that is neither counts as one. */
@@ -194,15 +186,26 @@ function networkOf (connection) {
   return from === to ? '' : remote.bytes.subarray(from, to).join()
 }
 
-/** Lets handlers that want a CID work on a blake3 multihash, and on nothing else: they take keys of any length. */
-function onMultihash (handler) {
-  const { handle } = handler
-  handler.handle = async (peer, message) => {
-    must(message.key?.length === 34 && message.key[0] === BLAKE3 && message.key[1] === 32, 'a key that is no blake3 multihash')
-    const answer = await handle.call(handler, peer, { ...message, key: CID.createV1(RAW, Digest.decode(message.key)).bytes })
-    return answer && { ...answer, key: message.key }
+/** In place of the library's, which takes keys and addresses without end, and lets peers fall that nobody has met for long. */
+function keepProviders (handlers, held, connections) {
+  const { ADD_PROVIDER: adding, GET_PROVIDERS: getting } = handlers
+  const { handle } = getting
+  adding.handle = async (peer, { key, providers }) => {
+    must(isMultihash(key), 'a key that is no blake3 multihash')
+    const told = providers.find(({ id }) => equalBytes(id, peer.toMultihash().bytes))
+    must(told?.multiaddrs.length > 0, 'nobody provides for others, or without an address')
+    const addresses = told.multiaddrs.map((bytes) => multiaddr(new Uint8Array(bytes))) // not a view of the whole message
+    held.add(key, peer, networkOf(connections.getConnections(peer)[0]), addresses)
+  }
+  getting.handle = async (peer, message) => {
+    must(isMultihash(message.key), 'a key that is no blake3 multihash')
+    const answer = await handle.call(getting, peer, { ...message, key: CID.createV1(RAW, Digest.decode(message.key)).bytes })
+    const others = held.of(message.key).map(({ id, addresses }) => ({ id, multiaddrs: addresses.map(({ bytes }) => bytes) }))
+    return { ...answer, key: message.key, providers: [...answer.providers, ...others.slice(answer.providers.length - DHT.providersPerKey)] }
   }
 }
+
+const isMultihash = (key) => key?.length === 34 && key[0] === BLAKE3 && key[1] === 32
 
 /** Of what a message tells about peers not more is taken than an honest one has. */
 const few = (peers = []) => peers.slice(0, PEERS_PER_ANSWER)
@@ -243,16 +246,6 @@ function boundAnswers (network) {
   }
 }
 
-/** The library fails to answer where it has forgotten the addresses of one provider. */
-function passOverForgotten (providers, peerStore) {
-  const getProviders = providers.getProviders.bind(providers)
-  providers.getProviders = async (...question) => {
-    const found = await getProviders(...question)
-    const isKnown = await Promise.all(found.map((peerId) => peerStore.has(peerId)))
-    return found.filter((_, i) => isKnown[i])
-  }
-}
-
 export const datastoreOf = (careless) => new BoundedStore(careless)
 
 export const KAD_PROTOCOL = '/aw/kad/1.0.0'
@@ -269,15 +262,13 @@ export const kademlia = (careless) => (components) => {
     selectors: { aw: (_, values) => bestIndex(values) }
   })(components)
   delete kad.validators.pk // only heads are kept here
-  const { ADD_PROVIDER: addProvider, GET_PROVIDERS: getProviders, PUT_VALUE: putValue } = kad.rpc.handlers
-  onMultihash(addProvider)
-  onMultihash(getProviders)
-  limitRate([addProvider, putValue])
+  const { handlers } = kad.rpc
+  kad.held = new Providers()
+  keepProviders(handlers, kad.held, components.connectionManager)
+  limitRate([handlers.ADD_PROVIDER, handlers.PUT_VALUE])
   boundAnswers(kad.network)
-  passOverForgotten(kad.providers, components.peerStore)
-  components.datastore.networkOf = (peer) => networkOf(components.connectionManager.getConnections(peerIdFromString(peer))[0])
+  components.datastore.own = components.peerId.toString()
   components.datastore.isNeeded = (name) => {
-    if (name.startsWith(PROVIDER)) return name.endsWith(`/${components.peerId}`) // a server's own records never go for others'
     if (!name.startsWith(PEER)) return false
     const peerId = peerIdFromCID(CID.parse(name.slice(PEER.length)))
     return peerId.equals(components.peerId) || components.connectionManager.getConnections(peerId).length > 0
@@ -348,7 +339,7 @@ export class Dht {
 
   /** @returns {Promise<Map<string, Set<string>>>} addresses by peer */
   async findProviders (contentHash) {
-    const found = new Map()
+    const found = new Map(this.#kad.held.of(providerKey(contentHash)).map(({ peer, addresses }) => [peer, new Set(addresses.map(String))]))
     for await (const event of this.#kad.findProviders(cidOf(contentHash), options())) {
       if (event.name !== 'PROVIDER') continue
       for (const { id, multiaddrs } of event.providers) {

@@ -99,6 +99,7 @@ export async function createHost ({ seed, listen, careless }) {
     connectionMonitor: { enabled: false },
     nodeInfo: { name: 'agent-world-js', version: '1.0.0', userAgent: 'agent-world-js/1.0.0' },
     datastore: datastoreOf(careless),
+    peerStore: { maxAddressAge: Infinity, maxPeerAge: Infinity }, // else whom it has known for an hour has no address, however often told
     services: { identify: identify({ timeout: IDENTIFY_MS }), ping: ping(STREAMS), pubsub, dht: kademlia(careless) }
   })
   closeTheDead(host, STREAMS)
