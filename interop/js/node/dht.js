@@ -72,7 +72,7 @@ class Tally {
   get isEmpty () { return this.#counts.size === 0 }
 }
 
-/** The provider records of others: who floods displaces himself. Of each the addresses are kept that came with it. */
+/** The provider records of others, each with the addresses that came with it: who floods displaces himself. */
 class Providers {
   #held = 0
   #records = new Map() // multihash -> records by peer, the oldest first
@@ -146,9 +146,12 @@ class BoundedStore extends MemoryDatastore {
 
   put (key, value, options) {
     const name = key.toString()
-    if (name.startsWith(PROVIDER)) this.#provided.set(name, key)
     const [prefix, max] = boundOf(name)
-    if (prefix === undefined) return super.put(key, value, options)
+    if (prefix === undefined) {
+      super.put(key, value, options)
+      if (name.startsWith(PROVIDER)) this.#provided.set(name, key)
+      return key
+    }
     if (prefix === RECORD && !this.careless && this.data.has(name)) {
       const [held, offered] = [this.data.get(name), value].map((record) => Libp2pRecord.deserialize(record).value)
       must(bestIndex([held, offered]) === 1, 'an older head than the one that is held')
@@ -168,6 +171,8 @@ class BoundedStore extends MemoryDatastore {
     return super.delete(key, options)
   }
 
+  provides (multihash) { return this.#provided.has(`${PROVIDER}${base32.baseEncode(multihash)}/${this.own}`) }
+
   /** Of the providers of a key none but this peer itself is here, so that not all that is held is looked through. */
   query (query, options) {
     if (!query.prefix?.startsWith(PROVIDER)) return super.query(query, options)
@@ -186,22 +191,27 @@ function networkOf (connection) {
   return from === to ? '' : remote.bytes.subarray(from, to).join()
 }
 
-/** In place of the library's, which takes keys and addresses without end, and lets peers fall that nobody has met for long. */
-function keepProviders (handlers, held, connections) {
-  const { ADD_PROVIDER: adding, GET_PROVIDERS: getting } = handlers
-  const { handle } = getting
+/**
+ * In place of the library's handlers, which take keys and addresses without end, let providers fall that nobody has met for long, and look
+ * for the closest peers of another key.
+ */
+function keepProviders ({ ADD_PROVIDER: adding, GET_PROVIDERS: getting, FIND_NODE: finding }, held, components) {
+  const own = components.peerId.toMultihash().bytes
   adding.handle = async (peer, { key, providers }) => {
     must(isMultihash(key), 'a key that is no blake3 multihash')
     const told = providers.find(({ id }) => equalBytes(id, peer.toMultihash().bytes))
     must(told?.multiaddrs.length > 0, 'nobody provides for others, or without an address')
-    const addresses = told.multiaddrs.map((bytes) => multiaddr(new Uint8Array(bytes))) // not a view of the whole message
-    held.add(key, peer, networkOf(connections.getConnections(peer)[0]), addresses)
+    const addresses = told.multiaddrs.map((bytes) => multiaddr(bytes).bytes) // a copy, and not all that the library makes of it
+    held.add(key, peer, networkOf(components.connectionManager.getConnections(peer)[0]), addresses)
   }
   getting.handle = async (peer, message) => {
     must(isMultihash(message.key), 'a key that is no blake3 multihash')
-    const answer = await handle.call(getting, peer, { ...message, key: CID.createV1(RAW, Digest.decode(message.key)).bytes })
-    const others = held.of(message.key).map(({ id, addresses }) => ({ id, multiaddrs: addresses.map(({ bytes }) => bytes) }))
-    return { ...answer, key: message.key, providers: [...answer.providers, ...others.slice(answer.providers.length - DHT.providersPerKey)] }
+    const { closer } = await finding.handle(peer, message)
+    const providers = held.of(message.key).map(({ id, addresses }) => ({ id, multiaddrs: addresses }))
+    if (components.datastore.provides(message.key)) {
+      providers.push({ id: own, multiaddrs: components.addressManager.getAddresses().map(({ bytes }) => bytes) })
+    }
+    return { type: message.type, key: message.key, clusterLevel: message.clusterLevel, closer, providers: providers.slice(-DHT.providersPerKey) }
   }
 }
 
@@ -264,7 +274,7 @@ export const kademlia = (careless) => (components) => {
   delete kad.validators.pk // only heads are kept here
   const { handlers } = kad.rpc
   kad.held = new Providers()
-  keepProviders(handlers, kad.held, components.connectionManager)
+  keepProviders(handlers, kad.held, components)
   limitRate([handlers.ADD_PROVIDER, handlers.PUT_VALUE])
   boundAnswers(kad.network)
   components.datastore.own = components.peerId.toString()
@@ -339,14 +349,18 @@ export class Dht {
 
   /** @returns {Promise<Map<string, Set<string>>>} addresses by peer */
   async findProviders (contentHash) {
-    const found = new Map(this.#kad.held.of(providerKey(contentHash)).map(({ peer, addresses }) => [peer, new Set(addresses.map(String))]))
-    for await (const event of this.#kad.findProviders(cidOf(contentHash), options())) {
-      if (event.name !== 'PROVIDER') continue
-      for (const { id, multiaddrs } of event.providers) {
-        const peer = id.toString()
-        if (!found.has(peer)) found.set(peer, new Set())
-        for (const address of multiaddrs) found.get(peer).add(address.toString())
+    const found = new Map()
+    const take = (peer, addresses) => {
+      if (!found.has(peer)) found.set(peer, new Set())
+      for (const address of addresses) found.get(peer).add(address.toString())
+    }
+    for (const { peer, addresses } of this.#kad.held.of(providerKey(contentHash))) take(peer, addresses.map((bytes) => multiaddr(bytes)))
+    try {
+      for await (const event of this.#kad.findProviders(cidOf(contentHash), options())) {
+        if (event.name === 'PROVIDER') for (const { id, multiaddrs } of event.providers) take(id.toString(), multiaddrs)
       }
+    } catch (error) {
+      if (found.size === 0) throw error // as in `get`
     }
     return found
   }
