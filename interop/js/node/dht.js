@@ -19,7 +19,7 @@ import { LIMITS } from '../lib/limits.js'
 /** The numbers of the section "Limits" that are the DHT's. */
 const DHT = Object.freeze({
   recordBytes: 8_192, recordsHeld: 4_096, providerRecordsHeld: 16_384, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
-  addrBytes: 128, dhtLookupMs: 15_000, providerMs: 48 * 3_600_000, peerBytes: 16_384
+  addrBytes: 128, dhtLookupMs: 15_000, providerMs: 48 * 3_600_000
 })
 const RAW = 0x55
 const BLAKE3 = 0x1e
@@ -156,7 +156,6 @@ class BoundedStore extends MemoryDatastore {
       const [held, offered] = [this.data.get(name), value].map((record) => Libp2pRecord.deserialize(record).value)
       must(bestIndex([held, offered]) === 1, 'an older head than the one that is held')
     }
-    if (prefix === PEER && value.length > DHT.peerBytes) return key // strangers add addresses to it: what is held stays
     this.delete(key)
     super.put(key, value, options)
     const shelf = this.#shelves.get(prefix)
@@ -241,15 +240,22 @@ function limitRate (handlers) {
   }
 }
 
-/** As `few`, for answers. */
-function boundAnswers (network) {
+/**
+ * As `few`, for answers. The library adds the addresses that they tell of a peer to all that it was ever told, without end, and dials them
+ * one after the other: here the last telling counts, and of who is connected none but its own.
+ */
+function boundAnswers (network, { peerId, peerStore, connectionManager }) {
   const { sendRequest } = network
   network.safeDispatchEvent = () => false // here the library tells of all of them
   network.sendRequest = async function * (...request) {
     for await (const event of sendRequest.apply(network, request)) {
       if (event.name === 'PEER_RESPONSE') {
         Object.assign(event, { closer: few(event.closer), providers: few(event.providers) })
-        for (const detail of [...event.closer, ...event.providers]) network.dispatchEvent(new CustomEvent('peer', { detail }))
+        for (const detail of [...event.closer, ...event.providers]) {
+          if (peerId.equals(detail.id) || connectionManager.getConnections(detail.id).length > 0 || detail.multiaddrs.length === 0) continue
+          await peerStore.patch(detail.id, { multiaddrs: detail.multiaddrs })
+          network.dispatchEvent(new CustomEvent('peer', { detail }))
+        }
       }
       yield event
     }
@@ -276,7 +282,7 @@ export const kademlia = (careless) => (components) => {
   kad.held = new Providers()
   keepProviders(handlers, kad.held, components)
   limitRate([handlers.ADD_PROVIDER, handlers.PUT_VALUE])
-  boundAnswers(kad.network)
+  boundAnswers(kad.network, components)
   components.datastore.own = components.peerId.toString()
   components.datastore.isNeeded = (name) => {
     if (!name.startsWith(PEER)) return false
