@@ -38,6 +38,7 @@ LEFT_EACH: Final = names.PROVIDER_RECORDS_HELD_MAX // FLOODERS
 GONE, KEPT = FLOOD_EACH - LEFT_EACH - 4, FLOOD_EACH - LEFT_EACH + 4  # of each flooder's records
 FLOODERS_AT_ONCE: Final = 4
 MOVED_TO: Final = "/ip4/127.0.0.1/tcp/4001"
+RSA_ID: Final = bytes([0x12, 32]) + bytes(32)
 LONG_HASH: Final = bytes([0x1E, 127]) + bytes(127)
 SHARED: Final = names.provider_key(bytes(32))
 FAR: Final = bytes(range(32))  # what nobody here holds
@@ -185,7 +186,7 @@ def _thousands(asked: Message) -> Message:
 
 
 async def long_address(peer: Peer, unknown: Peer) -> None:
-    """Of what one tells about another no address is taken that is longer than it may be; the others are."""
+    """Of what one tells about others no address is taken that is too long, and nobody with another key; the rest is."""
     told = {
         "id": ID.from_base58(unknown.peer_id).to_bytes(),
         "addrs": [_short(addr) for addr in (LONG_ADDR, unknown.addr)],
@@ -194,6 +195,7 @@ async def long_address(peer: Peer, unknown: Peer) -> None:
     def answer(asked: Message) -> Message:
         answer = Message(type=asked.type, key=asked.key)
         if asked.type == Message.MessageType.GET_PROVIDERS:
+            answer.providerPeers.add(id=RSA_ID, addrs=told["addrs"])
             answer.providerPeers.add(**told)
         if asked.type == Message.MessageType.FIND_NODE:
             answer.closerPeers.add(**told)
@@ -203,7 +205,9 @@ async def long_address(peer: Peer, unknown: Peer) -> None:
         wire.answer_dht(answer)
         await _has_in_table(peer, wire)
         found = (await peer.do("find_providers", content_hash=FAR.hex()))["providers"]
-    (addrs,) = [one["addrs"] for one in found if one["peer"] == unknown.peer_id]
+    by_peer = {one["peer"]: one["addrs"] for one in found}
+    assert ID(RSA_ID).to_base58() not in by_peer, found
+    addrs = by_peer[unknown.peer_id]
     assert [addr.partition("/p2p/")[0] for addr in addrs] == [unknown.addr.partition("/p2p/")[0]], addrs
 
 

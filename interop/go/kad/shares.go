@@ -26,10 +26,9 @@ type provider struct {
 	age     *list.Element // among those of its peer
 }
 
-// shares holds so many at most. Past that one goes of the network with most, of its peer with most, the oldest: all in
+// shares holds providersHeldMax. Past that one goes of the network with most, of its peer with most, the oldest: all in
 // constant time.
 type shares struct {
-	most     int
 	held     int
 	keys     map[string][]*provider // the oldest first
 	networks *tally
@@ -42,9 +41,9 @@ type whose struct {
 	id      peer.ID
 }
 
-func newShares(most int) *shares {
+func newShares() *shares {
 	return &shares{
-		most: most, keys: map[string][]*provider{},
+		keys:     map[string][]*provider{},
 		networks: newTally(), peers: map[string]*tally{}, ages: map[whose]*list.List{},
 	}
 }
@@ -66,7 +65,7 @@ func (s *shares) add(p *provider) {
 	p.age = s.ages[of].PushBack(p)
 	s.keys[p.key] = append(s.keys[p.key], p)
 	s.count(p, 1)
-	if s.held > s.most {
+	if s.held > providersHeldMax {
 		network := s.networks.most()
 		s.remove(s.ages[whose{network, peer.ID(s.peers[network].most())}].Front().Value.(*provider))
 	}

@@ -41,14 +41,14 @@ type store struct {
 	compare func(key, a, b []byte) int
 
 	mu        sync.Mutex
-	records   *aged[record]
+	records   *aged
 	providers *shares
 	puts      map[peer.ID]int
 	period    time.Time
 }
 
 func newStore(c Config) *store {
-	return &store{check: c.Check, compare: c.Compare, records: newAged[record](recordsMax), providers: newShares(providersHeldMax)}
+	return &store{check: c.Check, compare: c.Compare, records: newAged(), providers: newShares()}
 }
 
 // admit counts what others put: it comes before all that costs more.
@@ -106,33 +106,32 @@ func (s *store) getProviders(key []byte) (out []peer.AddrInfo) {
 	return out
 }
 
-// aged holds so many keys at most: what was set longest ago goes first, so that newcomers are never locked out.
-type aged[V any] struct {
-	most  int
+// aged holds recordsMax: what was set longest ago goes first, so that newcomers are never locked out.
+type aged struct {
 	order *list.List // of items, the oldest first
 	at    map[string]*list.Element
 }
 
-type item[V any] struct {
+type item struct {
 	key   string
-	value V
+	value record
 }
 
-func newAged[V any](most int) *aged[V] { return &aged[V]{most, list.New(), map[string]*list.Element{}} }
+func newAged() *aged { return &aged{list.New(), map[string]*list.Element{}} }
 
-func (a *aged[V]) get(key string) (none V, ok bool) {
+func (a *aged) get(key string) (none record, ok bool) {
 	if e := a.at[key]; e != nil {
-		return e.Value.(item[V]).value, true
+		return e.Value.(item).value, true
 	}
 	return none, false
 }
 
-func (a *aged[V]) set(key string, value V) {
+func (a *aged) set(key string, value record) {
 	if e := a.at[key]; e != nil {
 		a.order.Remove(e)
-	} else if len(a.at) >= a.most {
-		oldest := a.order.Remove(a.order.Front()).(item[V])
+	} else if len(a.at) >= recordsMax {
+		oldest := a.order.Remove(a.order.Front()).(item)
 		delete(a.at, oldest.key)
 	}
-	a.at[key] = a.order.PushBack(item[V]{key, value})
+	a.at[key] = a.order.PushBack(item{key, value})
 }

@@ -221,6 +221,8 @@ const few = (peers = []) => peers.slice(0, PEERS_PER_ANSWER)
   .map((peer) => ({ ...peer, multiaddrs: peer.multiaddrs.filter(isShort).slice(0, DHT.addrsPerPeer) }))
 const isShort = (address) => (address.bytes ?? address).length <= DHT.addrBytes // a name in it may be of any length
 
+const isOurs = ({ id }) => id.type === 'Ed25519'
+
 /** What one peer puts and provides is counted. */
 function limitRate (handlers) {
   const counts = new Map()
@@ -250,7 +252,7 @@ function boundAnswers (network, { peerId, peerStore, connectionManager }) {
   network.sendRequest = async function * (...request) {
     for await (const event of sendRequest.apply(network, request)) {
       if (event.name === 'PEER_RESPONSE') {
-        Object.assign(event, { closer: few(event.closer), providers: few(event.providers) })
+        Object.assign(event, { closer: few(event.closer.filter(isOurs)), providers: few(event.providers.filter(isOurs)) })
         for (const detail of [...event.closer, ...event.providers]) {
           if (peerId.equals(detail.id) || connectionManager.getConnections(detail.id).length > 0 || detail.multiaddrs.length === 0) continue
           await peerStore.patch(detail.id, { multiaddrs: detail.multiaddrs })

@@ -180,7 +180,7 @@ pub(crate) struct HeadStore {
 
 impl HeadStore {
     pub fn new(own: PeerId, careless: bool) -> Self {
-        // Twice what others may put: the rest is this peer's own, which never has to go.
+        // Above what others may put there is room for this peer's own, which never has to go.
         let config = MemoryStoreConfig {
             max_records: 2 * RECORDS_MAX,
             max_value_bytes: RECORD_MAX + 1,
@@ -289,7 +289,7 @@ impl RecordStore for HeadStore {
     }
 }
 
-/// Kademlia, whose store knows from whom a record comes, and from which network.
+/// Kademlia, whose store knows from whom a record comes, and from which network: beside it the one of each connection.
 pub(crate) struct Behaviour(pub kad::Behaviour<HeadStore>, HashMap<ConnectionId, Network>);
 
 impl Behaviour {
