@@ -80,6 +80,10 @@ class Asked:
         """Read nothing more, of the whole connection, and talk on until it is closed."""
         await raw.fill(self._stream)
 
+    def stop_reading(self) -> None:
+        """Read nothing more, of the whole connection."""
+        raw.stop_reading(self._stream)
+
     async def end(self) -> None:
         """Nothing more is sent."""
         await self._stream.close()
@@ -105,21 +109,27 @@ class Wire:
         with trio.fail_after(FRAME_S):
             return await self._waiting.receive()
 
-    async def ask(self, *frames_: bytes) -> Asked:
-        """A stream to the one peer that is connected, on which these are written. Raises Unreachable, StreamBroken."""
-        (peer,) = self._network.peers()
-        asked = Asked(await raw.open_stream(self._network, peer))
+    async def ask(self, peer_id: str, *frames_: bytes) -> Asked:
+        """A stream to a peer that has dialled, on which these are written. Raises Unreachable, StreamBroken,
+        TooSlowError."""
+        asked = Asked(await raw.open_stream(self._network, await self._caller(peer_id)))
         await asked.send(*frames_)
         return asked
 
     async def ask_dht(self, peer_id: str, asked: DhtMessage, *told: DhtMessage) -> DhtMessage:
         """What a peer that has dialled answers, after it was told these. Raises Unreachable, StreamBroken,
         TooSlowError."""
+        peer = await self._caller(peer_id)
+        with trio.fail_after(FRAME_S):
+            return await raw.ask_dht(self._network, peer, asked, *told)
+
+    async def _caller(self, peer_id: str) -> bytes:
+        """Who has dialled, once this side knows of it too."""
         peer = ID.from_base58(peer_id).to_bytes()
         with trio.fail_after(FRAME_S):
             while peer not in self._network.peers():
                 await trio.sleep(PROBE_S)
-            return await raw.ask_dht(self._network, peer, asked, *told)
+        return peer
 
     def answer_dht(self, answer: Callable[[DhtMessage], DhtMessage]) -> None:
         """From now on this is what the DHT says here."""

@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Any, Final
 
 from p2p import names
 from p2p.network import PeerId
+
+IPV6_NETWORK_BITS: Final = 56
+NETWORKS_CACHED: Final = 4_096  # addresses; many are looked at again for each newcomer
 
 POINTS: Final = {
     "false answer": 25,  # bytes that are not what was asked for: proved by a hash or a signature
@@ -92,18 +97,21 @@ def _renew(table: dict[PeerId, Any], peer: PeerId, value: Any, count_max: int) -
 # --- which of many must go -----------------------------------------------------------------------------------
 
 
+@lru_cache(NETWORKS_CACHED)
 def network_of(host: str) -> str:
-    """What one party is likely to hold as a whole: an IPv4 address, or the first 64 bits of an IPv6 one."""
-    host = host.partition("%")[0]
-    if ":" not in host:
+    """What one party is likely to hold as a whole: an IPv4 address, or an IPv6 /56 as sites are given it (RIPE-690).
+
+    What is no address, a name say, is a network of its own.
+    """
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
         return host
-    if host.lower().startswith("::ffff:") and "." in host:
-        return host[7:]
-    head, _, tail = host.partition("::")
-    groups = head.split(":") if head else []
-    missing = 8 - len(groups) - (len(tail.split(":")) if tail else 0)
-    groups += ["0"] * missing + (tail.split(":") if tail else []) if "::" in host else []
-    return ":".join(group.lstrip("0") or "0" for group in groups[:4]) + "::/64"
+    if isinstance(address, IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((address, IPV6_NETWORK_BITS), strict=False))
 
 
 def is_loopback(host: str) -> bool:

@@ -24,6 +24,7 @@ type provider struct {
 	addrs   []multiaddr.Multiaddr
 	at      time.Time
 	age     *list.Element // among those of its peer
+	order   *list.Element // among all
 }
 
 // shares holds providersHeldMax. Past that one goes of the network with most, of its peer with most, the oldest: all in
@@ -34,6 +35,7 @@ type shares struct {
 	networks *tally
 	peers    map[string]*tally    // of each network
 	ages     map[whose]*list.List // of providers, the oldest first
+	all      *list.List           // of providers, the oldest first
 }
 
 type whose struct {
@@ -44,13 +46,13 @@ type whose struct {
 func newShares() *shares {
 	return &shares{
 		keys:     map[string][]*provider{},
-		networks: newTally(), peers: map[string]*tally{}, ages: map[whose]*list.List{},
+		networks: newTally(), peers: map[string]*tally{}, ages: map[whose]*list.List{}, all: list.New(),
 	}
 }
 
 func (s *shares) add(p *provider) {
-	for in := s.keys[p.key]; len(in) > 0 && p.at.Sub(in[0].at) > heldFor; in = s.keys[p.key] {
-		s.remove(in[0])
+	for s.held > 0 && p.at.Sub(s.oldest().at) > heldFor {
+		s.remove(s.oldest())
 	}
 	in := s.keys[p.key]
 	if i := slices.IndexFunc(in, func(other *provider) bool { return other.id == p.id }); i >= 0 {
@@ -62,7 +64,7 @@ func (s *shares) add(p *provider) {
 	if s.ages[of] == nil {
 		s.ages[of] = list.New()
 	}
-	p.age = s.ages[of].PushBack(p)
+	p.age, p.order = s.ages[of].PushBack(p), s.all.PushBack(p)
 	s.keys[p.key] = append(s.keys[p.key], p)
 	s.count(p, 1)
 	if s.held > providersHeldMax {
@@ -71,9 +73,12 @@ func (s *shares) add(p *provider) {
 	}
 }
 
+func (s *shares) oldest() *provider { return s.all.Front().Value.(*provider) }
+
 func (s *shares) remove(p *provider) {
 	of := whose{p.network, p.id}
 	s.ages[of].Remove(p.age)
+	s.all.Remove(p.order)
 	if s.ages[of].Len() == 0 {
 		delete(s.ages, of)
 	}
@@ -147,7 +152,7 @@ func oldestOfMost(in []*provider) *provider {
 	return most
 }
 
-// networkOf: an IPv4 address, or the first 64 bits of an IPv6 one. All that is neither counts as one.
+// networkOf: an IPv4 address, or the first 56 bits of an IPv6 one. All that is neither counts as one.
 func networkOf(remote multiaddr.Multiaddr) string {
 	ip, err := manet.ToIP(remote)
 	if err != nil {
@@ -156,5 +161,5 @@ func networkOf(remote multiaddr.Multiaddr) string {
 	if v4 := ip.To4(); v4 != nil {
 		return string(v4)
 	}
-	return string(ip[:8])
+	return string(ip[:7])
 }

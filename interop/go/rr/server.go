@@ -12,6 +12,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -30,7 +31,8 @@ const (
 	streamsOpen   = 256         // with those that wait to be served, or hear that they are too many: what is above is reset
 	placeWait     = time.Second // for one among these: those of before may have ended, and their end be under way
 	retryAfterMS  = 100
-	smallPart     = 64 // what a part counts at least, so that empty ones have an end
+	waitingMax    = 128 << 20 // bytes of answers that nobody has read yet, of all peers together
+	smallPart     = 64        // what a part counts at least, so that empty ones have an end
 )
 
 // Method answers with one body, or with parts and a last body. An error is sent as what it is: an Error as it stands, a
@@ -49,11 +51,13 @@ var largeMethods = []string{"submit_actions", "commit_batch", "execute_batch"}
 type Server struct {
 	methods                 map[string]Method
 	open, streams, inFlight *share.Share
+	waiting                 atomic.Int64 // bytes of answers
 }
 
 // NewServer serves these methods, by name, to a host that has Serve as the handler of Protocol's streams.
 func NewServer(methods map[string]Method) *Server {
-	return &Server{methods, share.New(streamsOpen, math.MaxInt), share.New(streamsPeer, math.MaxInt), share.New(inFlightPeer, inFlightTotal)}
+	return &Server{methods: methods, open: share.New(streamsOpen, math.MaxInt), streams: share.New(streamsPeer, math.MaxInt),
+		inFlight: share.New(inFlightPeer, inFlightTotal)}
 }
 
 // serving is one stream that another peer opened.
@@ -82,7 +86,7 @@ func (s *Server) Serve(stream network.Stream) {
 	defer s.open.Give(from)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	t := &serving{server: s, stream: stream, from: from, w: newFrameWriter(ctx, cancel, stream), ctx: ctx, cancel: cancel,
+	t := &serving{server: s, stream: stream, from: from, w: newFrameWriter(ctx, cancel, stream, &s.waiting), ctx: ctx, cancel: cancel,
 		served: s.streams.Take(from), inFlight: map[uint32]bool{}}
 	err := t.read()
 	if t.served {
@@ -175,6 +179,8 @@ func (t *serving) request(f *Frame) error {
 		return t.tell(f.ID, &Error{Code: codeUnsupported, Message: "no such method here"})
 	case m.Parts != nil && others > 0:
 		return t.tell(f.ID, badRequest(errors.New("a parts method needs a stream of its own")))
+	case t.server.waiting.Load() > waitingMax:
+		return t.tell(f.ID, busy("too much that is not read yet"))
 	case others >= InFlight:
 		return t.tell(f.ID, busy("too many requests in flight"))
 	}

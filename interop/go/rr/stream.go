@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -34,6 +35,7 @@ type frameWriter struct {
 	stream network.Stream
 	ctx    context.Context
 	done   chan struct{}
+	all    *atomic.Int64 // the loads of several writers
 
 	mu     sync.Mutex
 	turn   *sync.Cond // of the writer, for a frame, and of those who push, for room
@@ -42,8 +44,8 @@ type frameWriter struct {
 	closed bool
 }
 
-func newFrameWriter(ctx context.Context, cancel func(), s network.Stream) *frameWriter {
-	w := &frameWriter{stream: s, ctx: ctx, done: make(chan struct{})}
+func newFrameWriter(ctx context.Context, cancel func(), s network.Stream, all *atomic.Int64) *frameWriter {
+	w := &frameWriter{stream: s, ctx: ctx, done: make(chan struct{}), all: all}
 	w.turn = sync.NewCond(&w.mu)
 	context.AfterFunc(ctx, w.wake)
 	go func() {
@@ -51,6 +53,9 @@ func newFrameWriter(ctx context.Context, cancel func(), s network.Stream) *frame
 		if w.run() != nil {
 			cancel() // a reader too slow, or gone: whoever pushes or handles learns it
 		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.count(-w.load) // nothing is pushed any more
 	}()
 	return w
 }
@@ -89,7 +94,7 @@ func (w *frameWriter) push(ctx context.Context, b []byte, queued ...func()) erro
 		do()
 	}
 	w.queue = append(w.queue, b)
-	w.load += loadOf(b)
+	w.count(loadOf(b))
 	w.turn.Broadcast()
 	return nil
 }
@@ -110,6 +115,11 @@ func (w *frameWriter) flush() error {
 // loadOf counts what a frame costs beside its bytes, so that empty ones fill the queue too.
 func loadOf(b []byte) int { return len(b) + 64 }
 
+func (w *frameWriter) count(by int) {
+	w.load += by
+	w.all.Add(int64(by))
+}
+
 func (w *frameWriter) run() error {
 	buf := make([]byte, 0, joinedMax)
 	for {
@@ -124,7 +134,7 @@ func (w *frameWriter) run() error {
 			return err
 		}
 		w.mu.Lock()
-		w.load -= load
+		w.count(-load)
 		w.turn.Broadcast()
 		w.mu.Unlock()
 	}

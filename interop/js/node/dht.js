@@ -74,23 +74,27 @@ class Tally {
 
 /** The provider records of others, each with the addresses that came with it: who floods displaces himself. */
 class Providers {
-  #held = 0
+  #all = new Set() // the oldest first
   #records = new Map() // multihash -> records by peer, the oldest first
   #networks = new Tally()
   #peers = new Map() // network -> Tally
   #ages = new Map() // network and peer -> records, the oldest first
 
   add (multihash, peerId, network, addresses) {
+    for (const old of this.#all) {
+      if (!isOver(old)) break
+      this.#remove(old)
+    }
     const [content, peer] = [toHex(multihash), peerId.toString()]
     const there = this.#records.get(content)
-    for (const old of there?.values() ?? []) if (isOver(old)) this.#remove(old)
     if (there?.has(peer)) this.#remove(there.get(peer))
     if (there?.size >= DHT.providersPerKey) this.#remove(leastWorth([...there.values()]))
     const record = { content, peer, id: peerId.toMultihash().bytes, network, addresses, at: Date.now() }
+    this.#all.add(record)
     at(this.#records, content, Map).set(peer, record)
     at(this.#ages, whose(record), Set).add(record)
     this.#count(record, 1)
-    if (this.#held <= DHT.providerRecordsHeld) return
+    if (this.#all.size <= DHT.providerRecordsHeld) return
     const most = this.#networks.most
     this.#remove(this.#ages.get(whose({ network: most, peer: this.#peers.get(most).most })).values().next().value)
   }
@@ -98,6 +102,7 @@ class Providers {
   of (multihash) { return [...this.#records.get(toHex(multihash))?.values() ?? []].filter((record) => !isOver(record)) }
 
   #remove (record) {
+    this.#all.delete(record)
     for (const [held, key, one] of [[this.#records, record.content, record.peer], [this.#ages, whose(record), record]]) {
       held.get(key).delete(one)
       if (held.get(key).size === 0) held.delete(key)
@@ -106,7 +111,6 @@ class Providers {
   }
 
   #count ({ network, peer }, by) {
-    this.#held += by
     this.#networks.change(network, by)
     at(this.#peers, network, Tally).change(peer, by)
     if (this.#peers.get(network).isEmpty) this.#peers.delete(network)
@@ -181,9 +185,9 @@ class BoundedStore extends MemoryDatastore {
 }
 
 const boundOf = (name) => BOUNDS.find(([prefix]) => name.startsWith(prefix)) ?? []
-const NETWORK_BYTES = { ip4: [1, 5], ip6: [1, 9] } // behind the protocol's number
+const NETWORK_BYTES = { ip4: [1, 5], ip6: [1, 8] } // behind the protocol's number
 
-/** An IPv4 address, or the first 64 bits of an IPv6 one. All that is neither counts as one. */
+/** An IPv4 address, or the first 56 bits of an IPv6 one. All that is neither counts as one. */
 function networkOf (connection) {
   const remote = connection?.remoteAddr
   const [from, to] = NETWORK_BYTES[remote?.getComponents()[0].name] ?? [0, 0]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use awnet::frames::{BAD_REQUEST, BUSY, Frame, RrError};
 use awnet::streams::Conduit;
-use awnet::wire::{FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, lock, outbox, write_frames};
+use awnet::wire::{FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, is_full, lock, outbox, write_frames};
 use futures::future::BoxFuture;
 use futures::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit as Permit, Semaphore};
@@ -141,7 +141,7 @@ async fn read_requests(library: &Library, mut reader: FrameReader, queue: Outbox
         let taken = places.take(&of_stream, reader.read_at + PLACE_WAIT).await;
         let refused = |code, why: &str| Err(RrError::new(code, why));
         let answer = match request {
-            _ if taken.is_none() => refused(BUSY, "too many in flight"),
+            _ if taken.is_none() || is_full() => refused(BUSY, "too many in flight, or too much not read yet"),
             None => refused(BAD_REQUEST, "the request is too large"),
             Some((method, body)) if library.has_parts(&method) => {
                 if lock(&in_flight).is_empty() {

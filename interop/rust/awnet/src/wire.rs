@@ -1,6 +1,7 @@
 //! Frames in and out of one stream, for both of its sides. Hides buffers and batches; guarantees that a frame is whole or an
 //! error, that it is read within its time, and that what waits to be written is bounded in bytes.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ pub const WRITE: Duration = Duration::from_secs(30);
 const QUEUE_FRAMES: usize = 64;
 /// What waits for a slow reader of one stream.
 const QUEUE_BYTES: usize = 1 << 20;
+/// What waits for slow readers of all streams together: above it nobody should be given more to wait for.
+const WAITING_BYTES: usize = 128 << 20;
+static WAITING: AtomicUsize = AtomicUsize::new(0);
 const CHUNK: usize = 65_536;
 const WRITE_BATCH: usize = 65_536;
 const FRAME_TOTAL: Duration = Duration::from_secs(30);
@@ -95,14 +99,35 @@ impl FrameReader {
     }
 }
 
+/// The room of its stream that a frame takes while it waits, which counts for all streams too.
+struct Held(Permit);
+
+impl Held {
+    fn new(room: Permit) -> Self {
+        WAITING.fetch_add(room.num_permits(), Relaxed);
+        Held(room)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(self.0.num_permits(), Relaxed);
+    }
+}
+
+/// Whether more waits for slow readers than WAITING_BYTES.
+pub fn is_full() -> bool {
+    WAITING.load(Relaxed) > WAITING_BYTES
+}
+
 /// Where the frames of a stream wait for its writer, bounded by their bytes.
 pub struct Outbox {
-    queue: mpsc::Sender<(Vec<u8>, Permit)>,
+    queue: mpsc::Sender<(Vec<u8>, Held)>,
     room: Arc<Semaphore>,
 }
 
 pub struct Inbox {
-    queue: mpsc::Receiver<(Vec<u8>, Permit)>,
+    queue: mpsc::Receiver<(Vec<u8>, Held)>,
     room: Arc<Semaphore>,
 }
 
@@ -116,7 +141,7 @@ impl Outbox {
     pub async fn send(&self, frame: Vec<u8>) -> bool {
         let bytes = frame.len().min(QUEUE_BYTES) as u32;
         match self.room.clone().acquire_many_owned(bytes).await {
-            Ok(held) => self.queue.send((frame, held)).await.is_ok(),
+            Ok(room) => self.queue.send((frame, Held::new(room))).await.is_ok(),
             Err(_) => false,
         }
     }
@@ -133,12 +158,13 @@ impl Drop for Inbox {
 /// because each flush costs the other side a noise message and a yamux frame. An empty frame fails where the other side has
 /// reset the stream: yamux tells that only to who writes.
 pub async fn write_frames(out: &mut WriteHalf<Stream>, mut inbox: Inbox) -> std::io::Result<()> {
-    while let Some((mut batch, mut held)) = inbox.queue.recv().await {
+    while let Some((mut batch, held)) = inbox.queue.recv().await {
+        let mut held = vec![held]; // until they are written
         tokio::task::yield_now().await;
         while batch.len() < WRITE_BATCH {
             let Ok((next, more)) = inbox.queue.try_recv() else { break };
             batch.extend_from_slice(&next);
-            held.merge(more);
+            held.push(more);
         }
         let written = timeout(WRITE, async {
             if batch.is_empty() {

@@ -34,13 +34,13 @@ const PROVIDERS_PER_KEY_MAX: usize = 20;
 const PUTS_PER_PERIOD_MAX: u32 = 500;
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// An IPv4 address, or the first 64 bits of an IPv6 one. All that is neither counts as one.
+/// An IPv4 address, or the first 56 bits of an IPv6 one. All that is neither counts as one.
 type Network = Vec<u8>;
 
 fn network_of(remote: &Multiaddr) -> Network {
     match remote.iter().next() {
         Some(Protocol::Ip4(address)) => address.octets().to_vec(),
-        Some(Protocol::Ip6(address)) => address.octets()[..8].to_vec(),
+        Some(Protocol::Ip6(address)) => address.octets()[..7].to_vec(),
         _ => Network::new(),
     }
 }
