@@ -125,8 +125,7 @@ async def fetched(one: Process, other: Process, run: int) -> float:
 def connects(commands: Commands, directory: Path, count: int) -> Measure:
     """Dialled and identified, one after the other, by the median; what it takes to part is not counted.
 
-    By two peers that have just started: js-libp2p dials the neighbours in its DHT, whom it chooses every five seconds,
-    again as soon as they part, whoever of the two parted.
+    By two peers that have just started, so that neither looks up anybody in the DHT, and dials in between.
     """
 
     async def measure(one: Process, other: Process, run: int) -> float:

@@ -19,7 +19,7 @@ from interop.driver import CommandFailed, Ground, Peer
 from interop.steps import body, connected, encoded, in_table, until
 from interop.witness import Asked, Wire, open_wire
 from p2p import frames, names
-from p2p.errors import Code, StreamBroken
+from p2p.errors import Code, StreamBroken, Unreachable
 
 REST_S: Final = 12.0  # less than a reader may take (request_total_ms)
 UNREAD_PARTS: Final = 200  # more than the sockets of both sides hold
@@ -31,6 +31,7 @@ FILLED_S: Final = 3.0  # then the sockets are full
 PARTS: Final = 40  # of 256 KiB: more than anybody sends ahead of who reads
 SHORT_MS, BETWEEN_MS, LONG_MS = 500, 3_500, 7_000  # far apart: whoever measures them may be held up
 TIMES: Final = {"short": SHORT_MS, "long": LONG_MS}
+CHOSEN_S, PARTED_S = 6.0, 1.0  # js-libp2p looks every 5 s whom it should keep
 SOON_S: Final = 0.1  # for a command to be on its way before the next one
 PROVIDERS: Final = 5_000  # as many as a DHT message holds
 LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
@@ -64,7 +65,11 @@ async def strangers(ground: Ground, *, language: str) -> None:
     await long_address(peer, await ground.start(language, 5))
     await long_address_told(peer)
     await strange_key(peer)
+    await long_message(peer)
+    if language != "rust":  # it has 32, and a newcomer takes the place of a silent one
+        await many_dht_streams(peer)
     await flood(peer, other)
+    await stays_parted(peer, other)
     await alone(ground, third)
 
 
@@ -282,6 +287,38 @@ async def strange_key(peer: Peer) -> None:
             assert not answer.providerPeers, answer
 
 
+async def long_message(peer: Peer) -> None:
+    """A DHT message that is longer than it may be is refused."""
+    find = partial(Message, type=Message.MessageType.FIND_NODE)
+    async with open_wire() as wire:
+        await peer.do("dial", addr=wire.addr)
+        try:
+            answer = await wire.ask_dht(peer.peer_id, find(key=bytes(names.DHT_MESSAGE_BYTES_MAX)))
+        except StreamBroken:
+            return
+        raise AssertionError(f"{len(answer.key)} bytes of a key were answered")
+
+
+async def many_dht_streams(peer: Peer) -> None:
+    """Who holds as many DHT streams as a peer may gets no other, until it lets go of them."""
+    asked = Message(type=Message.MessageType.FIND_NODE, key=SHARED)
+    async with open_wire() as wire:
+        await peer.do("dial", addr=wire.addr)
+
+        async def is_answered() -> bool:
+            try:
+                await wire.ask_dht(peer.peer_id, asked)
+            except (StreamBroken, Unreachable):
+                return False
+            return True
+
+        silent = [await wire.hold_dht(peer.peer_id) for _ in range(names.DHT_STREAMS_PER_PEER_MAX)]
+        assert not await is_answered()
+        for stream in silent:
+            await stream.end()
+        await until(is_answered, f"{peer.name} answers again, now that the silent streams have ended")
+
+
 async def flood(peer: Peer, other: Peer) -> None:
     """Many who tell as much as they may, more than is held in all, displace what they told first, and nobody else."""
     honest = bytes.fromhex((await other.do("put_blob", data="cdef"))["content_hash"])
@@ -335,6 +372,17 @@ async def _has_in_table(peer: Peer, wire: Wire) -> None:
         return wire.peer_id in (await peer.do("dht_peers"))["peers"]
 
     await until(has, f"{peer.name} has who answers by hand in its table")
+
+
+async def stays_parted(peer: Peer, other: Peer) -> None:
+    """Who is let go is not dialled again at once, by neither side, however near they are in the DHT."""
+    await in_table(peer, other)
+    await in_table(other, peer)
+    await trio.sleep(CHOSEN_S)
+    await peer.do("disconnect", peer=other.peer_id)
+    await other.event("disconnected", peer=peer.peer_id)
+    await trio.sleep(PARTED_S)
+    assert other.peer_id not in (await peer.do("peers"))["peers"], f"{peer.name} is connected again"
 
 
 async def alone(ground: Ground, peer: Peer) -> None:

@@ -116,6 +116,11 @@ class Wire:
         await asked.send(*frames_)
         return asked
 
+    async def hold_dht(self, peer_id: str) -> Asked:
+        """A DHT stream to a peer that has dialled. Raises Unreachable."""
+        peer = await self._caller(peer_id)
+        return Asked(await raw.open_stream(self._network, peer, names.KAD_PROTOCOL))
+
     async def ask_dht(self, peer_id: str, asked: DhtMessage, *told: DhtMessage) -> DhtMessage:
         """What a peer that has dialled answers, after it was told these. Raises Unreachable, StreamBroken,
         TooSlowError."""

@@ -59,7 +59,7 @@ func failure(err error) fields {
 	var told *rr.Error
 	var stream *rr.StreamError
 	switch {
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, rr.ErrTooMany):
 		kind = "usage"
 	case errors.As(err, &told):
 		return fields{"kind": "rr", "message": told.Message, "code": told.Code, "name": told.Name(),

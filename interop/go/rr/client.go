@@ -19,7 +19,7 @@ import (
 	"aw/interop/share"
 )
 
-// WaitingMax bounds the calls in one session, with those that wait for one of its InFlight places: a further one fails at once.
+// WaitingMax bounds the calls in one session, with those that wait for one of its InFlight places: a further one is ErrTooMany.
 const WaitingMax = 4096
 
 // Client sends requests: in one session with each peer, or on streams of their own.
@@ -152,7 +152,7 @@ func (s *session) enter() error {
 		return ErrEnded
 	}
 	if s.calls >= WaitingMax {
-		return errors.New("too many requests without an answer")
+		return ErrTooMany
 	}
 	s.calls++
 	return nil

@@ -12,10 +12,12 @@ import (
 
 var (
 	// ErrEnded: the stream ended, whoever did it.
-	ErrEnded    error = &StreamError{errors.New("the stream has ended")}
-	errIdle           = errors.New("no frame has begun in time")
-	errStuck          = errors.New("the server owes answers only to those who have given up")
-	ErrTooLarge       = errors.New("the answer is above the limit")
+	ErrEnded error = &StreamError{errors.New("the stream has ended")}
+	errIdle        = errors.New("no frame has begun in time")
+	errStuck       = errors.New("the server owes answers only to those who have given up")
+	// ErrTooMany: WaitingMax calls wait for this peer.
+	ErrTooMany  = errors.New("too many requests without an answer")
+	ErrTooLarge = errors.New("the answer is above the limit")
 	// ErrReset is what a method returns that wants its stream reset.
 	ErrReset = errors.New("reset")
 )

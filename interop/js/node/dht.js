@@ -1,6 +1,6 @@
 /**
  * The DHT: that section of docs/protocol.md, on the library's Kademlia. Hides where the library differs: it stores without select, takes
- * a provider key for a CID, looks through all that it has for the providers of one, and has no bounds.
+ * a provider key for a CID, looks through all that it has for the providers of one, and has no bounds (but messages of 4 MiB).
  */
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { peerIdFromCID } from '@libp2p/peer-id'
@@ -19,7 +19,7 @@ import { LIMITS } from '../lib/limits.js'
 /** The numbers of the section "Limits" that are the DHT's. */
 const DHT = Object.freeze({
   recordBytes: 8_192, recordsHeld: 4_096, providerRecordsHeld: 16_384, providersPerKey: 20, addProviderPer10s: 500, addrsPerPeer: 16,
-  addrBytes: 128, dhtLookupMs: 15_000, providerMs: 48 * 3_600_000
+  addrBytes: 128, messageBytes: 262_144, streamsPerPeer: 16, dhtLookupMs: 15_000, providerMs: 48 * 3_600_000
 })
 const RAW = 0x55
 const BLAKE3 = 0x1e
@@ -56,7 +56,7 @@ class Tally {
   #highest = 0
 
   change (name, by) {
-    const before = this.#counts.get(name) ?? 0
+    const before = this.of(name)
     const after = before + by
     if (this.#names.get(before)?.delete(name) && this.#names.get(before).size === 0) this.#names.delete(before)
     this.#counts.delete(name)
@@ -68,6 +68,7 @@ class Tally {
     if (after > this.#highest || !this.#names.has(this.#highest)) this.#highest = after
   }
 
+  of (name) { return this.#counts.get(name) ?? 0 }
   get most () { return this.#names.get(this.#highest).values().next().value }
   get isEmpty () { return this.#counts.size === 0 }
 }
@@ -268,6 +269,68 @@ function boundAnswers (network, { peerId, peerStore, connectionManager }) {
   }
 }
 
+/**
+ * Resets a stream on which a message begins that is longer than it may be, or on which more waits than two of the longest.
+ * @returns {() => void} to be called for each message that was taken
+ */
+function boundMessages (stream) {
+  const sizes = [] // of those that were not taken, as far as they have begun
+  let [unread, size, bits, left] = [0, 0, 0, 0]
+  const begin = (byte) => { // one more of a message's length: a varint
+    size += (byte & 0x7f) * 2 ** bits
+    bits += 7
+    if (byte >= 0x80) return
+    sizes.push(size + bits / 7)
+    left = size
+    if (size <= DHT.messageBytes) size = bits = 0
+  }
+  stream.addEventListener('message', ({ data }) => {
+    unread += data.byteLength
+    const bytes = data.subarray()
+    for (let at = 0; at < bytes.length && size <= DHT.messageBytes;) {
+      if (left === 0) begin(bytes[at++])
+      const passed = Math.min(left, bytes.length - at)
+      left -= passed
+      at += passed
+    }
+    const isTooMuch = size > DHT.messageBytes || unread > 2 * DHT.messageBytes
+    if (isTooMuch) queueMicrotask(() => stream.abort(new Refused('a DHT message larger than it may be, or too many at once')))
+  })
+  return () => { unread -= sizes.shift() }
+}
+
+function boundStreams ({ rpc, network }) {
+  const { onIncomingStream } = rpc
+  const { _writeReadMessage: ask } = network
+  const open = new Tally()
+  rpc.onIncomingStream = async (stream, connection) => {
+    const peer = connection.remotePeer.toString()
+    open.change(peer, 1)
+    stream.addEventListener('close', () => open.change(peer, -1), { once: true })
+    if (open.of(peer) > DHT.streamsPerPeer) return stream.abort(new Refused('too many DHT streams'))
+    const isTaken = boundMessages(stream)
+    const serving = Object.assign(Object.create(rpc), {
+      async handleMessage (...message) {
+        isTaken()
+        return await rpc.handleMessage(...message)
+      }
+    })
+    await onIncomingStream.call(serving, stream, connection)
+  }
+  network._writeReadMessage = async (stream, ...message) => {
+    boundMessages(stream)
+    return await ask.call(network, stream, ...message)
+  }
+}
+
+/** The library tags its nearest peers so that libp2p dials them again within 20 ms of parting, whoever parted; here they keep the tag of their worth alone. */
+function letGo ({ closestPeerTagger }, { peerId, peerStore }) {
+  closestPeerTagger.components = {
+    peerId,
+    peerStore: { merge: (peer, { tags }) => peerStore.merge(peer, { tags: { [closestPeerTagger.closeTagName]: tags[closestPeerTagger.closeTagName] } }) }
+  }
+}
+
 export const datastoreOf = (careless) => new BoundedStore(careless)
 
 export const KAD_PROTOCOL = '/aw/kad/1.0.0'
@@ -289,6 +352,8 @@ export const kademlia = (careless) => (components) => {
   keepProviders(handlers, kad.held, components)
   limitRate([handlers.ADD_PROVIDER, handlers.PUT_VALUE])
   boundAnswers(kad.network, components)
+  boundStreams(kad)
+  letGo(kad.routingTable, components)
   components.datastore.own = components.peerId.toString()
   components.datastore.isNeeded = (name) => {
     if (!name.startsWith(PEER)) return false
