@@ -80,9 +80,10 @@ class Asked:
         """Read nothing more, of the whole connection, and talk on until it is closed."""
         await raw.fill(self._stream)
 
-    def stop_reading(self) -> None:
-        """Read nothing more, of the whole connection."""
-        raw.stop_reading(self._stream)
+    @property
+    def is_reset(self) -> bool:
+        """Whether the peer has reset the stream."""
+        return raw.is_reset(self._stream)
 
     async def end(self) -> None:
         """Nothing more is sent."""

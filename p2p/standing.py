@@ -99,7 +99,7 @@ def _renew(table: dict[PeerId, Any], peer: PeerId, value: Any, count_max: int) -
 
 @lru_cache(NETWORKS_CACHED)
 def network_of(host: str) -> str:
-    """What one party is likely to hold as a whole: an IPv4 address, or an IPv6 /56 as sites are given it (RIPE-690).
+    """What one party is likely to hold as a whole: an IPv4 address, or an IPv6 /56 (RIPE-690: the least for a site).
 
     What is no address, a name say, is a network of its own.
     """

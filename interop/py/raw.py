@@ -126,17 +126,17 @@ async def _never(_: int | None = None) -> bytes:
     await trio.sleep_forever()
 
 
-def stop_reading(stream: Libp2pStream) -> None:
-    """Read nothing more of the stream's connection, however much may come."""
-    socket = stream._stream.muxed_stream.conn.secured_conn.conn.read_writer.read_write_closer
-    getattr(socket, "stream", socket).read = _never
+def is_reset(stream: Libp2pStream) -> bool:
+    """Whether the other side has reset the stream."""
+    return bool(stream._stream.muxed_stream.reset_received)
 
 
 async def fill(stream: Libp2pStream) -> None:
-    """Read nothing more of the connection; give the stream room, and talk on until the other side closes it."""
-    stop_reading(stream)
+    """Read nothing more of the stream's connection, however much may come; talk on until the other side closes it."""
     muxed = stream._stream.muxed_stream
     secured = muxed.conn.secured_conn
+    socket = secured.conn.read_writer.read_write_closer
+    getattr(socket, "stream", socket).read = _never
     window = ROOM_BYTES
     with suppress(BaseLibp2pError, trio.BrokenResourceError, trio.ClosedResourceError):
         while True:

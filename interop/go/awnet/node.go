@@ -89,7 +89,7 @@ func limits() (network.ResourceManager, error) {
 		return []rcmgr.ConnLimitPerSubnet{{PrefixLength: bits, ConnCount: connsPerIP}}
 	}
 	// The library takes 8 connections of an address, and 16 new ones, then one in 5 s; loopback it does not count.
-	return rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised), rcmgr.WithLimitPerSubnet(each(32), each(64)),
+	return rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised), rcmgr.WithLimitPerSubnet(each(32), each(56)),
 		rcmgr.WithConnRateLimiters(&rate.Limiter{}))
 }
 

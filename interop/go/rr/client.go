@@ -9,7 +9,6 @@ import (
 	"errors"
 	"math"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -141,7 +140,7 @@ func (c *Client) enterOpen(p peer.ID) (*session, error) {
 
 func newSession(stream network.Stream) *session {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	return &session{w: newFrameWriter(ctx, func() { cancel(ErrEnded) }, stream, new(atomic.Int64)), cancel: cancel,
+	return &session{w: newFrameWriter(ctx, func() { cancel(ErrEnded) }, stream, &crowd{isFull: func() bool { return false }}), cancel: cancel,
 		places: make(chan struct{}, InFlight), asked: map[uint32]chan *Frame{}}
 }
 

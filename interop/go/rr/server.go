@@ -12,7 +12,6 @@ import (
 	"math"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -51,13 +50,14 @@ var largeMethods = []string{"submit_actions", "commit_batch", "execute_batch"}
 type Server struct {
 	methods                 map[string]Method
 	open, streams, inFlight *share.Share
-	waiting                 atomic.Int64 // bytes of answers
+	crowd                   *crowd
 }
 
 // NewServer serves these methods, by name, to a host that has Serve as the handler of Protocol's streams.
 func NewServer(methods map[string]Method) *Server {
-	return &Server{methods: methods, open: share.New(streamsOpen, math.MaxInt), streams: share.New(streamsPeer, math.MaxInt),
-		inFlight: share.New(inFlightPeer, inFlightTotal)}
+	s := &Server{methods, share.New(streamsOpen, math.MaxInt), share.New(streamsPeer, math.MaxInt), share.New(inFlightPeer, inFlightTotal), &crowd{}}
+	s.crowd.isFull = func() bool { return s.crowd.load.Load() > waitingMax || s.inFlight.IsFull() }
+	return s
 }
 
 // serving is one stream that another peer opened.
@@ -86,7 +86,7 @@ func (s *Server) Serve(stream network.Stream) {
 	defer s.open.Give(from)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	t := &serving{server: s, stream: stream, from: from, w: newFrameWriter(ctx, cancel, stream, &s.waiting), ctx: ctx, cancel: cancel,
+	t := &serving{server: s, stream: stream, from: from, w: newFrameWriter(ctx, cancel, stream, s.crowd), ctx: ctx, cancel: cancel,
 		served: s.streams.Take(from), inFlight: map[uint32]bool{}}
 	err := t.read()
 	if t.served {
@@ -179,7 +179,7 @@ func (t *serving) request(f *Frame) error {
 		return t.tell(f.ID, &Error{Code: codeUnsupported, Message: "no such method here"})
 	case m.Parts != nil && others > 0:
 		return t.tell(f.ID, badRequest(errors.New("a parts method needs a stream of its own")))
-	case t.server.waiting.Load() > waitingMax:
+	case t.server.crowd.load.Load() > waitingMax:
 		return t.tell(f.ID, busy("too much that is not read yet"))
 	case others >= InFlight:
 		return t.tell(f.ID, busy("too many requests in flight"))

@@ -24,18 +24,25 @@ const (
 	joinedMax    = 64 << 10         // bytes of frames joined into one write
 	firstByte    = 10 * time.Second // to the first request of a stream
 	frameTime    = 30 * time.Second // from a frame's first byte to its last, and for one write
+	hurriedTime  = time.Second      // for one write while others wait for what it holds
 	sessionIdle  = 60 * time.Second // a client retires what rested so long, a server ends it after twice that: so no request meets an end
 	yieldsBefore = 16
 	// A reset throws away what the other side has not read yet: an answer before it is given this long.
 	linger = 100 * time.Millisecond
 )
 
+// crowd is what several writers hold together.
+type crowd struct {
+	load   atomic.Int64
+	isFull func() bool // whether others wait for it
+}
+
 // frameWriter is the only writer of a stream. It ends with its context, or when it is closed and all is written.
 type frameWriter struct {
 	stream network.Stream
 	ctx    context.Context
 	done   chan struct{}
-	all    *atomic.Int64 // the loads of several writers
+	crowd  *crowd
 
 	mu     sync.Mutex
 	turn   *sync.Cond // of the writer, for a frame, and of those who push, for room
@@ -44,8 +51,8 @@ type frameWriter struct {
 	closed bool
 }
 
-func newFrameWriter(ctx context.Context, cancel func(), s network.Stream, all *atomic.Int64) *frameWriter {
-	w := &frameWriter{stream: s, ctx: ctx, done: make(chan struct{}), all: all}
+func newFrameWriter(ctx context.Context, cancel func(), s network.Stream, c *crowd) *frameWriter {
+	w := &frameWriter{stream: s, ctx: ctx, done: make(chan struct{}), crowd: c}
 	w.turn = sync.NewCond(&w.mu)
 	context.AfterFunc(ctx, w.wake)
 	go func() {
@@ -117,7 +124,7 @@ func loadOf(b []byte) int { return len(b) + 64 }
 
 func (w *frameWriter) count(by int) {
 	w.load += by
-	w.all.Add(int64(by))
+	w.crowd.load.Add(int64(by))
 }
 
 func (w *frameWriter) run() error {
@@ -127,16 +134,26 @@ func (w *frameWriter) run() error {
 		if err != nil || load == 0 {
 			return err
 		}
-		if err := w.stream.SetWriteDeadline(time.Now().Add(frameTime)); err != nil {
-			return err
-		}
-		if _, err := w.stream.Write(out); err != nil {
+		if err := w.write(out); err != nil {
 			return err
 		}
 		w.mu.Lock()
 		w.count(-load)
 		w.turn.Broadcast()
 		w.mu.Unlock()
+	}
+}
+
+// write gives up a reader that is too slow.
+func (w *frameWriter) write(out []byte) error {
+	for end := time.Now().Add(frameTime); ; {
+		if err := w.stream.SetWriteDeadline(time.Now().Add(hurriedTime)); err != nil {
+			return err
+		}
+		n, err := w.stream.Write(out)
+		if out = out[n:]; err == nil || !TimedOut(err) || time.Now().After(end) || w.crowd.isFull() {
+			return err
+		}
 	}
 }
 

@@ -71,6 +71,13 @@ func (s *Share) take(p peer.ID) bool {
 	return true
 }
 
+// IsFull: all places are taken.
+func (s *Share) IsFull() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total >= s.all
+}
+
 // Give gives a place back.
 func (s *Share) Give(p peer.ID) {
 	s.mu.Lock()

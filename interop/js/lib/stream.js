@@ -12,6 +12,7 @@ const UNSENT_MAX = 262_144
 const QUEUE_BYTES_MAX = 1_048_576
 const LINGER_MS = 100
 const CLOSE_MS = 5_000
+const HURRIED_MS = 1_000 // for one write, while others wait for what it holds
 
 const turn = typeof setImmediate === 'function' ? () => new Promise((resolve) => setImmediate(resolve)) : () => new Promise((resolve) => setTimeout(resolve))
 const gone = (message) => new Failure('stream', message)
@@ -107,7 +108,7 @@ export class FrameWriter {
   #error
   #room = []
 
-  /** @param {{bytes: number}} [waiting] the sum of several writers */
+  /** @param {{bytes: number, isFull?: () => boolean}} [waiting] the sum of several writers, and whether others wait for what they hold */
   constructor (stream, waiting = { bytes: 0 }) {
     this.#stream = stream
     this.#waiting = waiting
@@ -175,11 +176,10 @@ export class FrameWriter {
 
   /** The library's onDrain() waits only once in the life of a stream. */
   async #drained () {
-    const deadline = Date.now() + LIMITS.requestTotalMs
+    const began = Date.now()
     while (this.#stream.writableNeedsDrain && this.#stream.writeBufferLength > UNSENT_MAX) {
-      const before = this.#stream.writeBufferLength
-      const moved = await eventOf(this.#stream, ['drain', 'close'], deadline - Date.now())
-      if (Date.now() > deadline || (!moved && this.#stream.writeBufferLength === before)) throw gone('the reader is too slow')
+      await eventOf(this.#stream, ['drain', 'close'], HURRIED_MS)
+      if (Date.now() >= began + (this.#waiting.isFull?.() ? HURRIED_MS : LIMITS.requestTotalMs)) throw gone('the reader is too slow')
       if (this.#stream.writeStatus === 'closed') throw gone('the stream is closed')
     }
   }

@@ -49,9 +49,11 @@ class Meter {
 
   #count (peer) { return this.#perPeer.get(peer) ?? 0 }
 
+  get isFull () { return this.#total >= this.totalMax }
+
   /** @returns {Promise<boolean>} whether there is a place, or was one in a moment */
   async enter (peer) {
-    for (const deadline = Date.now() + PLACE_WAIT_MS; this.#total >= this.totalMax || this.#count(peer) >= this.perPeerMax;) {
+    for (const deadline = Date.now() + PLACE_WAIT_MS; this.isFull || this.#count(peer) >= this.perPeerMax;) {
       if (Date.now() >= deadline) return false
       await Promise.race([this.#left.promise, sleep(deadline - Date.now())])
     }
@@ -75,7 +77,8 @@ export class RrServer {
   #methods
   #requests = new Meter(LIMITS.inFlightPerPeer, LIMITS.inFlightTotal)
   #streams = new Meter(LIMITS.streamsPerPeer, STREAMS_MAX)
-  #waiting = { bytes: 0 } // of answers that are not read yet
+  #isOverfull = () => this.#waiting.bytes > LIMITS.answersWaitingBytes
+  #waiting = { bytes: 0, isFull: () => this.#isOverfull() || this.#requests.isFull } // answers that are not read yet
 
   constructor (methods) {
     this.#methods = methods
@@ -146,7 +149,7 @@ export class RrServer {
     if (!Object.hasOwn(this.#methods, method)) return new RpcError(CODE.UNSUPPORTED, `no method ${method}`)
     if (tooLarge) return new RpcError(CODE.BAD_REQUEST, 'a request larger than it may be')
     if (this.#methods[method].parts && inFlight.size > 0) return new RpcError(CODE.BAD_REQUEST, `${method} needs a stream of its own`)
-    if (this.#waiting.bytes > LIMITS.answersWaitingBytes) return tooMuch('answers that nobody reads')
+    if (this.#isOverfull()) return tooMuch('answers that nobody reads')
     if (inFlight.size >= LIMITS.inFlightPerSession || !await this.#requests.enter(peer)) return tooMuch('requests in flight')
   }
 

@@ -16,8 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aw::crypto::{self, hex};
-use awnet::streams::Conduit;
-use awnet::{Client, Event, Host, Net, Settings};
+use awnet::{Client, Event, Host, Net, Settings, streams::Conduit, wire::Crowd};
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use serde_json::{Value as Json, json};
@@ -44,7 +43,7 @@ struct Peer {
 /// What the node is given: requests go to the library, events to stdout.
 struct Serving {
     library: Arc<Library>,
-    places: Arc<Semaphore>,
+    places: Crowd,
 }
 
 impl Host for Serving {
@@ -101,7 +100,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let settings = settings()?;
     let peer = settings.key.public().to_peer_id();
     let library = Arc::new(Library::default());
-    let host = Serving { library: library.clone(), places: Arc::new(Semaphore::new(IN_FLIGHT_TOTAL)) };
+    let host = Serving { library: library.clone(), places: Crowd::new(IN_FLIGHT_TOTAL) };
     let (net, addresses) = Net::start(settings, Arc::new(host)).await?;
     let addresses: Vec<String> = addresses.into_iter().map(|a| a.with(Protocol::P2p(peer)).to_string()).collect();
     say(&json!({"event": "ready", "peer_id": peer.to_string(), "addrs": addresses}));

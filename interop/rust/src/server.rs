@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use awnet::frames::{BAD_REQUEST, BUSY, Frame, RrError};
 use awnet::streams::Conduit;
-use awnet::wire::{FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, is_full, lock, outbox, write_frames};
+use awnet::wire::{Crowd, FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, lock, outbox, write_frames};
 use futures::future::BoxFuture;
 use futures::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit as Permit, Semaphore};
@@ -47,15 +47,15 @@ fn answer_frame(id: u32, answer: Answer) -> Vec<u8> {
 pub struct Places {
     /// Those of the peer over all its streams; none where it has too many streams.
     pub of_peer: Option<Arc<Semaphore>>,
-    pub of_all: Arc<Semaphore>,
+    pub of_all: Crowd,
 }
 
 impl Places {
     /// A place of each kind, where they are free in time.
     async fn take(&self, of_stream: &Arc<Semaphore>, deadline: Instant) -> Option<Vec<Permit>> {
-        let of_peer = self.of_peer.as_ref()?;
+        let of_peer = self.of_peer.as_ref().filter(|_| !self.of_all.is_full())?;
         let (mut taken, at_once) = (Vec::new(), deadline - PLACE_WAIT + HANDOVER);
-        for (places, until) in [(of_stream, at_once), (of_peer, deadline), (&self.of_all, deadline)] {
+        for (places, until) in [(of_stream, at_once), (of_peer, deadline), (&self.of_all.places, deadline)] {
             taken.push(timeout_at(until, places.clone().acquire_owned()).await.ok()?.ok()?);
         }
         Some(taken)
@@ -74,7 +74,7 @@ enum End {
 pub async fn serve(library: Arc<Library>, conduit: Conduit, places: Places) {
     let Conduit { stream, mut closed, place: _place } = conduit;
     let (read, mut write) = stream.split();
-    let (queue, frames) = outbox();
+    let (queue, frames) = outbox(&places.of_all);
     let end = {
         let mut writing = pin!(write_frames(&mut write, frames));
         let end = tokio::select! {
@@ -141,7 +141,7 @@ async fn read_requests(library: &Library, mut reader: FrameReader, queue: Outbox
         let taken = places.take(&of_stream, reader.read_at + PLACE_WAIT).await;
         let refused = |code, why: &str| Err(RrError::new(code, why));
         let answer = match request {
-            _ if taken.is_none() || is_full() => refused(BUSY, "too many in flight, or too much not read yet"),
+            _ if taken.is_none() => refused(BUSY, "too many in flight, or too much that is not read yet"),
             None => refused(BAD_REQUEST, "the request is too large"),
             Some((method, body)) if library.has_parts(&method) => {
                 if lock(&in_flight).is_empty() {

@@ -16,7 +16,7 @@ use aw::cbor::Bad;
 
 use crate::frames::{self, Frame, RrError};
 use crate::streams::Conduit;
-use crate::wire::{FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, lock, outbox, write_frames};
+use crate::wire::{Crowd, FOREVER, FrameReader, IN_FLIGHT_MAX, Outbox, ReadError, WRITE, lock, outbox, write_frames};
 
 pub const ANSWER_PARTS_MAX: usize = 64 << 20;
 const PART_MAX: usize = 256 << 10;
@@ -134,7 +134,7 @@ impl Session {
     pub fn start(conduit: Conduit) -> Arc<Session> {
         let Conduit { stream, mut closed, .. } = conduit;
         let (read, mut write) = stream.split();
-        let (outbox, frames) = outbox();
+        let (outbox, frames) = outbox(&Crowd::new(IN_FLIGHT_MAX)); // nobody waits for what one session holds
         let state = Mutex::new(State { waiting: HashMap::new(), active: Instant::now() });
         let shared = Arc::new(Shared { places: Arc::new(Semaphore::new(IN_FLIGHT_MAX)), state });
         let answered = shared.clone();

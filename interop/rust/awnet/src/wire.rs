@@ -1,6 +1,7 @@
 //! Frames in and out of one stream, for both of its sides. Hides buffers and batches; guarantees that a frame is whole or an
 //! error, that it is read within its time, and that what waits to be written is bounded in bytes.
 
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use futures::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use libp2p::swarm::Stream;
 use tokio::sync::{OwnedSemaphorePermit as Permit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::frames::{self, Frame, Malformed, Parsed};
 
@@ -20,9 +21,10 @@ pub const WRITE: Duration = Duration::from_secs(30);
 const QUEUE_FRAMES: usize = 64;
 /// What waits for a slow reader of one stream.
 const QUEUE_BYTES: usize = 1 << 20;
-/// What waits for slow readers of all streams together: above it nobody should be given more to wait for.
+/// The same of all streams of a server.
 const WAITING_BYTES: usize = 128 << 20;
-static WAITING: AtomicUsize = AtomicUsize::new(0);
+/// For one write while others wait for what it holds.
+const HURRIED: Duration = Duration::from_secs(1);
 const CHUNK: usize = 65_536;
 const WRITE_BATCH: usize = 65_536;
 const FRAME_TOTAL: Duration = Duration::from_secs(30);
@@ -99,41 +101,62 @@ impl FrameReader {
     }
 }
 
-/// The room of its stream that a frame takes while it waits, which counts for all streams too.
-struct Held(Permit);
+/// What several streams hold together: places of requests, and bytes that wait for who reads them.
+#[derive(Clone)]
+pub struct Crowd {
+    pub places: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+}
 
-impl Held {
-    fn new(room: Permit) -> Self {
-        WAITING.fetch_add(room.num_permits(), Relaxed);
-        Held(room)
+impl Crowd {
+    pub fn new(places: usize) -> Self {
+        Crowd { places: Arc::new(Semaphore::new(places)), waiting: Arc::default() }
+    }
+
+    /// Whether more waits than should: nobody should be given more to wait for.
+    pub fn is_full(&self) -> bool {
+        self.waiting.load(Relaxed) > WAITING_BYTES
+    }
+
+    /// Ends when others wait for what a write holds that takes so long.
+    async fn hurries(&self) {
+        loop {
+            sleep(HURRIED).await;
+            if self.is_full() || self.places.available_permits() == 0 {
+                return;
+            }
+        }
     }
 }
+
+/// The room that a frame takes while it waits.
+struct Held(Permit, Crowd);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        WAITING.fetch_sub(self.0.num_permits(), Relaxed);
+        self.1.waiting.fetch_sub(self.0.num_permits(), Relaxed);
     }
-}
-
-/// Whether more waits for slow readers than WAITING_BYTES.
-pub fn is_full() -> bool {
-    WAITING.load(Relaxed) > WAITING_BYTES
 }
 
 /// Where the frames of a stream wait for its writer, bounded by their bytes.
 pub struct Outbox {
     queue: mpsc::Sender<(Vec<u8>, Held)>,
     room: Arc<Semaphore>,
+    crowd: Crowd,
 }
 
 pub struct Inbox {
     queue: mpsc::Receiver<(Vec<u8>, Held)>,
     room: Arc<Semaphore>,
+    crowd: Crowd,
 }
 
-pub fn outbox() -> (Outbox, Inbox) {
+pub fn outbox(crowd: &Crowd) -> (Outbox, Inbox) {
     let (room, (tell, told)) = (Arc::new(Semaphore::new(QUEUE_BYTES)), mpsc::channel(QUEUE_FRAMES));
-    (Outbox { queue: tell, room: room.clone() }, Inbox { queue: told, room })
+    (
+        Outbox { queue: tell, room: room.clone(), crowd: crowd.clone() },
+        Inbox { queue: told, room, crowd: crowd.clone() },
+    )
 }
 
 impl Outbox {
@@ -141,7 +164,10 @@ impl Outbox {
     pub async fn send(&self, frame: Vec<u8>) -> bool {
         let bytes = frame.len().min(QUEUE_BYTES) as u32;
         match self.room.clone().acquire_many_owned(bytes).await {
-            Ok(room) => self.queue.send((frame, Held::new(room))).await.is_ok(),
+            Ok(room) => {
+                self.crowd.waiting.fetch_add(room.num_permits(), Relaxed);
+                self.queue.send((frame, Held(room, self.crowd.clone()))).await.is_ok()
+            }
             Err(_) => false,
         }
     }
@@ -173,7 +199,10 @@ pub async fn write_frames(out: &mut WriteHalf<Stream>, mut inbox: Inbox) -> std:
             out.write_all(&batch).await?;
             out.flush().await
         });
-        written.await??;
+        tokio::select! {
+            written = written => written??,
+            () = inbox.crowd.hurries() => return Err(ErrorKind::TimedOut.into()),
+        }
     }
     Ok(())
 }
