@@ -64,9 +64,7 @@ async def strangers(ground: Ground, *, language: str) -> None:
         await dead_address(peer, other)
         await long_words(peer, other)
         await place_given_back(peer, other)
-    if (
-        language != "py"
-    ):  # it holds less of each stream: more would have to come than are worth their time here
+    if language != "py":  # it holds less of each stream: GREEDY are too few
         await unread_by_many(peer)
     await stands_still(ground, peer, other)
     await names_thousands(peer, other)
@@ -291,11 +289,11 @@ async def strange_key(peer: Peer) -> None:
 
 async def long_message(peer: Peer) -> None:
     """A DHT message that is longer than it may be is refused."""
-    find = partial(Message, type=Message.MessageType.FIND_NODE)
+    asked = Message(type=Message.MessageType.FIND_NODE, key=bytes(names.DHT_MESSAGE_BYTES_MAX))
     async with open_wire() as wire:
         await peer.do("dial", addr=wire.addr)
         try:
-            answer = await wire.ask_dht(peer.peer_id, find(key=bytes(names.DHT_MESSAGE_BYTES_MAX)))
+            answer = await wire.ask_dht(peer.peer_id, asked)
         except StreamBroken:
             return
         raise AssertionError(f"{len(answer.key)} bytes of a key were answered")
@@ -377,7 +375,7 @@ async def _has_in_table(peer: Peer, wire: Wire) -> None:
 
 
 async def stays_parted(peer: Peer, other: Peer) -> None:
-    """Who is let go is not dialled again each time, by neither side, however near they are in the DHT."""
+    """Who is let go is not dialled again every time, by either side, however near they are in the DHT."""
     for _ in range(PARTINGS):
         await peer.do("dial", addr=other.addr)
         await in_table(peer, other)

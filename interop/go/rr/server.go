@@ -56,7 +56,7 @@ type Server struct {
 // NewServer serves these methods, by name, to a host that has Serve as the handler of Protocol's streams.
 func NewServer(methods map[string]Method) *Server {
 	s := &Server{methods, share.New(streamsOpen, math.MaxInt), share.New(streamsPeer, math.MaxInt), share.New(inFlightPeer, inFlightTotal), &crowd{}}
-	s.crowd.isFull = func() bool { return s.crowd.load.Load() > waitingMax || s.inFlight.IsFull() }
+	s.crowd.isFull = func() bool { return s.crowd.overfull() || s.inFlight.IsFull() }
 	return s
 }
 
@@ -179,7 +179,7 @@ func (t *serving) request(f *Frame) error {
 		return t.tell(f.ID, &Error{Code: codeUnsupported, Message: "no such method here"})
 	case m.Parts != nil && others > 0:
 		return t.tell(f.ID, badRequest(errors.New("a parts method needs a stream of its own")))
-	case t.server.crowd.load.Load() > waitingMax:
+	case t.server.crowd.overfull():
 		return t.tell(f.ID, busy("too much that is not read yet"))
 	case others >= InFlight:
 		return t.tell(f.ID, busy("too many requests in flight"))

@@ -37,6 +37,8 @@ type crowd struct {
 	isFull func() bool // whether others wait for it
 }
 
+func (c *crowd) overfull() bool { return c.load.Load() > waitingMax }
+
 // frameWriter is the only writer of a stream. It ends with its context, or when it is closed and all is written.
 type frameWriter struct {
 	stream network.Stream

@@ -51,7 +51,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// A place of each kind, where they are free in time.
+    /// A place of each kind, where they are free in time, and no more waits for readers than may.
     async fn take(&self, of_stream: &Arc<Semaphore>, deadline: Instant) -> Option<Vec<Permit>> {
         let of_peer = self.of_peer.as_ref().filter(|_| !self.of_all.is_full())?;
         let (mut taken, at_once) = (Vec::new(), deadline - PLACE_WAIT + HANDOVER);
