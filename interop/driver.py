@@ -66,27 +66,31 @@ class Peer:
 
     async def do(self, do: str, *, within_s: float = COMMAND_S, **fields: Any) -> Json:
         """One command. Raises CommandFailed, or PeerFailed where there is no answer."""
-        self._number += 1
-        number = self._number
-        assert self.process.stdin is not None
-        try:
-            async with self._writing:
-                await self.process.stdin.send_all(
-                    json.dumps({"id": number, "do": do, **fields}).encode() + b"\n"
-                )
-        except trio.BrokenResourceError:
-            raise PeerFailed(f"{self.name} has ended, see {self.log}") from None
+        number = await self.begin(do, **fields)
         await self._until(lambda: number in self._answers, within_s, f"an answer to {do}")
         answer = self._answers.pop(number)
         if "error" in answer:
             raise CommandFailed(self.name, do, answer["error"])
         return dict(answer["ok"])
 
+    async def begin(self, do: str, **fields: Any) -> int:
+        """Write one command, and leave its answer to whoever wants it: its number. Raises PeerFailed."""
+        self._number += 1
+        number = self._number
+        await self._write(json.dumps({"id": number, "do": do, **fields}).encode())
+        return number
+
+    async def _write(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        try:
+            async with self._writing:
+                await self.process.stdin.send_all(line + b"\n")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise PeerFailed(f"{self.name} takes no commands any more, see {self.log}") from None
+
     async def malformed(self, line: bytes) -> Json:
         """A line that is no command: the error that answers it. One at a time. Raises PeerFailed."""
-        assert self.process.stdin is not None
-        async with self._writing:
-            await self.process.stdin.send_all(line + b"\n")
+        await self._write(line)
         await self._until(lambda: None in self._answers, COMMAND_S, "an answer to a line that is no command")
         return dict(self._answers.pop(None)["error"])
 
