@@ -38,6 +38,10 @@ SHORT_MS, BETWEEN_MS, LONG_MS = 500, 3_500, 7_000  # far apart: whoever measures
 TIMES: Final = {"short": SHORT_MS, "long": LONG_MS}
 CHOSEN_S, PARTED_S = 6.0, 1.0  # js-libp2p looks every 5 s whom it should keep
 PARTINGS: Final = 3  # a look-up in the DHT may dial after one of them
+ENDLESS: Final = (
+    b"\x80" * 256 * 1024
+)  # of a length no byte of which is the last: as much as is taken of a stream ahead
+ENDLESS_S: Final = 8.0  # js-libp2p gives a stream up that says nothing for 10 s
 SOON_S: Final = 0.1  # for a command to be on its way before the next one
 PROVIDERS: Final = 5_000  # as many as a DHT message holds
 LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
@@ -72,6 +76,7 @@ async def strangers(ground: Ground, *, language: str) -> None:
     await long_address_told(peer)
     await strange_key(peer)
     await long_message(peer)
+    await endless_length(peer)
     if language != "rust":  # it has 32, and a newcomer takes the place of a silent one
         await many_dht_streams(peer)
     await flood(peer, other)
@@ -128,9 +133,16 @@ async def unread_by_many(peer: Peer) -> None:
             return any(stream.is_reset for stream in greedy)
 
         async def is_served() -> bool:
-            stream = await asking.ask(peer.peer_id, ECHO)
-            answer = await stream.frame()
-            await stream.end()
+            try:
+                stream = await asking.ask(peer.peer_id, ECHO)
+                answer = await stream.frame()
+                await stream.end()
+            except (
+                StreamBroken,
+                Unreachable,
+                trio.TooSlowError,
+            ):  # this host decrypts much that it throws away
+                return False
             return isinstance(answer, frames.Answer)
 
         await until(is_lost, f"{peer.name} gives up who does not read", HURRIED_S)
@@ -299,6 +311,20 @@ async def long_message(peer: Peer) -> None:
         raise AssertionError(f"{len(answer.key)} bytes of a key were answered")
 
 
+async def endless_length(peer: Peer) -> None:
+    """A length that is longer than any is refused there, also where it is still negotiated what a stream is for."""
+    async with open_wire() as wire:
+        await peer.do("dial", addr=wire.addr)
+        for stream in (await wire.open_unnegotiated(peer.peer_id), await wire.hold_dht(peer.peer_id)):
+
+            async def is_refused(stream: Asked = stream) -> bool:
+                return stream.is_reset
+
+            with suppress(StreamBroken):
+                await stream.send(ENDLESS)
+            await until(is_refused, f"{peer.name} refuses a length without an end", ENDLESS_S)
+
+
 async def many_dht_streams(peer: Peer) -> None:
     """Who holds as many DHT streams as a peer may gets no other, until it lets go of them."""
     asked = Message(type=Message.MessageType.FIND_NODE, key=SHARED)
@@ -312,8 +338,16 @@ async def many_dht_streams(peer: Peer) -> None:
                 return False
             return True
 
-        silent = [await wire.hold_dht(peer.peer_id) for _ in range(names.DHT_STREAMS_PER_PEER_MAX)]
-        assert not await is_answered()
+        silent: list[Asked] = []
+
+        async def is_full() -> bool:
+            silent[:] = [stream for stream in silent if not stream.is_reset]  # each is given up after a while
+            with suppress(Unreachable):  # this host's own DHT may hold one of them for a moment
+                while len(silent) < names.DHT_STREAMS_PER_PEER_MAX:
+                    silent.append(await wire.hold_dht(peer.peer_id))
+            return len(silent) == names.DHT_STREAMS_PER_PEER_MAX and not await is_answered()
+
+        await until(is_full, f"{peer.name} lets nobody hold more DHT streams than a peer may")
         for stream in silent:
             await stream.end()
         await until(is_answered, f"{peer.name} answers again, now that the silent streams have ended")

@@ -122,6 +122,10 @@ class Wire:
         peer = await self._caller(peer_id)
         return Asked(await raw.open_stream(self._network, peer, names.KAD_PROTOCOL))
 
+    async def open_unnegotiated(self, peer_id: str) -> Asked:
+        """A stream to a peer that has dialled, on which nothing was said."""
+        return Asked(await raw.open_unnegotiated(self._network, await self._caller(peer_id)))
+
     async def ask_dht(self, peer_id: str, asked: DhtMessage, *told: DhtMessage) -> DhtMessage:
         """What a peer that has dialled answers, after it was told these. Raises Unreachable, StreamBroken,
         TooSlowError."""

@@ -122,6 +122,12 @@ async def open_stream(network: Libp2pNetwork, peer: bytes, protocol: str = names
         raise Unreachable(names.peer_text(peer), f"no stream ({type(error).__name__})") from error
 
 
+async def open_unnegotiated(network: Libp2pNetwork, peer: bytes) -> Libp2pStream:
+    """A stream on which nobody has said yet what it is for."""
+    (connection,) = network._host.get_network().get_connections(ID(peer))
+    return Libp2pStream(await connection.new_stream())
+
+
 async def _never(_: int | None = None) -> bytes:
     await trio.sleep_forever()
 

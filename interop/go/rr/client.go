@@ -140,7 +140,7 @@ func (c *Client) enterOpen(p peer.ID) (*session, error) {
 
 func newSession(stream network.Stream) *session {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	return &session{w: newFrameWriter(ctx, func() { cancel(ErrEnded) }, stream, &crowd{isFull: func() bool { return false }}), cancel: cancel,
+	return &session{w: newFrameWriter(ctx, func() { cancel(ErrEnded) }, stream, &crowd{}), cancel: cancel,
 		places: make(chan struct{}, InFlight), asked: map[uint32]chan *Frame{}}
 }
 

@@ -34,7 +34,7 @@ const (
 // crowd is what several writers hold together.
 type crowd struct {
 	load   atomic.Int64
-	isFull func() bool // whether others wait for it
+	isFull func() bool // whether others wait for it; nil where nobody else can
 }
 
 func (c *crowd) overfull() bool { return c.load.Load() > waitingMax }
@@ -148,12 +148,20 @@ func (w *frameWriter) run() error {
 
 // write gives up a reader that is too slow.
 func (w *frameWriter) write(out []byte) error {
-	for end := time.Now().Add(frameTime); ; {
-		if err := w.stream.SetWriteDeadline(time.Now().Add(hurriedTime)); err != nil {
+	end := time.Now().Add(frameTime)
+	for {
+		deadline := end
+		if w.crowd.isFull != nil {
+			deadline = time.Now().Add(hurriedTime)
+		}
+		if err := w.stream.SetWriteDeadline(deadline); err != nil {
 			return err
 		}
 		n, err := w.stream.Write(out)
-		if out = out[n:]; err == nil || !TimedOut(err) || time.Now().After(end) || w.crowd.isFull() {
+		if out = out[n:]; err == nil || !TimedOut(err) || !time.Now().Before(end) || w.ctx.Err() != nil {
+			return err
+		}
+		if w.crowd.isFull == nil || w.crowd.isFull() { // a stream that is still negotiated cannot be written to again
 			return err
 		}
 	}

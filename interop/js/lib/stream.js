@@ -7,8 +7,6 @@ import { Failure } from './errors.js'
 import { FrameSplitter } from './frames.js'
 import { LIMITS } from './limits.js'
 
-/** Above this, js-yamux would send one DATA frame so large that py-libp2p closes the connection. */
-const UNSENT_MAX = 262_144
 const QUEUE_BYTES_MAX = 1_048_576
 const LINGER_MS = 100
 const CLOSE_MS = 5_000
@@ -177,10 +175,10 @@ export class FrameWriter {
   /** The library's onDrain() waits only once in the life of a stream. */
   async #drained () {
     const began = Date.now()
-    while (this.#stream.writableNeedsDrain && this.#stream.writeBufferLength > UNSENT_MAX) {
-      await eventOf(this.#stream, ['drain', 'close'], HURRIED_MS)
-      if (Date.now() >= began + (this.#waiting.isFull?.() ? HURRIED_MS : LIMITS.requestTotalMs)) throw gone('the reader is too slow')
+    while (this.#stream.writableNeedsDrain) {
       if (this.#stream.writeStatus === 'closed') throw gone('the stream is closed')
+      if (Date.now() >= began + (this.#waiting.isFull?.() ? HURRIED_MS : LIMITS.requestTotalMs)) throw gone('the reader is too slow')
+      await eventOf(this.#stream, ['drain', 'close'], HURRIED_MS).then(turn) // who was held up itself reads first what has come meanwhile
     }
   }
 

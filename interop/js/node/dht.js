@@ -15,6 +15,7 @@ import { Failure, Refused, must } from '../lib/errors.js'
 import { checkHead, compareHeads } from '../lib/head.js'
 import { H } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
+import { closeStream } from '../lib/stream.js'
 
 /** The numbers of the section "Limits" that are the DHT's. */
 const DHT = Object.freeze({
@@ -28,6 +29,7 @@ const PROVIDER = '/dht/provider/'
 const PEER = '/peers/' // strangers tell of them too
 const BOUNDS = [[RECORD, DHT.recordsHeld], [PEER, 8_192]]
 const RATE_PERIOD_MS = 10_000
+const LENGTH_BITS_MAX = 28 // of the length before a message: four bytes
 const PEERS_PER_ANSWER = 20
 
 export const headKey = (worldId) => `/aw/world/${worldId}/head`
@@ -277,14 +279,15 @@ function boundMessages (stream) {
   const sizes = [] // of those that were not taken, as far as they have begun
   let [unread, size, bits, left] = [0, 0, 0, 0]
   const begin = (byte) => { // one more of a message's length: a varint
-    size += (byte & 0x7f) * 2 ** bits
+    size = bits < LENGTH_BITS_MAX ? size + (byte & 0x7f) * 2 ** bits : Infinity
     bits += 7
     if (byte >= 0x80) return
     sizes.push(size + bits / 7)
     left = size
     if (size <= DHT.messageBytes) size = bits = 0
   }
-  stream.addEventListener('message', ({ data }) => {
+  stream.addEventListener('message', (event) => {
+    const { data } = event
     unread += data.byteLength
     const bytes = data.subarray()
     for (let at = 0; at < bytes.length && size <= DHT.messageBytes;) {
@@ -294,16 +297,18 @@ function boundMessages (stream) {
       at += passed
     }
     const isTooMuch = size > DHT.messageBytes || unread > 2 * DHT.messageBytes
-    if (isTooMuch) queueMicrotask(() => stream.abort(new Refused('a DHT message larger than it may be, or too many at once')))
+    if (!isTooMuch) return
+    event.stopImmediatePropagation() // else the library reads it to its end
+    queueMicrotask(() => stream.abort(new Refused('a DHT message larger than it may be, or too many at once')))
   })
   return () => { unread -= sizes.shift() }
 }
 
 function boundStreams ({ rpc, network }) {
   const { onIncomingStream } = rpc
-  const { _writeReadMessage: ask } = network
   const open = new Tally()
   rpc.onIncomingStream = async (stream, connection) => {
+    if (stream.status !== 'open') return // it has ended before the library got here: its end is told nobody any more
     const peer = connection.remotePeer.toString()
     open.change(peer, 1)
     stream.addEventListener('close', () => open.change(peer, -1), { once: true })
@@ -317,9 +322,14 @@ function boundStreams ({ rpc, network }) {
     })
     await onIncomingStream.call(serving, stream, connection)
   }
-  network._writeReadMessage = async (stream, ...message) => {
-    boundMessages(stream)
-    return await ask.call(network, stream, ...message)
+  for (const name of ['_writeMessage', '_writeReadMessage']) {
+    const write = network[name]
+    network[name] = async (stream, ...message) => {
+      boundMessages(stream)
+      const answer = await write.call(network, stream, ...message)
+      void closeStream(stream) // the library would wait for the other side to end it too
+      return answer
+    }
   }
 }
 
