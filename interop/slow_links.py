@@ -7,9 +7,10 @@ all that two peers say to each other goes over it, as neither knows of anybody e
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -18,8 +19,7 @@ from multiaddr import Multiaddr
 from interop.driver import Ground, Peer
 from interop.steps import one_connection
 
-BYTES_PER_S: Final = 32 << 10  # each way
-CHUNK: Final = 4 << 10
+LINE_BYTES: Final = 16
 BLOB_BYTES: Final = 800 << 10  # 25 s: near handler_ms, which is all that an answer may take
 STARTS: Final = 4  # at a time
 
@@ -28,31 +28,22 @@ STARTS: Final = 4  # at a time
 async def slow_link(addr: str) -> AsyncIterator[str]:
     """A way to the peer at `addr` over a slow link, as a multiaddr. What is on it is lost when the block is left."""
     target = Multiaddr(addr)
-    port, peer_id = int(target.value_for_protocol("tcp")), target.value_for_protocol("p2p")
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(trio.serve_listeners, partial(_carry, port), [listener]))
-        here = listener.socket.getsockname()[1]
-        yield f"/ip4/127.0.0.1/tcp/{here}/p2p/{peer_id}"
-        nursery.cancel_scope.cancel()
-
-
-async def _carry(port: int, dialler: trio.SocketStream) -> None:
-    """One connection, until either side ends it."""
-    async with dialler, await trio.open_tcp_stream("127.0.0.1", port) as listener:
-        async with trio.open_nursery() as nursery:
-            for source, target in ((dialler, listener), (listener, dialler)):
-                nursery.start_soon(_carry_one_way, source, target, nursery.cancel_scope)
-
-
-async def _carry_one_way(
-    source: trio.SocketStream, target: trio.SocketStream, ended: trio.CancelScope
-) -> None:
-    with suppress(trio.BrokenResourceError):  # either side may reset it
-        while chunk := await source.receive_some(CHUNK):
-            await trio.sleep(len(chunk) / BYTES_PER_S)
-            await target.send_all(chunk)
-    ended.cancel()
+    port, peer_id = target.value_for_protocol("tcp"), target.value_for_protocol("p2p")
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "interop.link", str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        here = bytearray()
+        while not here.endswith(b"\n"):
+            said = await process.stdout.receive_some(LINE_BYTES)
+            assert said, "the link ended before it was there"
+            here += said
+        yield f"/ip4/127.0.0.1/tcp/{int(here)}/p2p/{peer_id}"
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
 
 
 async def slow_links(ground: Ground, *, languages: list[str]) -> None:
