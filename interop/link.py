@@ -19,8 +19,12 @@ CHUNK: Final = 4 << 10
 
 async def _carry(port: int, dialler: trio.SocketStream) -> None:
     """One connection, until either side ends it."""
-    async with dialler, await trio.open_tcp_stream("127.0.0.1", port) as listener:
-        async with trio.open_nursery() as nursery:
+    async with dialler:
+        try:
+            listener = await trio.open_tcp_stream("127.0.0.1", port)
+        except OSError:  # nobody listens any more: who dialled sees its end
+            return
+        async with listener, trio.open_nursery() as nursery:
             for source, target in ((dialler, listener), (listener, dialler)):
                 nursery.start_soon(_carry_one_way, source, target, nursery.cancel_scope)
 

@@ -13,6 +13,7 @@ from typing import Final
 import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
+from libp2p.utils.varint import encode_varint_prefixed
 from multiaddr import Multiaddr
 
 from interop.driver import CommandFailed, Ground, Peer
@@ -25,12 +26,8 @@ REST_S: Final = 12.0  # less than a reader may take (request_total_ms)
 UNREAD_PARTS: Final = 200  # more than the sockets of both sides hold
 STUCK_S: Final = 60.0
 ECHO: Final = frames.encode_request(0, "x_echo", encoded(data=b""))
-UNREAD: Final = frames.encode_request(
-    1, "x_parts", encoded(count=40, size=100_000)
-)  # much more than may wait
-GREEDY: Final = (
-    6  # with names.STREAMS_PER_PEER_MAX of these each, of which at least 390 kB wait beside a window
-)
+UNREAD: Final = frames.encode_request(1, "x_parts", encoded(count=40, size=100_000))  # far more than may wait
+GREEDY: Final = 6  # with STREAMS_PER_PEER_MAX of these each, of which at least 390 kB wait beside a window
 HURRIED_S: Final = names.REQUEST_TOTAL_MS / 2_000  # before each of them is too slow by itself
 FILLED_S: Final = 3.0  # then the sockets are full
 PARTS: Final = 40  # of 256 KiB: more than anybody sends ahead of who reads
@@ -38,10 +35,12 @@ SHORT_MS, BETWEEN_MS, LONG_MS = 500, 3_500, 7_000  # far apart: whoever measures
 TIMES: Final = {"short": SHORT_MS, "long": LONG_MS}
 CHOSEN_S, PARTED_S = 6.0, 1.0  # js-libp2p looks every 5 s whom it should keep
 PARTINGS: Final = 3  # a look-up in the DHT may dial after one of them
-ENDLESS: Final = (
-    b"\x80" * 256 * 1024
-)  # of a length no byte of which is the last: as much as is taken of a stream ahead
+ENDLESS: Final = b"\x80" * 256 * 1024  # a length without a last byte, as far as it is taken of a stream ahead
 ENDLESS_S: Final = 8.0  # js-libp2p gives a stream up that says nothing for 10 s
+NO_PROTOCOL: Final = b"\x01\n"  # an empty line where a protocol is named
+PING: Final = encode_varint_prefixed(Message(type=Message.MessageType.PING).SerializeToString())
+TALK_BYTES: Final = 512 * 1024
+TALKERS: Final = 14  # js-libp2p would be busy with that for 15 s at least
 SOON_S: Final = 0.1  # for a command to be on its way before the next one
 PROVIDERS: Final = 5_000  # as many as a DHT message holds
 LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
@@ -77,6 +76,7 @@ async def strangers(ground: Ground, *, language: str) -> None:
     await strange_key(peer)
     await long_message(peer)
     await endless_length(peer)
+    await endless_talk(peer)
     if language != "rust":  # it has 32, and a newcomer takes the place of a silent one
         await many_dht_streams(peer)
     await flood(peer, other)
@@ -315,7 +315,8 @@ async def endless_length(peer: Peer) -> None:
     """A length that is longer than any is refused there, also where it is still negotiated what a stream is for."""
     async with open_wire() as wire:
         await peer.do("dial", addr=wire.addr)
-        for stream in (await wire.open_unnegotiated(peer.peer_id), await wire.hold_dht(peer.peer_id)):
+        for open_stream in (wire.open_unnegotiated, wire.hold_dht):
+            stream = await open_stream(peer.peer_id)
 
             async def is_refused(stream: Asked = stream) -> bool:
                 return stream.is_reset
@@ -323,6 +324,31 @@ async def endless_length(peer: Peer) -> None:
             with suppress(StreamBroken):
                 await stream.send(ENDLESS)
             await until(is_refused, f"{peer.name} refuses a length without an end", ENDLESS_S)
+
+
+async def endless_talk(peer: Peer) -> None:
+    """Who says the same again and again, to the DHT or before it is known what a stream is for, holds up nobody."""
+    for said, open_stream in ((NO_PROTOCOL, Wire.open_unnegotiated), (PING, Wire.hold_dht)):
+        async with open_wire() as wire, trio.open_nursery() as nursery:
+            await peer.do("dial", addr=wire.addr)
+            for stream in [await open_stream(wire, peer.peer_id) for _ in range(TALKERS)]:
+                nursery.start_soon(_talk, stream, said * (TALK_BYTES // len(said)))
+
+            async def answers() -> bool:
+                for _ in range(TALKERS):
+                    await trio.sleep(SOON_S)
+                    await peer.do("peers")
+                return True
+
+            await until(answers, f"{peer.name} answers while others say the same again and again", ENDLESS_S)
+            nursery.cancel_scope.cancel()
+
+
+async def _talk(stream: Asked, said: bytes) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.forget)
+        with suppress(StreamBroken):  # it may be reset
+            await stream.send(said)
 
 
 async def many_dht_streams(peer: Peer) -> None:
@@ -334,10 +360,11 @@ async def many_dht_streams(peer: Peer) -> None:
         async def is_answered() -> bool:
             try:
                 await wire.ask_dht(peer.peer_id, asked)
-            except (StreamBroken, Unreachable):
+            except (StreamBroken, Unreachable, trio.TooSlowError):
                 return False
             return True
 
+        await until(is_answered, f"{peer.name} answers")
         silent: list[Asked] = []
 
         async def is_full() -> bool:
@@ -345,7 +372,9 @@ async def many_dht_streams(peer: Peer) -> None:
             with suppress(Unreachable):  # this host's own DHT may hold one of them for a moment
                 while len(silent) < names.DHT_STREAMS_PER_PEER_MAX:
                     silent.append(await wire.hold_dht(peer.peer_id))
-            return len(silent) == names.DHT_STREAMS_PER_PEER_MAX and not await is_answered()
+            if len(silent) < names.DHT_STREAMS_PER_PEER_MAX or await is_answered():
+                return False
+            return not await is_answered()
 
         await until(is_full, f"{peer.name} lets nobody hold more DHT streams than a peer may")
         for stream in silent:

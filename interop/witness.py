@@ -72,6 +72,12 @@ class Asked:
                 await self._stream.write(NOTHING)
                 await trio.sleep(PROBE_S)
 
+    async def forget(self) -> None:
+        """Read what comes until the peer ends or resets the stream."""
+        with suppress(StreamBroken):
+            while await self._stream.read(READ_BYTES):
+                continue
+
     async def send(self, *frames_: bytes) -> None:
         """Bytes as they are. Raises StreamBroken."""
         await self._stream.write(b"".join(frames_))

@@ -124,7 +124,7 @@ async def open_stream(network: Libp2pNetwork, peer: bytes, protocol: str = names
 
 async def open_unnegotiated(network: Libp2pNetwork, peer: bytes) -> Libp2pStream:
     """A stream on which nobody has said yet what it is for."""
-    (connection,) = network._host.get_network().get_connections(ID(peer))
+    connection = network._host.get_network().get_connections(ID(peer))[0]
     return Libp2pStream(await connection.new_stream())
 
 

@@ -175,7 +175,7 @@ export class FrameWriter {
   /** The library's onDrain() waits only once in the life of a stream. */
   async #drained () {
     const began = Date.now()
-    while (this.#stream.writableNeedsDrain) {
+    while (this.#stream.writableNeedsDrain && this.#stream.writeBufferLength > 0) { // what has left may wait for its connection
       if (this.#stream.writeStatus === 'closed') throw gone('the stream is closed')
       if (Date.now() >= began + (this.#waiting.isFull?.() ? HURRIED_MS : LIMITS.requestTotalMs)) throw gone('the reader is too slow')
       await eventOf(this.#stream, ['drain', 'close'], HURRIED_MS).then(turn) // who was held up itself reads first what has come meanwhile
@@ -190,10 +190,12 @@ export class FrameWriter {
 
   /** Resets the stream, after what was written had its chance to leave. */
   async reset (message) {
-    await this.flush()
-    if (this.#stream.writeBufferLength > 0) await eventOf(this.#stream, ['idle', 'close'], CLOSE_MS)
-    await new Promise((resolve) => setTimeout(resolve, LINGER_MS)) // a reset throws away what go has not read yet
-    this.#stream.abort(gone(message))
+    try {
+      await inTime(this.flush(), CLOSE_MS, () => gone(message))
+      await new Promise((resolve) => setTimeout(resolve, LINGER_MS)) // a reset throws away what go has not read yet
+    } finally {
+      this.#stream.abort(gone(message))
+    }
   }
 }
 

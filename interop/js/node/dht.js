@@ -2,6 +2,7 @@
  * The DHT: that section of docs/protocol.md, on the library's Kademlia. Hides where the library differs: it stores without select, takes
  * a provider key for a CID, looks through all that it has for the providers of one, and has no bounds (but messages of 4 MiB).
  */
+import { setImmediate as turn } from 'node:timers/promises'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { peerIdFromCID } from '@libp2p/peer-id'
 import { Libp2pRecord } from '@libp2p/record'
@@ -317,6 +318,7 @@ function boundStreams ({ rpc, network }) {
     const serving = Object.assign(Object.create(rpc), {
       async handleMessage (...message) {
         isTaken()
+        await turn() // the library would answer all that waits before anything else runs
         return await rpc.handleMessage(...message)
       }
     })

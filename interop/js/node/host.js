@@ -9,10 +9,10 @@ import { tcp } from '@libp2p/tcp'
 import { createLibp2p } from 'libp2p'
 import { concat } from '../lib/bytes.js'
 import { LIMITS } from '../lib/limits.js'
-import './lengths.js'
 import { u64be } from './blobs.js'
 import { datastoreOf, kademlia } from './dht.js'
 import { closeTheDead } from './liveness.js'
+import { bound, boundEncrypter, boundMuxer } from './negotiation.js'
 
 /** Streams are counted by those who serve them; the libraries' own counts would reset quick ones. */
 export const STREAMS = { maxInboundStreams: 4096, maxOutboundStreams: 4096 }
@@ -91,9 +91,13 @@ export async function createHost ({ seed, listen, careless }) {
     privateKey: await generateKeyPairFromSeed('Ed25519', seed),
     addresses: { listen },
     transports: [tcp()],
-    connectionEncrypters: [noise()],
-    streamMuxers: [yamux({ ...STREAMS, streamOptions: { maxStreamWindowSize: LIMITS.streamWindowBytes } })],
-    connectionGater: { denyInboundEncryptedConnection: isStranger, denyOutboundEncryptedConnection: isStranger },
+    connectionEncrypters: [boundEncrypter(noise())],
+    streamMuxers: [boundMuxer(yamux({ ...STREAMS, streamOptions: { maxStreamWindowSize: LIMITS.streamWindowBytes } }))],
+    connectionGater: {
+      denyInboundConnection: (connection) => { bound(connection) },
+      denyInboundEncryptedConnection: isStranger,
+      denyOutboundEncryptedConnection: isStranger
+    },
     connectionManager: {
       maxConnections: LIMITS.connections, inboundConnectionThreshold: 1000, maxIncomingPendingConnections: 100, dialTimeout: LIMITS.dialMs
     },
