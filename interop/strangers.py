@@ -40,7 +40,7 @@ ENDLESS_S: Final = 8.0  # js-libp2p gives a stream up that says nothing for 10 s
 NO_PROTOCOL: Final = b"\x01\n"  # an empty line where a protocol is named
 PING: Final = encode_varint_prefixed(Message(type=Message.MessageType.PING).SerializeToString())
 TALK_BYTES: Final = 512 * 1024
-TALKERS: Final = 14  # js-libp2p would be busy with that for 15 s at least
+TALKERS: Final = 8  # js-libp2p would be busy with that for 12 s at least
 SOON_S: Final = 0.1  # for a command to be on its way before the next one
 PROVIDERS: Final = 5_000  # as many as a DHT message holds
 LONG_KEY: Final = 2 * names.ERROR_MESSAGE_BYTES_MAX
@@ -331,7 +331,8 @@ async def endless_talk(peer: Peer) -> None:
     for said, open_stream in ((NO_PROTOCOL, Wire.open_unnegotiated), (PING, Wire.hold_dht)):
         async with open_wire() as wire, trio.open_nursery() as nursery:
             await peer.do("dial", addr=wire.addr)
-            for stream in [await open_stream(wire, peer.peer_id) for _ in range(TALKERS)]:
+            streams = [await open_stream(wire, peer.peer_id) for _ in range(TALKERS)]
+            for stream in streams:
                 nursery.start_soon(_talk, stream, said * (TALK_BYTES // len(said)))
 
             async def answers() -> bool:
@@ -340,7 +341,12 @@ async def endless_talk(peer: Peer) -> None:
                     await peer.do("peers")
                 return True
 
+            async def are_refused(streams: list[Asked] = streams) -> bool:
+                return all(stream.is_reset for stream in streams)
+
             await until(answers, f"{peer.name} answers while others say the same again and again", ENDLESS_S)
+            if said == NO_PROTOCOL and peer.language == "js":  # it can answer nobody else meanwhile
+                await until(are_refused, f"{peer.name} refuses to negotiate without an end", ENDLESS_S)
             nursery.cancel_scope.cancel()
 
 
