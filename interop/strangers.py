@@ -38,6 +38,7 @@ PARTINGS: Final = 3  # a look-up in the DHT may dial after one of them
 ENDLESS: Final = b"\x80" * 256 * 1024  # a length without a last byte, as far as it is taken of a stream ahead
 ENDLESS_S: Final = 8.0  # js-libp2p gives a stream up that says nothing for 10 s
 NO_PROTOCOL: Final = b"\x01\n"  # an empty line where a protocol is named
+NO_RPC: Final = b"\x00"  # an empty message
 PING: Final = encode_varint_prefixed(Message(type=Message.MessageType.PING).SerializeToString())
 TALK_BYTES: Final = 512 * 1024
 TALKERS: Final = 8  # js-libp2p would be busy with that for 12 s at least
@@ -327,13 +328,17 @@ async def endless_length(peer: Peer) -> None:
 
 
 async def endless_talk(peer: Peer) -> None:
-    """Who says the same again and again, to the DHT or before it is known what a stream is for, holds up nobody."""
-    for said, open_stream in ((NO_PROTOCOL, Wire.open_unnegotiated), (PING, Wire.hold_dht)):
+    """Who says the same again and again, in a negotiation, to the DHT or as gossip, holds up nobody."""
+    for said, open_stream, talkers in (
+        (NO_PROTOCOL, Wire.open_unnegotiated, TALKERS),
+        (PING, Wire.hold_dht, TALKERS),
+        (NO_RPC, Wire.hold_gossip, 1),
+    ):
         async with open_wire() as wire, trio.open_nursery() as nursery:
             await peer.do("dial", addr=wire.addr)
-            streams = [await open_stream(wire, peer.peer_id) for _ in range(TALKERS)]
+            streams = [await open_stream(wire, peer.peer_id) for _ in range(talkers)]
             for stream in streams:
-                nursery.start_soon(_talk, stream, said * (TALK_BYTES // len(said)))
+                nursery.start_soon(_talk, stream, said * (TALKERS * TALK_BYTES // talkers // len(said)))
 
             async def answers() -> bool:
                 for _ in range(TALKERS):

@@ -125,8 +125,14 @@ class Wire:
 
     async def hold_dht(self, peer_id: str) -> Asked:
         """A DHT stream to a peer that has dialled. Raises Unreachable."""
-        peer = await self._caller(peer_id)
-        return Asked(await raw.open_stream(self._network, peer, names.KAD_PROTOCOL))
+        return await self._hold(peer_id, names.KAD_PROTOCOL)
+
+    async def hold_gossip(self, peer_id: str) -> Asked:
+        """A gossip stream to a peer that has dialled. Raises Unreachable."""
+        return await self._hold(peer_id, names.GOSSIP_PROTOCOL)
+
+    async def _hold(self, peer_id: str, protocol: str) -> Asked:
+        return Asked(await raw.open_stream(self._network, await self._caller(peer_id), protocol))
 
     async def open_unnegotiated(self, peer_id: str) -> Asked:
         """A stream to a peer that has dialled, on which nothing was said."""

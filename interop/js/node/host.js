@@ -12,7 +12,7 @@ import { LIMITS } from '../lib/limits.js'
 import { u64be } from './blobs.js'
 import { datastoreOf, kademlia } from './dht.js'
 import { closeTheDead } from './liveness.js'
-import { bound, boundEncrypter, boundMuxer } from './negotiation.js'
+import { bound, boundEncrypter, boundMuxer, takeTurns } from './negotiation.js'
 
 /** Streams are counted by those who serve them; the libraries' own counts would reset quick ones. */
 export const STREAMS = { maxInboundStreams: 4096, maxOutboundStreams: 4096 }
@@ -94,7 +94,8 @@ export async function createHost ({ seed, listen, careless }) {
     connectionEncrypters: [boundEncrypter(noise())],
     streamMuxers: [boundMuxer(yamux({ ...STREAMS, streamOptions: { maxStreamWindowSize: LIMITS.streamWindowBytes } }))],
     connectionGater: {
-      denyInboundConnection: (connection) => { bound(connection) },
+      denyInboundConnection: (connection) => { takeTurns(bound(connection)) },
+      denyOutboundConnection: (_, connection) => { takeTurns(connection) },
       denyInboundEncryptedConnection: isStranger,
       denyOutboundEncryptedConnection: isStranger
     },

@@ -1,10 +1,11 @@
 /**
- * What strangers say before it is known what a connection or a stream is for. Hides that js-libp2p answers all of that without ever letting
- * anything else run: a few hundred kilobytes would stop the whole process for half a minute.
+ * What strangers say, above all before it is known what a connection or a stream is for. Hides that js-libp2p takes and answers all of that
+ * without ever letting anything else run: a few hundred kilobytes would stop the whole process for half a minute.
  */
 import { must } from '../lib/errors.js'
 
 const ANSWERS_MAX = 16 // in one negotiation: more than there are protocols
+const UNSENT_MAX = 1 << 26 // bytes of a connection
 const TOO_LONG = 'Could not decode varint' // of uint8-varint
 
 /**
@@ -34,6 +35,15 @@ function free (stream) {
   return stream
 }
 
+/** Between two reads of a socket everything else has its turn; Node would read on 32 times. */
+export function takeTurns (connection) {
+  const { socket } = connection
+  socket.on('data', () => {
+    socket.pause()
+    setImmediate(() => { if (connection.readStatus !== 'paused') socket.resume() })
+  })
+}
+
 /** The encrypter of connections that are `bound`: they are again, encrypted. */
 export const boundEncrypter = (make) => (components) => {
   const encrypter = make(components)
@@ -51,6 +61,7 @@ export const boundMuxer = (make) => (components) => {
   const factory = make(components)
   const { createStreamMuxer } = factory
   factory.createStreamMuxer = (connection) => {
+    connection.maxWriteBufferLength = UNSENT_MAX // else what answers pings and resets waits without a bound for a reader
     const muxer = createStreamMuxer.call(factory, free(connection))
     const { onRemoteStream } = muxer
     muxer.onRemoteStream = (stream) => onRemoteStream.call(muxer, bound(stream))
