@@ -7,8 +7,11 @@ import { Failure } from './errors.js'
 import { FrameSplitter } from './frames.js'
 import { LIMITS } from './limits.js'
 
+/** Above this, js-yamux would send one DATA frame so large that py-libp2p closes the connection. */
+const UNSENT_MAX = 262_144
 const QUEUE_BYTES_MAX = 1_048_576
-const [LINGER_MS, CLOSE_MS] = [100, 5_000]
+const LINGER_MS = 100
+const CLOSE_MS = 5_000
 const HURRIED_MS = 1_000 // for one write, while others wait for what it holds
 
 const turn = typeof setImmediate === 'function' ? () => new Promise((resolve) => setImmediate(resolve)) : () => new Promise((resolve) => setTimeout(resolve))
@@ -174,11 +177,11 @@ export class FrameWriter {
   /** The library's onDrain() waits only once in the life of a stream. */
   async #drained () {
     const began = Date.now()
-    while (this.#stream.writableNeedsDrain && this.#stream.writeBufferLength > 0) { // what has left may wait for its connection
+    while (this.#stream.writableNeedsDrain && this.#stream.writeBufferLength > UNSENT_MAX) {
+      await eventOf(this.#stream, ['drain', 'close'], HURRIED_MS)
       if (Date.now() >= began + (this.#waiting.isFull?.() ? HURRIED_MS : LIMITS.requestTotalMs)) throw gone('the reader is too slow')
-      await eventOf(this.#stream, ['drain', 'close'], HURRIED_MS).then(turn) // who was held up itself reads first what has come meanwhile
+      if (this.#stream.writeStatus === 'closed') throw gone('the stream is closed')
     }
-    if (this.#stream.writeStatus === 'closed') throw gone('the stream is closed') // and what was left is lost
   }
 
   /** Ends the stream after all that was written. */
@@ -189,13 +192,10 @@ export class FrameWriter {
 
   /** Resets the stream, after what was written had its chance to leave. */
   async reset (message) {
-    try {
-      await inTime(this.flush(), CLOSE_MS, () => gone(message))
-      if (this.#stream.writableNeedsDrain) await eventOf(this.#stream, ['drain', 'close'], CLOSE_MS) // its connection is not through with it
-      await new Promise((resolve) => setTimeout(resolve, LINGER_MS)) // a reset throws away what go has not read yet
-    } finally {
-      this.#stream.abort(gone(message))
-    }
+    await this.flush()
+    if (this.#stream.writeBufferLength > 0) await eventOf(this.#stream, ['idle', 'close'], CLOSE_MS)
+    await new Promise((resolve) => setTimeout(resolve, LINGER_MS)) // a reset throws away what go has not read yet
+    this.#stream.abort(gone(message))
   }
 }
 

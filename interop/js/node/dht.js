@@ -16,7 +16,6 @@ import { Failure, Refused, must } from '../lib/errors.js'
 import { checkHead, compareHeads } from '../lib/head.js'
 import { H } from '../lib/identity.js'
 import { LIMITS } from '../lib/limits.js'
-import { closeStream } from '../lib/stream.js'
 
 /** The numbers of the section "Limits" that are the DHT's. */
 const DHT = Object.freeze({
@@ -328,9 +327,7 @@ function boundStreams ({ rpc, network }) {
     const write = network[name]
     network[name] = async (stream, ...message) => {
       boundMessages(stream)
-      const answer = await write.call(network, stream, ...message)
-      void closeStream(stream) // the library would wait for the other side to end it too
-      return answer
+      return await write.call(network, stream, ...message)
     }
   }
 }
